@@ -1,0 +1,577 @@
+"""The axis rules against what the primitives really do.
+
+Soundness: every equation of every program in `PROGRAMS` is evaluated; for every claim, all lanes
+but one are perturbed and that lane of the output must not change. Precision: `EXPECTED` lists exact
+maps, so that claiming less fails, too. `test_every_rule_has_a_program` keeps the table complete.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Literal
+from vipp_transforms import axis_rules
+from vipp_transforms.axis_rules import axis_maps
+
+# Rules for names that no public function of this JAX release leads to.
+NOT_REACHED = {
+    "copy_p", "geqp3", "from_edtype", "layout_constraint", "ormqr", "pvary", "reshard", "tie",
+    "to_edtype",
+    "random_gamma_grad", "scatter_add", "scatter_max", "scatter_min", "scatter_mul", "scatter_sub",
+    "eq_to", "geqrf",
+    "threefry2x32",
+}  # fmt: skip
+
+# Kernels whose rounding may depend on the whole batch; everything else must agree to the bit.
+ROUNDING = {"regularized_incomplete_beta", "dot_general", "conv_general_dilated", "fft", "triangular_solve", "tridiagonal_solve"}
+
+# Primitives that run operation by operation, compiling each, when they are bound to arrays.
+SLOW = {"random_gamma"}
+
+# Equations that call one jaxpr on their operands, and the parameter that holds it.
+CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+INLINED = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call",
+           "custom_vjp_call", "custom_vjp_call_jaxpr")  # fmt: skip
+
+
+def bind(eqn, values):
+    params = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)  # by JAX release
+    outs = eqn.primitive.bind(*functions, *values, **params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def inner(eqn):
+    """The jaxpr and constants that `eqn` evaluates on its operands, if that is what it does."""
+    body = next((eqn.params[key] for key in CALLS if key in eqn.params), None)
+    if body is None or eqn.primitive.name not in (*INLINED, "scan"):
+        return None
+    return (body.jaxpr, body.consts) if hasattr(body, "jaxpr") else (body, ())
+
+
+def walk(jaxpr, consts, args, visit):
+    """Evaluates a jaxpr and calls `visit(eqn, values)` on every equation, inside calls as well."""
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+    for eqn in jaxpr.eqns:
+        values = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+        call = inner(eqn)
+        if call and eqn.primitive.name != "scan":
+            outs = walk(*call, values, visit)
+        else:
+            if call:  # the first step
+                fixed = eqn.params["num_consts"] + eqn.params["num_carry"]
+                walk(*call, (*values[:fixed], *(x[0] for x in values[fixed:])), visit)
+            visit(eqn, values)
+            run = partial(bind, eqn)
+            outs = (jax.jit(run) if eqn.primitive.name in SLOW else run)(values)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+
+
+def trace(fn, args):
+    with jax.numpy_rank_promotion("allow"):
+        return jax.make_jaxpr(fn)(*args)
+
+
+def equations(fn, args):
+    """Every first-order equation of `fn`, with the values of its operands."""
+    found = []
+    closed = trace(fn, args)
+    walk(closed.jaxpr, closed.consts, jax.tree.leaves(args), lambda *pair: found.append(pair))
+    return found
+
+
+def to_numpy(x):
+    key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if key else x)
+
+
+def perturbed(rng, x, axis, keep, stretch):
+    """`x` with other admissible values wherever its index on `axis` is not `keep`."""
+    old = to_numpy(x)
+    kind = jnp.dtype(old.dtype).kind
+    if kind == "b":
+        new = rng.random(old.shape) < 0.5
+    elif kind in "iu":  # random keys have words, indices have bounds: stay close to what was there
+        wide = old.size and int(old.max()) > 10_000
+        low, high = (0, 2**31) if wide else (old.min() - (kind == "i"), old.max() + 2)
+        new = rng.integers(low, high, old.shape)
+    else:
+        noise = rng.normal(size=old.shape) + (1j * rng.normal(size=old.shape) if kind == "c" else 0)
+        # Stretched values stay in the domain (positive, ordered, ...); shifted ones may leave it.
+        new = np.where(old == 0, noise, old * np.exp(noise)) if stretch else old + noise
+    kept = np.arange(old.shape[axis]) == keep
+    kept = kept.reshape(-1, *(1,) * (old.ndim - axis - 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mixed = jnp.asarray(np.where(kept, old, new.astype(old.dtype)))
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(mixed, impl=jax.random.key_impl(x)) if is_key else mixed
+
+
+def violations(eqn, values, maps):
+    """The claims `(output, operand, axis, output axis)` of `maps` that a perturbation refutes."""
+    rng = np.random.default_rng(0)
+    values = [jnp.asarray(x) for x in values]
+    run = partial(bind, eqn)
+    run = jax.jit(run) if eqn.primitive.name in SLOW else run
+    before = [to_numpy(x) for x in run(values)]
+    same = np.array_equal
+    if eqn.primitive.name in ROUNDING:
+        same = partial(np.allclose, rtol=1e-4, atol=1e-5)
+    bad = set()
+    for i, x in enumerate(values):
+        for a, size in enumerate(x.shape):
+            claims = [(o, row[i][a]) for o, row in enumerate(maps) if row[i][a] is not None]
+            if not claims or size < 2:
+                continue
+            for keep, stretch in ((0, True), (size - 1, False)):
+                other = perturbed(rng, x, a, keep, stretch)
+                after = run([*values[:i], other, *values[i + 1 :]])
+                for o, b in claims:
+                    lanes = (y.take(keep, b) for y in (before[o], to_numpy(after[o])))
+                    floats = jnp.dtype(before[o].dtype).kind in "fcV"
+                    if not same(*lanes, **({"equal_nan": True} if floats else {})):
+                        bad.add((o, i, a, b))
+    return bad
+
+
+def check_form(eqn, maps):
+    """Maps have the shape that is promised and claim only axes of equal size, once each."""
+    assert len(maps) == len(eqn.outvars)
+    for out, row in zip(eqn.outvars, maps, strict=True):
+        assert len(row) == len(eqn.invars)
+        for operand, axis_map in zip(eqn.invars, row, strict=True):
+            src = getattr(operand.aval, "shape", ())
+            assert type(axis_map) is tuple and len(axis_map) == len(src)
+            claimed = [b for b in axis_map if b is not None]
+            assert all(type(b) is int for b in claimed) and len(set(claimed)) == len(claimed)
+            pairs = zip(src, axis_map, strict=True)
+            assert all(b is None or out.aval.shape[b] == size for size, b in pairs)
+
+
+# Inputs. Sizes differ so that axes cannot be confused, except where squares are needed.
+_rng = np.random.default_rng(1)
+
+
+def array(*shape):
+    return jnp.asarray(_rng.normal(size=shape), jnp.float32)
+
+
+def positive(*shape):
+    return jnp.exp(array(*shape))
+
+
+def unit(*shape):
+    return jax.nn.sigmoid(array(*shape))
+
+
+def integers(high, *shape):
+    return jnp.asarray(_rng.integers(0, high, shape), jnp.int32)
+
+
+X, Y, P, Q, U, V = (f(3, 4) for f in (array, array, positive, positive, unit, unit))
+X3, X4 = array(3, 4, 5), array(2, 3, 4, 5)
+I, J = integers(9, 3, 4), integers(9, 3, 4)
+B, C = X > 0, Y > 0
+Z = X + 1j * Y
+M = array(3, 4, 4)
+SPD = M @ M.mT + 4 * jnp.eye(4)
+K = jax.random.split(jax.random.key(0), 3)
+SIMPLEX = P / P.sum(-1, keepdims=True)
+ROWS, COLS = integers(3, 6), integers(4, 6)
+
+UNARY_FLOAT = [
+    jnp.negative, jnp.abs, jnp.sign, jnp.exp, jnp.expm1, jnp.exp2, jnp.log, jnp.log1p, jnp.sqrt,
+    lax.rsqrt, lax.cbrt, jnp.square, jnp.floor, jnp.ceil, jnp.round, jnp.sin, jnp.cos, jnp.tan,
+    jnp.sinh, jnp.cosh, jnp.tanh, jnp.arcsinh, jnp.arccosh, jnp.arctan, lax.logistic, lax.erf,
+    lax.erfc, lax.lgamma, lax.digamma, lax.bessel_i0e, lax.bessel_i1e, lax.is_finite, lax.integer_pow,
+    jax.nn.relu, jax.nn.gelu, jax.nn.softplus, jax.nn.silu, jax.nn.elu, jax.nn.softmax,
+    jax.nn.log_softmax, jax.nn.logsumexp, jax.scipy.special.logsumexp, jax.nn.standardize,
+    jax.scipy.special.i0, jax.scipy.special.ndtri, jax.scipy.special.log_ndtr, jnp.nan_to_num,
+    jax.nn.one_hot, lax.stop_gradient, jnp.copy, lax.optimization_barrier,
+]  # fmt: skip
+BINARY = [
+    lax.add, lax.sub, lax.mul, lax.div, lax.rem, lax.max, lax.min, lax.pow, lax.atan2, lax.nextafter,
+    lax.eq, lax.ne, lax.lt, lax.le, lax.gt, lax.ge, lax.igamma, lax.igammac, lax.igamma_grad_a,
+    jnp.logaddexp, jnp.hypot, jnp.fmod, jnp.arctan2, jnp.maximum, jax.scipy.special.xlogy,
+    jax.scipy.special.betaln, jnp.floor_divide, jnp.mod, jnp.copysign,
+]  # fmt: skip
+BITWISE = [
+    lax.bitwise_and, lax.bitwise_or, lax.bitwise_xor, lax.shift_left, lax.shift_right_arithmetic,
+    lax.shift_right_logical, lax.mulhi,
+]  # fmt: skip
+REDUCTIONS = [
+    jnp.sum, jnp.prod, jnp.max, jnp.min, jnp.mean, jnp.var, jnp.std, jnp.argmax, jnp.argmin,
+    jnp.cumsum, jnp.cumprod, lax.cummax, lax.cummin, lax.cumlogsumexp, jnp.sort, jnp.argsort,
+    jnp.flip, jnp.median, jnp.diff, jnp.ptp, jnp.linalg.norm, jax.nn.softmax,
+]  # fmt: skip
+
+
+def programs():
+    unary = [f for f in UNARY_FLOAT if f not in (lax.integer_pow, jax.nn.one_hot)]
+    table = {f"unary {f.__name__}": (f, P) for f in unary}
+    table |= {f"binary {f.__name__}": (f, P, Q) for f in BINARY}
+    table |= {f"scalar {f.__name__}": (lambda x, f=f: f(x, 1.5), P) for f in (lax.add, jnp.mod)}
+    table |= {f"bitwise {f.__name__}": (f, I, J) for f in BITWISE}
+    table |= {f"{f.__name__}": (lambda x, f=f: f(x, axis=1), X3) for f in REDUCTIONS}
+    return table | {
+        "inverse trigonometry": (lambda x: [f(x) for f in (jnp.arcsin, jnp.arccos, jnp.arctanh)], U),
+        "erf_inv": (lax.erf_inv, U),
+        "zeta": (lambda x, y: lax.zeta(1 + x, y), P, Q),
+        "polygamma": (lax.polygamma, jnp.ones((3, 4)), P),
+        "betainc": (lax.betainc, P, Q, U),
+        "integer_pow": (lambda x: x**3, X),
+        "one_hot": (lambda i: jax.nn.one_hot(i, 9), I),
+        "integers": (lambda i: (lax.population_count(i), lax.clz(i), ~i, i % 3, i // 2, abs(i)), I),
+        "booleans": (lambda a, b: (a & b, a | b, a ^ b, ~a, jnp.all(a, 1), jnp.any(a, 0)), B, C),
+        "reduce_xor": (lambda i: lax.reduce_xor(i, (1,)), I),
+        "complex": (lambda z: (z.real, z.imag, z.conj(), lax.complex(z.real, z.imag), abs(z)), Z),
+        "where": (jnp.where, B, X, Y),
+        "where with scalar predicate": (lambda x, y: lax.select_n(x[0, 0] > 0, x, y), X, Y),
+        "where column": (lambda x, y: jnp.where(x[:, :1] > 0, x, y), X, Y),
+        "select_n of three": (lax.select_n, integers(3, 3, 4), X, Y, P),
+        "clamp": (lax.clamp, jnp.zeros((3, 4)), X, P),
+        "clamp by scalars": (lambda x: jnp.clip(x, -0.5, 0.5), X),
+        "casts": (lambda x: (x.astype(jnp.int32), x.astype(jnp.bfloat16), x.astype(bool)), X),
+        "reduce_precision": (lambda x: lax.reduce_precision(x, 5, 10), X),
+        "bitcasts": (
+            lambda x: (bytes_ := x.view(jnp.uint8), lax.bitcast_convert_type(x, jnp.int32),
+                       lax.bitcast_convert_type(x, jnp.int16),
+                       lax.bitcast_convert_type(bytes_.reshape(3, 4, 4), jnp.float32)), X,
+        ),
+        "name": (lambda x: checkpoint_name(x, "x"), X),
+        "checkpoint": (jax.checkpoint(lambda x: jnp.sin(x) * x), X),
+        "device_put": (lambda x: jax.device_put(x, jax.devices()[0]), X),
+        "barrier of two": (lambda x, y: lax.optimization_barrier((x, y)), X, X3),
+        "sharding": (
+            lambda x: lax.with_sharding_constraint(
+                x, jax.sharding.SingleDeviceSharding(jax.devices()[0])), X,
+        ),
+        "random keys": (
+            lambda k: (jax.random.split(jax.random.clone(k[0]), 2), jax.random.key_data(k),
+                       jax.random.wrap_key_data(jax.random.key_data(k)),
+                       jax.vmap(jax.random.fold_in)(k, jnp.arange(3)),
+                       jax.vmap(jax.random.normal)(k)), K,
+        ),
+        "gamma draws": (
+            lambda k, a: jax.grad(lambda a: jax.vmap(jax.random.loggamma)(k, a).sum())(a), K, P,
+        ),
+        # Shapes.
+        "broadcast": (lambda x: jnp.broadcast_to(x, (2, 3, 4)), X),
+        "broadcast size 1": (lambda x: jnp.broadcast_to(x[:, None], (3, 5, 4)), X),
+        "broadcast_in_dim": (lambda x: lax.broadcast_in_dim(x, (3, 2, 4), (0, 2)), X),
+        "outer sum": (lambda x, y: x[:, None, :] + y[None, :, :], X, array(5, 4)),
+        "reshape merge": (lambda x: x.reshape(3, 20), X3),
+        "reshape split": (lambda x: x.reshape(3, 2, 2, 5), X3),
+        "reshape flat": (lambda x: x.reshape(-1), X3),
+        "reshape to the same sizes, moved": (lambda x: x.reshape(4, 3), X),
+        "reshape ones": (lambda x: x.reshape(1, 3, 1, 4, 1).reshape(3, 1, 4), X),
+        "ravel order": (lambda x: jnp.ravel(x, order="F"), X3),
+        "transpose": (lambda x: x.transpose(2, 0, 1), X3),
+        "moveaxis swapaxes": (lambda x: jnp.moveaxis(jnp.swapaxes(x, 0, 1), 2, 0), X3),
+        "squeeze expand": (lambda x: jnp.squeeze(lax.expand_dims(x, (0, 2)), (0,)), X),
+        "reverse": (lambda x: lax.rev(x, (0, 2)), X3),
+        "tile": (lambda x: (jnp.tile(x, (1, 2)), lax.tile(x, (2, 1))), X),
+        "repeat": (lambda x: jnp.repeat(x, 2, axis=1), X),
+        "roll": (lambda x: jnp.roll(x, 1, axis=0), X),
+        "stack": (lambda x, y: (lax.stack([x, y], axis=1), jnp.stack([x, y], -1)), X, Y),
+        "unstack": (lambda x: (lax.unstack(x, axis=1), jnp.unstack(x)), X3),
+        "concatenate": (lambda x, y: jnp.concatenate([x, y, x], 1), X, Y),
+        "concatenate rows": (lambda x, y: jnp.concatenate([x, y[:1], x[:0]], 0), X, Y),
+        "split": (lambda x: (jnp.split(x, 2, 1), lax.split(x, (1, 2), 0)), X),
+        "pad": (lambda x: (jnp.pad(x, ((0, 0), (1, 2))), jnp.pad(x, 1, mode="edge")), X),
+        "pad interior": (lambda x: lax.pad(x, 0.0, [(0, 0, 1), (0, 0, 0)]), X),
+        "pad shift": (lambda x: lax.pad(x, 0.0, [(0, 0, 0), (-1, 1, 0)]), X),
+        "triangles": (lambda m: (jnp.tril(m), jnp.triu(m), jnp.diagonal(m, 0, 1, 2)), M),
+        "trace": (lambda m: jnp.trace(m, axis1=1, axis2=2), M),
+        "meshgrid": (lambda x: jnp.meshgrid(x[0], x[:, 0]), X),
+        # Indexing.
+        "slice": (lambda x: (x[:, 1:3], x[::2], x[0], x[..., -1], x[:, ::-1], x[:, None]), X),
+        "lax.slice": (lambda x: lax.slice(x, (0, 1, 0), (3, 4, 5), (1, 2, 1)), X3),
+        "dynamic_slice": (
+            lambda x, i: (lax.dynamic_slice(x, (i[0], i[1], i[2]), (3, 2, 5)), x[i[3]],
+                          lax.dynamic_index_in_dim(x, i[0], 1)), X3, jnp.array([1, 1, 2, 2]),
+        ),
+        "dynamic_update_slice": (
+            lambda x, y, i: (lax.dynamic_update_slice(x, y, (i[0], i[1])),
+                             lax.dynamic_update_slice(x, y[:2], (i[0], i[1]))),
+            X, Y[:, :2], jnp.array([1, 1]),
+        ),
+        "vmap dynamic_slice": (jax.vmap(lambda x, i: lax.dynamic_slice_in_dim(x, i, 2)), X3, COLS[:3]),
+        "vmap dynamic_update_slice": (
+            jax.vmap(lambda x, y, i: lax.dynamic_update_slice(x, y, (i, 0))),
+            X3, array(3, 2, 5), COLS[:3],
+        ),
+        "take": (lambda x, i: (x[i], x[:, i % 3], x[i, :, i % 5], jnp.take(x, i, 2)), X3, ROWS),
+        "take modes": (
+            lambda x, i: [x.at[i].get(mode=m) for m in ("fill", "clip", "promise_in_bounds")],
+            X3, ROWS,
+        ),
+        "take two": (lambda x, i, j: (x[i, j], x[i, 1:3, j], x[:, i, j]), X3, ROWS, COLS % 3),
+        "take matrix of indices": (lambda x, i: x[:, i], X3, integers(4, 2, 6)),
+        "take_along_axis": (
+            lambda x, i: (jnp.take_along_axis(x, i, 1), jnp.take_along_axis(x, i % 3, 0)),
+            X, integers(4, 3, 4),
+        ),
+        "vmap take": (jax.vmap(lambda x, i: x[i]), X3, integers(4, 3, 6)),
+        "vmap take, axes": (jax.vmap(lambda x, i: x[:, i], (2, 1), 1), X3, integers(4, 6, 5)),
+        "vmap vmap take": (jax.vmap(jax.vmap(lambda x, i: x[i])), X4, integers(4, 2, 3)),
+        "vmap take, one table": (jax.vmap(lambda x, i: x[i], (None, 0)), X3, integers(3, 5, 6)),
+        "boolean mask": (lambda x, b: jnp.where(b[..., None], x, 0).sum(1), X3, B),
+        "set": (lambda x, i: (x.at[i].set(0.0), x.at[:, i].set(1.0), x.at[1].set(0.0)), X, ROWS),
+        "update": (
+            lambda x, i, u: (x.at[i].add(u), x.at[i].multiply(u), x.at[i].min(u), x.at[i].max(u),
+                             x.at[i].subtract(u), x.at[i].apply(jnp.sin), x.at[i].power(2.0)),
+            X, ROWS, array(6, 4),
+        ),
+        "update middle": (lambda x, i, u: x.at[:, i].add(u), X3, COLS, array(3, 6, 5)),
+        "update part": (lambda x, i, u: x.at[i, 1:3].add(u), X3, ROWS, array(6, 2, 5)),
+        "update modes": (
+            lambda x, i, u: [x.at[i].add(u, mode=m) for m in ("drop", "clip", "promise_in_bounds")],
+            X, ROWS, array(6, 4),
+        ),
+        "vmap update": (jax.vmap(lambda x, i, u: x.at[i].add(u)), X3, integers(4, 3, 6), array(3, 6, 5)),
+        "vmap set": (jax.vmap(lambda x, i: x.at[i].set(0.0)), X3, COLS[:3]),
+        "vmap update, axes": (
+            jax.vmap(lambda x, i, u: x.at[:, i].max(u), (2, 0, 1), 1),
+            X3, integers(4, 5, 6), array(3, 5, 6),
+        ),
+        "segment_sum": (lambda x, i: jax.ops.segment_sum(x, i, 4), array(6, 2), ROWS),
+        "segment_max": (lambda x, i: jax.ops.segment_max(x, i, 4), array(6, 2), ROWS),
+        "bincount": (lambda i: jnp.bincount(i, length=5), ROWS),
+        "histogram": (lambda x: jnp.histogram(x, jnp.linspace(-2.0, 2.0, 5))[0], X),
+        "grad of take": (jax.grad(lambda x, i: (x[i] ** 2).sum()), X3, ROWS),
+        "grad of vmap take": (
+            jax.grad(lambda x, i: (jax.vmap(lambda x, i: x[i])(x, i) ** 2).sum()),
+            X3, integers(4, 3, 6),
+        ),
+        # Order.
+        "sort by key": (lambda x, y: lax.sort((x, y), dimension=0, num_keys=1), X, Y),
+        "lexsort": (lambda x, y: jnp.lexsort((x, y), axis=-1), X, Y),
+        "top_k": (lambda x: (lax.top_k(x, 2), lax.top_k(x, 2, axis=0)), X),
+        "quantile": (lambda x: jnp.quantile(x, 0.3, axis=1), X),
+        "searchsorted": (lambda x, y: jnp.searchsorted(jnp.sort(x), y), X[0], Y),
+        "unique": (lambda i: jnp.unique(i, size=5), I),
+        # Reductions.
+        "reduce axes": (lambda x: (x.sum((0, 2)), x.max((1,), keepdims=True), x.sum()), X3),
+        "reduce": (lambda x: lax.reduce(x, 1.0, lambda a, b: a * b + 0.0 * a, (1,)), X3),
+        "reduce two": (
+            lambda x, y: lax.reduce(
+                (x, y), (0.0, 0.0), lambda a, b: (a[0] + b[1], a[1] * b[0]), (1,)), X, Y,
+        ),
+        "reverse cumsum": (lambda x: (lax.cumsum(x, 1, reverse=True), jnp.cumsum(x)), X),
+        "associative_scan": (lambda x: lax.associative_scan(jnp.maximum, x, axis=1), X),
+        "scan": (lambda x: lax.scan(lambda c, a: (c * a, c + a), x[0], x), X3),
+        "cond": (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), X),
+        "while": (lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, x), X),
+        "max pool": (lambda x: nn.max_pool(x, (2, 2), strides=(2, 2)), array(2, 4, 6, 3)),
+        "average pool": (lambda x: nn.avg_pool(x, (1, 2)), array(2, 4, 6, 3)),
+        "min pool": (
+            lambda x: lax.reduce_window(x, jnp.inf, lax.min, (1, 2, 1), (1, 1, 2), "SAME"), X3,
+        ),
+        "reduce_window": (
+            lambda x: lax.reduce_window(
+                x, 1.0, lambda a, b: a * b + 0.0 * a, (1, 2, 1), (1, 1, 1),
+                [(0, 0), (0, 1), (1, -1)]), X3,
+        ),
+        "reduce_window, dilated": (
+            lambda x: lax.reduce_window(
+                x, 0.0, lax.add, (1, 2, 1), (1, 1, 1), "VALID", (2, 1, 1), (1, 2, 3)), X3,
+        ),
+        "grad of max pool": (
+            jax.grad(lambda x: (nn.max_pool(x, (2, 2)) ** 2).sum()), array(2, 4, 6, 3),
+        ),
+        "jvp of max pool": (
+            lambda x, t: jax.jvp(lambda x: nn.max_pool(x, (2, 2)), (x,), (t,)),
+            array(2, 4, 6, 3), array(2, 4, 6, 3),
+        ),
+        # Contractions.
+        "matmul": (lambda x, y: (x @ y.T, x @ y[0], x[0] @ y[1], jnp.outer(x[0], y[0])), X, Y),
+        "batched matmul": (jnp.matmul, X4, array(2, 3, 5, 6)),
+        "vmap matmul": (jax.vmap(jnp.matmul, (0, None)), X4, array(5, 6)),
+        "tensordot": (lambda x, y: jnp.tensordot(x, y, 2), X3, array(4, 5, 6)),
+        "einsum": (lambda x, y: jnp.einsum("abc,dba->cd", x, y), X3, array(6, 4, 3)),
+        "einsum batch": (lambda x, y: jnp.einsum("nab,mnb->nma", x, y), X3, array(6, 3, 5)),
+        "einsum diagonal": (lambda m: jnp.einsum("nii->ni", m), M),
+        "einsum three": (lambda x, m, y: jnp.einsum("ni,nij,nj->n", x, m, y), X, M, Y),
+        "kron": (jnp.kron, X, Y),
+        "convolve": (jnp.convolve, X[0], Y[1]),
+        "conv": (nn.Conv(6, (3,)).apply, {"params": {"kernel": array(3, 5, 6), "bias": array(6)}}, X3),
+        "conv groups": (
+            lambda x, w: lax.conv_general_dilated(
+                x, w, (2,), "SAME", feature_group_count=2, dimension_numbers=("NCH", "OIH", "HNC")),
+            array(3, 4, 6), array(8, 2, 3),
+        ),
+        "conv depthwise": (
+            lambda x, w: lax.conv_general_dilated(
+                x, w, (1,), "VALID", feature_group_count=4, rhs_dilation=(2,)),
+            array(3, 4, 6), array(4, 1, 3),
+        ),
+        "conv batch groups": (
+            lambda x, w: lax.conv_general_dilated(x, w, (1,), "SAME", batch_group_count=2),
+            array(4, 5, 6), array(8, 5, 3),
+        ),
+        "conv 1x1": (
+            lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME"),
+            array(2, 3, 4, 5), array(6, 3, 1, 3),
+        ),
+        "conv 1x1 strided": (
+            lambda x, w: lax.conv_general_dilated(x, w, (2, 1), [(0, 0), (1, -1)], lhs_dilation=(2, 1)),
+            array(2, 3, 4, 5), array(6, 3, 1, 1),
+        ),
+        "grad of conv": (
+            jax.grad(lambda x, w: (lax.conv_general_dilated(x, w, (1,), "SAME") ** 2).sum(), (0, 1)),
+            array(3, 4, 6), array(8, 4, 3),
+        ),
+        "conv transpose": (
+            lambda x, w: lax.conv_transpose(x, w, (2,), "SAME"), array(3, 6, 4), array(3, 4, 5),
+        ),
+        # Linear algebra.
+        "cholesky": (jnp.linalg.cholesky, SPD),
+        "eigh": (jnp.linalg.eigh, SPD),
+        "eig": (jnp.linalg.eig, M),
+        "svd": (jnp.linalg.svd, X4),
+        "svd values": (lambda m: jnp.linalg.svd(m, compute_uv=False), X4),
+        "qr": (lambda m: (jnp.linalg.qr(m), lax.linalg.qr(m, pivoting=True)), X4),
+        "lu": (jax.vmap(jax.scipy.linalg.lu), M),
+        "det": (lambda m: (jnp.linalg.det(m), jnp.linalg.slogdet(m), jnp.linalg.inv(m)), M),
+        "solve": (jnp.linalg.solve, M, array(3, 4, 2)),
+        "solve_triangular": (
+            lambda m, b: (lax.linalg.triangular_solve(m, b, left_side=True, lower=True),
+                          lax.linalg.triangular_solve(m, b.mT, left_side=False, transpose_a=True)),
+            SPD, array(3, 4, 2),
+        ),
+        "cho_solve": (lambda m, b: jax.scipy.linalg.cho_solve((m, True), b), SPD[0], array(4, 2)),
+        "tridiagonal": (lax.linalg.tridiagonal, SPD),
+        "tridiagonal_solve": (
+            lambda d, b: lax.linalg.tridiagonal_solve(0.1 * d, d, 0.1 * d, b), P, array(3, 4, 2),
+        ),
+        "lu_pivots": (lambda i: lax.linalg.lu_pivots_to_permutation(i, 5), integers(4, 3, 4)),
+        "hessenberg": (lax.linalg.hessenberg, M),
+        "schur": (lax.linalg.schur, M),
+        "symmetric_product": (lax.linalg.symmetric_product, M, SPD),
+        "householder": (
+            lambda a: lax.linalg.householder_product(*lax.linalg.hessenberg(a)), M,
+        ),
+        "fft": (lambda x: (jnp.fft.fft(x), jnp.fft.rfft(x, axis=0), jnp.fft.fft2(x)), X3),
+        "irfft": (lambda x: jnp.fft.irfft(jnp.fft.rfft(x)), X3),
+        "cov": (lambda x: (jnp.cov(x), jnp.corrcoef(x)), X),
+        # Networks.
+        "dense": (nn.Dense(5).apply, {"params": {"kernel": array(4, 5), "bias": array(5)}}, X),
+        "layer norm": (lambda x: nn.LayerNorm(use_bias=False, use_scale=False).apply({}, x), X),
+        "embedding": (nn.Embed(9, 5).apply, {"params": {"embedding": array(9, 5)}}, I),
+        "attention": (jax.nn.dot_product_attention, *(array(2, 3, 4, 5) for _ in range(3))),
+        "grad of network": (
+            jax.grad(lambda w, x: jax.nn.logsumexp(jnp.tanh(x @ w), -1).sum()), array(4, 5), X,
+        ),
+        "hessian": (jax.hessian(lambda x: (jnp.sin(x) @ x) ** 2), X[0]),
+        "vmap grad": (jax.vmap(jax.grad(lambda x: (jnp.cumsum(x) ** 2).max())), X),
+    }  # fmt: skip
+
+
+def densities():
+    unbatched = {
+        "Normal": (dist.Normal, X, P), "LogNormal": (dist.LogNormal, X, P),
+        "Gamma": (dist.Gamma, P, Q), "InverseGamma": (dist.InverseGamma, P, Q),
+        "Beta": (dist.Beta, P, Q), "StudentT": (dist.StudentT, P, X, Q),
+        "Laplace": (dist.Laplace, X, P), "Cauchy": (dist.Cauchy, X, P),
+        "HalfNormal": (dist.HalfNormal, P), "HalfCauchy": (dist.HalfCauchy, P),
+        "Exponential": (dist.Exponential, P), "Gumbel": (dist.Gumbel, X, P),
+        "Logistic": (dist.Logistic, X, P), "Pareto": (dist.Pareto, P, Q),
+        "Uniform": (dist.Uniform, X - 9, X + 9), "VonMises": (dist.VonMises, X, P),
+        "Weibull": (dist.Weibull, P, Q), "Kumaraswamy": (dist.Kumaraswamy, P, Q),
+        "Dirichlet": (dist.Dirichlet, P), "SoftLaplace": (dist.SoftLaplace, X, P),
+        "AsymmetricLaplace": (dist.AsymmetricLaplace, X, P, Q), "Gompertz": (dist.Gompertz, P, Q),
+        "Bernoulli logits": (lambda x: dist.Bernoulli(logits=x), X),
+        "Bernoulli probs": (lambda u: dist.Bernoulli(probs=u), U),
+        "Categorical logits": (lambda x: dist.Categorical(logits=x), X3),
+        "Categorical probs": (lambda p: dist.Categorical(probs=p), SIMPLEX),
+        "Binomial": (lambda x: dist.Binomial(9, logits=x), X),
+        "BetaBinomial": (lambda p, q: dist.BetaBinomial(p, q, 9), P, Q),
+        "Multinomial": (lambda p: dist.Multinomial(9, probs=p), SIMPLEX),
+        "DirichletMultinomial": (lambda p: dist.DirichletMultinomial(p, 9), P),
+        "Poisson": (dist.Poisson, P), "ZeroInflatedPoisson": (dist.ZeroInflatedPoisson, U, P),
+        "NegativeBinomial2": (dist.NegativeBinomial2, P, Q),
+        "Geometric": (lambda u: dist.Geometric(probs=u), U),
+        "OrderedLogistic": (lambda x: dist.OrderedLogistic(x[:, 0], jnp.sort(x)), X),
+        "TruncatedNormal": (lambda x, p: dist.TruncatedNormal(x, p, low=0.0), X, P),
+        "MultivariateNormal": (lambda x, m: dist.MultivariateNormal(x, scale_tril=jnp.tril(m)), X, SPD),
+        "MultivariateNormal, one covariance": (
+            lambda x, m: dist.MultivariateNormal(x, covariance_matrix=m[0]), X, SPD,
+        ),
+        "LowRankMultivariateNormal": (
+            lambda x, w, p: dist.LowRankMultivariateNormal(x, w, p), X, array(3, 4, 2), P,
+        ),
+        "MultivariateStudentT": (
+            lambda x, m: dist.MultivariateStudentT(5.0, x, jnp.tril(m)), X, SPD,
+        ),
+        "Mixture": (
+            lambda x, y, p: dist.MixtureSameFamily(
+                dist.Categorical(logits=x), dist.Normal(y, p)), X, Y, P,
+        ),
+        "GaussianRandomWalk": (lambda p: dist.GaussianRandomWalk(p, 5), P),
+        "Independent": (lambda x, p: dist.Normal(x, p).to_event(1), X, P),
+        "Masked": (lambda x, p, b: dist.Normal(x, p).mask(b), X, P, B),
+        "Expanded": (lambda x, p: dist.Normal(x, p).expand((2, 3, 4)), X, P),
+        "Transformed": (
+            lambda x, p: dist.TransformedDistribution(
+                dist.Normal(x, p),
+                [dist.transforms.AffineTransform(1.0, 2.0), dist.transforms.SigmoidTransform()]),
+            X, P,
+        ),
+        "StickBreaking": (
+            lambda x, p: dist.TransformedDistribution(
+                dist.Normal(x, p).to_event(1), dist.transforms.StickBreakingTransform()), X, P,
+        ),
+        "Delta": (dist.Delta, X),
+        "CAR": (lambda x: dist.CAR(x, 0.5, 1.0, jnp.ones((4, 4)) - jnp.eye(4)), X),
+    }  # fmt: skip
+    return {f"density of {name}": case for name, case in unbatched.items()}
+
+
+def log_prob(make, noise, *params):
+    """The density somewhere in the support."""
+    d = make(*params)
+    noise = noise[: math.prod(d.shape())].reshape(d.shape())
+    if d.support.is_discrete:
+        return d.log_prob(d.support.feasible_like(noise))
+    unconstrained = dist.biject_to(d.support).inverse_shape(d.shape())
+    noise = noise.reshape(-1)[: math.prod(unconstrained)].reshape(unconstrained)
+    return d.log_prob(dist.biject_to(d.support)(noise))
+
+
+PROGRAMS = programs() | {
+    name: (partial(log_prob, make), array(100), *params)
+    for name, (make, *params) in densities().items()
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_claims_survive_perturbation(name):
+    fn, *args = PROGRAMS[name]
+    found = equations(fn, args)
+    assert found
+    for eqn, values in found:
+        maps = axis_maps(eqn)
+        check_form(eqn, maps)
+        assert not violations(eqn, values, maps), eqn
+
+
+def test_every_rule_has_a_program():
+    def names(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield eqn.primitive.name
+            if call := inner(eqn):
+                yield from names(call[0])
+
+    seen = {n for fn, *args in PROGRAMS.values() for n in names(trace(fn, args).jaxpr)}
+    assert set(axis_rules._RULES) - seen == NOT_REACHED

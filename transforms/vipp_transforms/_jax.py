@@ -1,0 +1,108 @@
+"""The only place that touches JAX's jaxpr data structures, so that a JAX release is adapted to here.
+
+Everything is taken from the public ``jax.extend.core``; what differs between releases (the
+constructor of a jaxpr, the name of the jit primitive) is hidden behind the functions below.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+Literal = core.Literal
+Var = core.Var
+Primitive = core.Primitive
+
+_JIT_NAMES = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
+
+
+def trace(fn: Callable[..., Any], *avals: Any) -> tuple[Any, Any]:
+    """Stage ``fn`` at ``avals``: the jaxpr (with its constants) and the output's shapes."""
+    return jax.make_jaxpr(fn, return_shape=True)(*avals)
+
+
+def is_jit(eqn: Any) -> bool:
+    """Whether an equation is a call that can be inlined without changing its meaning."""
+    return eqn.primitive.name in _JIT_NAMES and "jaxpr" in eqn.params
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A jaxpr, closed or not, as (jaxpr, constants)."""
+    if hasattr(jaxpr, "jaxpr"):
+        return jaxpr.jaxpr, tuple(jaxpr.consts)
+    return jaxpr, ()
+
+
+def call_jaxpr(eqn: Any) -> Any | None:
+    """The one sub-jaxpr that a call-like equation evaluates on its operands, or None."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        candidate = eqn.params.get(key)
+        if candidate is not None and (hasattr(candidate, "eqns") or hasattr(candidate, "jaxpr")):
+            return candidate
+    return None
+
+
+def sub_jaxprs(eqn: Any) -> list[Any]:
+    """Every jaxpr among an equation's parameters."""
+    found = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
+                found.append(item)
+    return found
+
+
+def fresh_like(var: Any) -> Any:
+    """A new variable with the type of ``var``."""
+    return Var(var.aval)
+
+
+def is_dropped(var: Any) -> bool:
+    """Whether an output is unused by construction."""
+    return type(var).__name__ == "DropVar"
+
+
+@functools.cache
+def _debug_info() -> Any:
+    return jax.make_jaxpr(lambda: ())().jaxpr.debug_info
+
+
+def evaluator(
+    eqns: Sequence[Any], invars: Sequence[Any], outvars: Sequence[Any]
+) -> Callable[..., list[Any]]:
+    """A function of ``invars``' values that evaluates ``eqns`` and returns ``outvars``' values.
+
+    ``jaxpr_as_fun`` keeps source information and custom derivative rules.
+    """
+    effects = frozenset().union(*(e.effects for e in eqns)) if eqns else frozenset()
+    jaxpr = core.Jaxpr((), tuple(invars), tuple(outvars), list(eqns), effects, _debug_info())
+    return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+
+
+def apply(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """The results of one equation on given operand values."""
+    invars = [fresh_like(v) for v in eqn.invars]
+    return evaluator([eqn.replace(invars=invars)], invars, eqn.outvars)(*values)
+
+
+def define_primitive(
+    name: str,
+    impl: Callable[..., Any],
+    abstract: Callable[..., Any],
+    batch: Callable[..., Any],
+    jvp: Callable[..., Any] | None = None,
+) -> Any:
+    """A single-result primitive evaluated, compiled, vmapped and differentiated as given."""
+    primitive = Primitive(name)
+    primitive.def_impl(impl)
+    primitive.def_abstract_eval(abstract)
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
+    if jvp is not None:
+        ad.primitive_jvps[primitive] = jvp
+    return primitive

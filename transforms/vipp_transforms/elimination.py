@@ -1,0 +1,130 @@
+"""The order and grouping in which terms are contracted, worked out on dependences alone.
+
+Sites are visited last to first. The terms that depend on a site are grouped by equal dependence,
+merged (so that a chain of sites costs as much as dynamic programming), contracted, and put back as
+terms of the earlier sites that the site's distribution depended on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vipp_transforms.dependence import MIXED, Dependence, Dependences, join, relabel
+from vipp_transforms.staging import Program, Site
+from vipp_transforms.terms import Split
+
+
+class Form(NamedTuple):
+    """A term's shape and dependence, every axis being some site's lanes.
+
+    Attributes:
+      shape: axis sizes.
+      depends: its dependence.
+    """
+
+    shape: tuple[int, ...]
+    depends: Dependence
+
+
+class Layout(NamedTuple):
+    """How an array is brought to its form: kept axes, in order; the others are summed."""
+
+    axes: tuple[int, ...]
+    form: Form
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One contraction: terms ``members`` over ``site``, giving term ``result``.
+
+    Attributes:
+      site: eliminated.
+      members: numbers of the terms merged; all of form ``form``.
+      form: before.
+      lanes: per lane axis of the site, the axis of the term, or mixed.
+      layout: of the result.
+      result: the number of the new term.
+    """
+
+    site: Site
+    members: tuple[int, ...]
+    form: Form
+    lanes: tuple[int | None, ...]
+    layout: Layout
+    result: int
+
+
+@dataclass(frozen=True, eq=False)
+class Elimination:
+    """All steps.
+
+    Attributes:
+      leaves: how each leaf of the split is brought to its form; leaf ``k`` is term ``k``.
+      steps: in order, the last site first.
+      final: terms that depend on nothing; their sum is the estimate.
+    """
+
+    leaves: tuple[Layout, ...]
+    steps: tuple[Step, ...]
+    final: tuple[int, ...]
+
+    def mixed(self, site: Site) -> tuple[bool, ...]:
+        """Per lane axis of ``site``, whether some term mixes its lanes."""
+        flags = [False] * len(site.lane_shape)
+        for step in self.steps:
+            if step.site is site:
+                flags = [f or a is MIXED for f, a in zip(flags, step.lanes, strict=True)]
+        return tuple(f and n > 1 for f, n in zip(flags, site.lane_shape, strict=True))
+
+
+def eliminate(program: Program, depends: Dependences, split: Split) -> Elimination:
+    """Plan the elimination of every site from the terms of ``split``."""
+    leaves = tuple(layout(v.aval.shape, depends[v]) for v in split.leaves)
+    alive = {k: leaf.form for k, leaf in enumerate(leaves)}
+    steps: list[Step] = []
+    number = len(leaves)
+    for site in reversed(program.sites.values()):
+        groups: dict[Any, list[int]] = {}
+        for k, form in alive.items():
+            if site.index in form.depends:
+                groups.setdefault(_signature(form), []).append(k)
+        for members in groups.values():
+            form = alive[members[0]]
+            step = _contraction(site, tuple(members), form, depends, number)
+            steps.append(step)
+            for k in members:
+                del alive[k]
+            alive[number] = step.layout.form
+            number += 1
+    return Elimination(leaves, tuple(steps), tuple(alive))
+
+
+def layout(shape: tuple[int, ...], depends: Dependence) -> Layout:
+    """Keep the axes along which some site's lanes stay apart, ordered by site and lane."""
+    owners: dict[int, tuple[int, int]] = {}
+    for site in sorted(depends):
+        for lane, axis in enumerate(depends[site]):
+            if axis is not MIXED:
+                owners.setdefault(axis, (site, lane))
+    axes = tuple(sorted(owners, key=owners.__getitem__))
+    moved: list[int | None] = [MIXED] * len(shape)
+    for to, axis in enumerate(axes):
+        moved[axis] = to
+    return Layout(axes, Form(tuple(shape[a] for a in axes), relabel(depends, moved)))
+
+
+def _signature(form: Form) -> Any:
+    return form.shape, tuple(sorted(form.depends.items()))
+
+
+def _contraction(
+    site: Site, members: tuple[int, ...], form: Form, depends: Dependences, number: int
+) -> Step:
+    lanes = form.depends[site.index]
+    rest = {r: axes for r, axes in form.depends.items() if r != site.index}
+    density: Mapping[int, Any] = depends.log_prob(site)
+    earlier = {r: axes for r, axes in density.items() if r != site.index}
+    left = join((rest, relabel(earlier, lanes)))
+    return Step(site, members, form, lanes, layout(form.shape, left), number)

@@ -1,0 +1,146 @@
+"""Values with named extra axes, and functions applied along them.
+
+A :class:`Lifted` carries only the named axes that it depends on. Applying a function maps it over
+the union of its operands' axes, so what doesn't depend on an expanded site is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vipp_transforms import _jax
+from vipp_transforms.estimators.base import Axis
+
+
+class Lifted(NamedTuple):
+    """An array whose leading axes are the named ``axes``, in the order of ``Axes``."""
+
+    array: Any
+    axes: tuple[str, ...] = ()
+
+
+class Axes:
+    """The named axes of one evaluation: their sizes, and one order for all."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+
+    def add(self, axis: Axis) -> None:
+        """Register an axis; axes of equal name are the same."""
+        self.sizes.setdefault(axis.name, axis.size)
+
+    def union(self, values: Sequence[Lifted]) -> tuple[str, ...]:
+        """The axes of all ``values``, in order."""
+        present = {name for value in values for name in value.axes}
+        if not present:
+            return ()
+        return tuple(name for name in self.sizes if name in present)
+
+    def apply(self, fn: Callable[..., Any], *values: Lifted) -> list[Lifted]:
+        """``fn`` (returning a list of arrays) mapped over the union of the operands' axes."""
+        names = self.union(values)
+        for name in reversed(names):
+            axes = tuple(0 if name in value.axes else None for value in values)
+            fn = jax.vmap(fn, in_axes=axes, axis_size=self.sizes[name])
+        return [Lifted(out, names) for out in fn(*(value.array for value in values))]
+
+    def front(self, value: Lifted, name: str) -> Lifted:
+        """``value`` with the axis ``name`` first among its *unnamed* axes (repeated if absent)."""
+        if name in value.axes:
+            at = value.axes.index(name)
+            array = jnp.moveaxis(value.array, at, len(value.axes) - 1)
+            return Lifted(array, value.axes[:at] + value.axes[at + 1 :])
+        depth, shape = len(value.axes), jnp.shape(value.array)
+        array = jnp.expand_dims(value.array, depth)
+        return Lifted(
+            jnp.broadcast_to(array, (*shape[:depth], self.sizes[name], *shape[depth:])), value.axes
+        )
+
+    def named(self, value: Lifted, name: str) -> Lifted:
+        """The inverse of :meth:`front`: the first unnamed axis becomes the axis ``name``."""
+        names = tuple(n for n in self.sizes if n in value.axes or n == name)
+        array = jnp.moveaxis(value.array, len(value.axes), names.index(name))
+        return Lifted(array, names)
+
+
+Env = dict[Any, Lifted]
+
+
+class Node(NamedTuple):
+    """A value that is made otherwise than by evaluating its equation: a drawn or expanded site.
+
+    Attributes:
+      axes: the names that the value will carry, given its operands' names.
+      make: the value, given the environment.
+    """
+
+    axes: Callable[[Callable[[Any], tuple[str, ...]]], set[str]]
+    make: Callable[[Env], Lifted]
+
+
+def evaluate(
+    eqns: Sequence[Any], env: Env, axes: Axes, nodes: Mapping[Any, Node], outputs: Sequence[Any]
+) -> None:
+    """Evaluate ``eqns`` into ``env``, keeping at least ``outputs``.
+
+    A value's names include its operands', so equations with equal names can be evaluated together
+    as one sub-program, fewer names first: tracing costs one pass over the equations however they
+    are mapped.
+    """
+    runs = _runs(eqns, env, nodes)
+    users: dict[Any, int] = {}
+    for number, (_, run) in enumerate(runs):
+        for eqn in run:
+            users.update((v, number) for v in eqn.invars if not isinstance(v, _jax.Literal))
+    kept = {v for v in outputs if not isinstance(v, _jax.Literal)}
+    for number, (is_node, run) in enumerate(runs):
+        if is_node:
+            var = run[0].outvars[0]
+            env[var] = nodes[var].make(env)
+            continue
+        made = [v for eqn in run for v in eqn.outvars]
+        results = [v for v in made if v in kept or users.get(v, number) > number]
+        inputs = _free(run, set(made))
+        fn = _jax.evaluator(run, inputs, results)
+        env.update(zip(results, axes.apply(fn, *(env[v] for v in inputs)), strict=True))
+
+
+def _free(run: Sequence[Any], made: set[Any]) -> list[Any]:
+    used = dict.fromkeys(
+        v for eqn in run for v in eqn.invars if not isinstance(v, _jax.Literal) and v not in made
+    )
+    return list(used)
+
+
+def _runs(
+    eqns: Sequence[Any], env: Env, nodes: Mapping[Any, Node]
+) -> list[tuple[bool, list[Any]]]:
+    """The equations ordered by number of names, cut into nodes and runs of equal names."""
+    names: dict[Any, frozenset[str]] = {v: frozenset(x.axes) for v, x in env.items()}
+
+    def of(atom: Any) -> tuple[str, ...]:
+        return () if isinstance(atom, _jax.Literal) else tuple(names[atom])
+
+    groups: dict[frozenset[str], list[Any]] = {}
+    for eqn in eqns:
+        node = nodes.get(eqn.outvars[0]) if eqn.outvars else None
+        carried = node.axes(of) if node else {n for v in eqn.invars for n in of(v)}
+        names.update((v, frozenset(carried)) for v in eqn.outvars)
+        groups.setdefault(frozenset(carried), []).append(eqn)
+    runs: list[tuple[bool, list[Any]]] = []
+    for group in sorted(groups, key=len):
+        fresh = True
+        for eqn in groups[group]:
+            if eqn.outvars and eqn.outvars[0] in nodes:
+                runs.append((True, [eqn]))
+                fresh = True
+            elif fresh:
+                runs.append((False, [eqn]))
+                fresh = False
+            else:
+                runs[-1][1].append(eqn)
+    return runs

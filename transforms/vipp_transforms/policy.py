@@ -1,0 +1,111 @@
+"""Which estimator a site gets when its author named none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+
+from vipp_transforms.elimination import Elimination
+from vipp_transforms.estimators.base import Axis, Estimator, Lot, Term
+from vipp_transforms.estimators.enumerate import Enumerate, joint_size
+from vipp_transforms.estimators.score_function import ScoreFunction
+from vipp_transforms.staging import Program, Site
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """Choose between :class:`Enumerate` and the leave-one-out score function.
+
+    Enumeration is chosen where the joint support of the lanes that some term mixes is at most
+    ``max_support``, as long as no term is evaluated at more than ``max_evaluations`` combinations
+    of automatically enumerated sites.
+
+    Args:
+      max_support: largest joint support of one site.
+      max_evaluations: largest product of joint supports over one term's sites.
+    """
+
+    max_support: int = 16
+    max_evaluations: int = 64
+    biased: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+
+    def validate(self, lot: Lot) -> None:
+        """Every distribution fits one of the two."""
+
+    def axis(self, lot: Lot) -> Axis | None:
+        """Decided by :func:`choose`."""
+        raise AssertionError("an Automatic estimator is replaced before it is used")
+
+    def expand(self, lot: Lot, draw: Callable[[], jax.Array]) -> jax.Array:
+        """Decided by :func:`choose`."""
+        raise AssertionError("an Automatic estimator is replaced before it is used")
+
+    def contract(self, term: Term) -> jax.Array:
+        """Decided by :func:`choose`."""
+        raise AssertionError("an Automatic estimator is replaced before it is used")
+
+
+class Choice(NamedTuple):
+    """A site's estimator, and why it has it."""
+
+    estimator: Estimator
+    lot: Lot
+    reason: str
+
+
+def choose(program: Program, elimination: Elimination) -> dict[int, Choice]:
+    """Settle every site's estimator, checking those that were asked for."""
+    choices = {s.index: _first(s, elimination) for s in program.sites.values()}
+    for step in elimination.steps:
+        _demote(program, step, choices)
+    for choice in choices.values():
+        choice.estimator.validate(choice.lot)
+    return choices
+
+
+def _first(site: Site, elimination: Elimination) -> Choice:
+    template = site.template
+    lot = Lot(
+        site.name, template.kind, template.support, site.lane_shape, template.event_shape,
+        elimination.mixed(site),
+    )  # fmt: skip
+    estimator = template.estimator
+    if not isinstance(estimator, Automatic):
+        return Choice(estimator, lot, "asked for")
+    if lot.support is None:
+        return Choice(_FALLBACK, lot, "not reparameterisable, no finite support")
+    if joint_size(lot) > estimator.max_support:
+        mixed = math.prod(n for n, m in zip(lot.lane_shape, lot.mixed, strict=True) if m)
+        size = f"{lot.support.shape[0]}" + (f"^{mixed}" if mixed > 1 else "")
+        return Choice(_FALLBACK, lot, f"support of {size} values")
+    return Choice(Enumerate(), lot, f"{joint_size(lot)} values, cheap to sum")
+
+
+_FALLBACK = ScoreFunction(num_samples=2, baseline="leave_one_out")
+
+
+def _demote(program: Program, step: Any, choices: dict[int, Choice]) -> None:
+    """Give up enumerating the largest automatic sites of a term until the term is cheap."""
+    together = {*step.form.depends, *step.layout.form.depends}
+    by_index = {s.index: s for s in program.sites.values()}
+
+    def automatic(i: int) -> bool:
+        return isinstance(by_index[i].template.estimator, Automatic) and isinstance(
+            choices[i].estimator, Enumerate
+        )
+
+    def size(i: int) -> int:
+        return joint_size(choices[i].lot)
+
+    chosen = sorted(filter(automatic, together), key=size)
+    limits = [by_index[i].template.estimator.max_evaluations for i in chosen]
+    while chosen and math.prod(map(size, chosen)) > min(limits):
+        worst = chosen.pop()
+        choices[worst] = choices[worst]._replace(
+            estimator=_FALLBACK, reason="enumerating it with the others costs too much"
+        )

@@ -1,0 +1,212 @@
+"""A random choice as a JAX primitive, so that program transformations can see it.
+
+``sample`` draws from a distribution and records, in the staged program, which distribution it was,
+how its gradient is to be estimated, and along which leading axes the draws are independent
+(*lanes*: one per enclosing ``vmap``, then one per batch axis of the distribution).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from vipp_transforms._jax import define_primitive
+from vipp_transforms.errors import SiteError
+from vipp_transforms.estimators.base import Estimator
+from vipp_transforms.estimators.pathwise import Pathwise
+
+
+class Distribution(Protocol):
+    """What the engine needs of a distribution: a pytree with these members.
+
+    The batch axes are independent; ``log_prob`` has one entry per batch element.
+    """
+
+    batch_shape: tuple[int, ...]
+    event_shape: tuple[int, ...]
+
+    def sample(self, key: Any) -> Any: ...
+
+    def log_prob(self, value: Any) -> Any: ...
+
+
+class Template:
+    """A distribution without its array leaves, and how to put it together again."""
+
+    def __init__(self, distribution: Any, name: str, estimator: Estimator):
+        leaves, self.treedef = jax.tree_util.tree_flatten(distribution)
+        # Python numbers stay static: a support or a shape may depend on them.
+        self.dynamic = tuple(isinstance(leaf, jax.Array) for leaf in leaves)
+        self.static = tuple(None if d else x for d, x in zip(self.dynamic, leaves, strict=True))
+        self.name = name
+        self.estimator = estimator
+        self.kind = _kind(distribution)
+        self.batch_shape = tuple(distribution.batch_shape)
+        self.event_shape = tuple(distribution.event_shape)
+        self.support = finite_support(distribution)
+
+    def leaves(self, distribution: Any) -> list[Any]:
+        """The array leaves of ``distribution``."""
+        leaves = jax.tree_util.tree_leaves(distribution)
+        return [x for d, x in zip(self.dynamic, leaves, strict=True) if d]
+
+    def build(self, leaves: Any) -> Any:
+        """The distribution with these array leaves."""
+        arrays = iter(leaves)
+        merged = [next(arrays) if d else s for d, s in zip(self.dynamic, self.static, strict=True)]
+        return jax.tree_util.tree_unflatten(self.treedef, merged)
+
+
+class Lanes(NamedTuple):
+    """One ``vmap`` around a site: which of its leaves vary along it."""
+
+    size: int
+    varies: tuple[bool, ...]
+
+
+def _kind(distribution: Any) -> str:
+    """The name of the distribution that a user wrote, behind expansion and the like."""
+    while hasattr(distribution, "base_dist") and type(distribution).__name__ in (
+        "ExpandedDistribution",
+        "Independent",
+        "MaskedDistribution",
+    ):
+        distribution = distribution.base_dist
+    return type(distribution).__name__.lstrip("_")
+
+
+def finite_support(distribution: Any) -> np.ndarray | None:
+    """All values of one lane, shape ``(size, *event_shape)``, or None where there is no finite list."""
+    if not getattr(distribution, "has_enumerate_support", False):
+        return None
+    try:
+        with jax.ensure_compile_time_eval():
+            values = np.asarray(distribution.enumerate_support(expand=False))
+    except (NotImplementedError, ValueError, TypeError, jax.errors.JAXTypeError):
+        return None  # the support depends on a traced or a per-lane parameter
+    return values.reshape((values.shape[0], *distribution.event_shape))
+
+
+def over_lanes(fn: Callable[..., Any], lanes: tuple[Lanes, ...], *extra: bool) -> Callable[..., Any]:
+    """Map ``fn(*extra, *leaves)`` over a site's ``vmap`` lanes, outermost first."""
+    for lane in reversed(lanes):
+        axes = tuple(0 if varies else None for varies in (*extra, *lane.varies))
+        fn = jax.vmap(fn, in_axes=axes, axis_size=lane.size)
+    return fn
+
+
+def draw(template: Template, lanes: tuple[Lanes, ...], key: Any, leaves: Any) -> jax.Array:
+    """One independent draw per lane, shape ``(*lanes, *batch_shape, *event_shape)``."""
+    one = over_lanes(lambda k, *xs: template.build(xs).sample(k), lanes, True)
+    return jax.lax.stop_gradient(one(key, *leaves))
+
+
+def lane_log_prob(
+    template: Template, lanes: tuple[Lanes, ...], value: Any, leaves: Any
+) -> jax.Array:
+    """The log density of each lane's draw, shape ``(*lanes, *batch_shape)``."""
+    one = over_lanes(lambda v, *xs: template.build(xs).log_prob(v), lanes, True)
+    return one(value, *leaves)
+
+
+def split_keys(key: Any, num: int) -> Any:
+    """``num`` keys for each key in an array of keys, along a new leading axis."""
+
+    def split(k: Any) -> Any:
+        return jax.random.split(k, num)
+
+    for _ in range(key.ndim):
+        split = jax.vmap(split, out_axes=1)
+    return split(key)
+
+
+def _sample_impl(key: Any, *leaves: Any, template: Template, lanes: tuple[Lanes, ...]) -> Any:
+    return draw(template, lanes, key, leaves)
+
+
+def _sample_abstract(key: Any, *leaves: Any, template: Template, lanes: tuple[Lanes, ...]) -> Any:
+    def one(k: Any, *xs: Any) -> Any:
+        return draw(template, lanes, k, xs)
+
+    shaped = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (key, *leaves)]
+    out = jax.eval_shape(one, *shaped)
+    return jax.core.ShapedArray(out.shape, out.dtype)
+
+
+def _to_front(operand: Any, dim: Any) -> Any:
+    return operand if dim is None else jax.numpy.moveaxis(operand, dim, 0)
+
+
+def _sample_batch(
+    operands: Any, dims: Any, *, template: Template, lanes: tuple[Lanes, ...]
+) -> tuple[Any, int]:
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    key, *leaves = (_to_front(x, d) for x, d in zip(operands, dims, strict=True))
+    if dims[0] is None:  # lanes are independent whatever the key was
+        key = split_keys(key, size)
+    lane = Lanes(size, tuple(d is not None for d in dims[1:]))
+    return sample_p.bind(key, *leaves, template=template, lanes=(lane, *lanes)), 0
+
+
+def _sample_jvp(primals: Any, tangents: Any, *, template: Template, lanes: Any) -> Any:
+    raise SiteError(
+        f"Site '{template.name}' is differentiated inside the program that draws it. "
+        "Expected jax.grad around the whole estimate. Fix: differentiate vipp.expectation(fn), "
+        "or give the inner function's draws estimator=vipp.Pathwise()."
+    )
+
+
+sample_p = define_primitive(
+    "vipp_sample", _sample_impl, _sample_abstract, _sample_batch, _sample_jvp
+)
+
+
+def _key_batch(operands: Any, dims: Any) -> tuple[Any, int]:
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    key, *leaves = (_to_front(x, d) for x, d in zip(operands, dims, strict=True))
+    return (key if dims[0] is not None else split_keys(key, size)), 0
+
+
+lane_key_p = define_primitive(
+    "vipp_lane_key",
+    lambda key, *_: key,
+    lambda key, *_: key,
+    _key_batch,
+)
+
+
+def lane_key(key: Any, distribution: Any) -> Any:
+    """``key``, made independent per lane where ``vmap`` maps the distribution's parameters.
+
+    Without it a reparameterised draw under ``vmap`` would share its noise between lanes while a
+    draw with any other estimator would not: changing the estimator must not change the program.
+    """
+    leaves = [x for x in jax.tree_util.tree_leaves(distribution) if isinstance(x, jax.Array)]
+    return lane_key_p.bind(_typed(key), *(jax.lax.stop_gradient(x) for x in leaves))
+
+
+def _typed(key: Any) -> Any:
+    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
+
+
+def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> jax.Array:
+    """Draw from ``distribution``; inside :func:`vipp_transforms.surrogate` its gradient is estimated.
+
+    Args:
+      key: a PRNG key.
+      distribution: see :class:`Distribution`; its batch axes are independent lanes.
+      estimator: how the gradient with respect to the distribution's parameters is estimated.
+      name: what errors and tables call this choice.
+
+    Returns:
+      A draw, shape ``(*batch_shape, *event_shape)``.
+    """
+    if isinstance(estimator, Pathwise):
+        return distribution.sample(lane_key(key, distribution))
+    template = Template(distribution, name, estimator)
+    return sample_p.bind(_typed(key), *template.leaves(distribution), template=template, lanes=())

@@ -1,0 +1,206 @@
+"""A program that draws random values, as a flat list of equations and its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from vipp_transforms import _jax
+from vipp_transforms.errors import SiteError
+from vipp_transforms.sites import Lanes, Template, lane_key_p, lane_log_prob, sample_p
+
+Atom = Any  # a variable or a literal of a jaxpr
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One random choice of a staged program.
+
+    Attributes:
+      index: its place in program order; later sites may depend on earlier ones.
+      name: unique among the program's sites.
+      template: the distribution without its array leaves.
+      lanes: the enclosing ``vmap`` axes.
+      key, leaves: atoms of the program.
+      var: the drawn value.
+      lane_shape: sizes of all lane axes (``vmap`` lanes, then batch axes).
+      log_prob: the staged log density of ``(value, *leaves)``, one entry per lane.
+    """
+
+    index: int
+    name: str
+    template: Template
+    lanes: tuple[Lanes, ...]
+    key: Atom
+    leaves: tuple[Atom, ...]
+    var: Any
+    lane_shape: tuple[int, ...]
+    log_prob: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A staged program: straight-line equations with jit calls inlined and dead code dropped.
+
+    Attributes:
+      env: the values of inputs and constants.
+      eqns: equations in order, among them one per site.
+      sites: by the variable of the drawn value.
+      out: the atom whose expectation is wanted.
+      aux: atoms of the auxiliary outputs.
+      aux_tree: their structure.
+      like: the jaxpr it came from.
+    """
+
+    env: dict[Any, Any]
+    eqns: tuple[Any, ...]
+    sites: dict[Any, Site]
+    out: Atom
+    aux: tuple[Atom, ...]
+    aux_tree: Any
+    like: Any
+
+
+def stage(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    """Trace ``fn(*args, **kwargs) -> (value, aux)`` into a :class:`Program`.
+
+    Only JAX arrays become inputs; Python numbers and NumPy arrays stay what they are, so that
+    shapes and branches may depend on them.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+    dynamic = [isinstance(leaf, jax.Array) for leaf in leaves]
+    arrays = [leaf for leaf, d in zip(leaves, dynamic, strict=True) if d]
+
+    def flat(*values: Any) -> Any:
+        given = iter(values)
+        merged = [next(given) if d else x for d, x in zip(dynamic, leaves, strict=True)]
+        inner_args, inner_kwargs = jax.tree_util.tree_unflatten(treedef, merged)
+        return fn(*inner_args, **inner_kwargs)
+
+    closed, shape = _jax.trace(flat, *arrays)
+    _check_scalar(shape[0])
+    jaxpr, consts = _jax.open_jaxpr(closed)
+    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env |= dict(zip(jaxpr.invars, arrays, strict=True))
+    inliner = _Inliner(env)
+    scope: dict[Any, Any] = {}
+    inliner.run(jaxpr.eqns, scope)
+    out, *aux = (_lookup(v, scope) for v in jaxpr.outvars)
+    eqns = _live(inliner.eqns, [out, *aux])
+    sites = _sites(eqns)
+    aux_tree = jax.tree_util.tree_structure(shape[1])
+    return Program(env, tuple(eqns), sites, out, tuple(aux), aux_tree, jaxpr)
+
+
+def _check_scalar(shape: Any) -> None:
+    leaves = jax.tree_util.tree_leaves(shape)
+    ok = (
+        len(leaves) == 1
+        and leaves[0] is shape
+        and shape.shape == ()
+        and jax.numpy.issubdtype(shape.dtype, jax.numpy.floating)
+    )
+    if ok:
+        return
+    got = ", ".join(f"{x.dtype}{list(x.shape)}" for x in leaves) or "nothing"
+    raise ValueError(
+        "The value whose expectation is wanted must be a real scalar (a float of shape ()), "
+        f"got {got} in a {type(shape).__name__}. Fix: sum or average over the remaining axes."
+    )
+
+
+def _lookup(atom: Any, scope: dict[Any, Any]) -> Any:
+    return atom if isinstance(atom, _jax.Literal) else scope.get(atom, atom)
+
+
+class _Inliner:
+    """Copies equations with jit calls opened; inner variables are renamed at each call."""
+
+    def __init__(self, env: dict[Any, Any]):
+        self.env = env
+        self.eqns: list[Any] = []
+
+    def run(self, eqns: Any, scope: dict[Any, Any]) -> None:
+        for eqn in eqns:
+            inputs = [_lookup(v, scope) for v in eqn.invars]
+            if eqn.primitive is lane_key_p:
+                scope[eqn.outvars[0]] = inputs[0]
+            elif _jax.is_jit(eqn):
+                self._open(eqn, inputs, scope)
+            else:
+                _refuse_nested_sites(eqn)
+                outputs = [_jax.fresh_like(v) for v in eqn.outvars]
+                self.eqns.append(eqn.replace(invars=inputs, outvars=outputs))
+                scope.update(zip(eqn.outvars, outputs, strict=True))
+
+    def _open(self, eqn: Any, inputs: list[Any], scope: dict[Any, Any]) -> None:
+        jaxpr, consts = _jax.open_jaxpr(_jax.call_jaxpr(eqn))
+        inner: dict[Any, Any] = {}
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            inner[var] = _jax.fresh_like(var)
+            self.env[inner[var]] = const
+        inner.update(zip(jaxpr.invars, inputs, strict=True))
+        self.run(jaxpr.eqns, inner)
+        for var, result in zip(eqn.outvars, jaxpr.outvars, strict=True):
+            scope[var] = _lookup(result, inner)
+
+
+def _refuse_nested_sites(eqn: Any) -> None:
+    for sub in _jax.sub_jaxprs(eqn):
+        for name in _nested_names(sub):
+            raise SiteError(
+                f"Site '{name}' is drawn inside '{eqn.primitive.name}' with an estimator other "
+                "than Pathwise; only pathwise choices may be drawn there. Fix: give it "
+                "estimator=vipp.Pathwise() with a reparameterisable distribution, or draw it "
+                "outside (under a plate, or with vipp.replicate)."
+            )
+
+
+def _nested_names(jaxpr: Any) -> list[str]:
+    names = []
+    for eqn in _jax.open_jaxpr(jaxpr)[0].eqns:
+        if eqn.primitive is sample_p:
+            names.append(eqn.params["template"].name)
+        for sub in _jax.sub_jaxprs(eqn):
+            names += _nested_names(sub)
+    return names
+
+
+def _live(eqns: list[Any], outputs: list[Any]) -> list[Any]:
+    """Drop equations that no output needs."""
+    needed = {v for v in outputs if not isinstance(v, _jax.Literal)}
+    kept = []
+    for eqn in reversed(eqns):
+        if eqn.effects or any(v in needed for v in eqn.outvars):
+            needed.update(v for v in eqn.invars if not isinstance(v, _jax.Literal))
+            kept.append(eqn)
+    return kept[::-1]
+
+
+def _sites(eqns: list[Any]) -> dict[Any, Site]:
+    sites: dict[Any, Site] = {}
+    seen: dict[str, int] = {}
+    for eqn in eqns:
+        if eqn.primitive is not sample_p:
+            continue
+        template, lanes = eqn.params["template"], eqn.params["lanes"]
+        count = seen[template.name] = seen.get(template.name, 0) + 1
+        name = template.name if count == 1 else f"{template.name}#{count}"
+        var, (key, *leaves) = eqn.outvars[0], eqn.invars
+        lane_shape = (*(lane.size for lane in lanes), *template.batch_shape)
+        sites[var] = Site(
+            len(sites), name, template, lanes, key, tuple(leaves), var, lane_shape,
+            _stage_log_prob(template, lanes, var, leaves),
+        )
+    return sites
+
+
+def _stage_log_prob(template: Template, lanes: Any, var: Any, leaves: Any) -> Any:
+    def log_prob(value: Any, *xs: Any) -> Any:
+        return lane_log_prob(template, lanes, value, xs)
+
+    shaped = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in (var, *leaves)]
+    return _jax.trace(log_prob, *shaped)[0]

@@ -1,0 +1,279 @@
+"""Stage, credit, lift, eliminate: a program that draws values as an unbiased gradient estimator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vipp_transforms import _jax
+from vipp_transforms.dependence import Dependences
+from vipp_transforms.elimination import Elimination, Layout, Step, eliminate
+from vipp_transforms.estimators.base import Axis, Term
+from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
+from vipp_transforms.policy import Choice, choose
+from vipp_transforms.sites import draw, split_keys
+from vipp_transforms.staging import Program, Site, stage
+from vipp_transforms.terms import Split, split, weights
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that was derived for one program, before any of it is evaluated.
+
+    Attributes:
+      program: staged.
+      split: its value as a sum of terms.
+      elimination: the contractions, in order.
+      choices: per site index, its estimator.
+    """
+
+    program: Program
+    split: Split
+    elimination: Elimination
+    choices: dict[int, Choice]
+
+
+def plan(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
+    """Derive the estimator of ``E[fn(*args, **kwargs)[0]]`` without evaluating it.
+
+    Args:
+      fn: returns ``(value, aux)``; draws with :func:`vipp_transforms.sample`.
+      *args: its arguments.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      The plan.
+
+    Raises:
+      SiteError: where no sound estimator exists for a site as asked.
+      ValueError: where the value is not a real scalar.
+    """
+    program = stage(fn, args, kwargs)
+    depends = Dependences(program)
+    parts = split(program, depends)
+    elimination = eliminate(program, depends, parts)
+    return Plan(program, parts, elimination, choose(program, elimination))
+
+
+def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
+    r"""A function whose value and derivatives estimate those of :math:`E[f(x)]` without bias.
+
+    Args:
+      fn: returns ``(value, aux)``, the value a real scalar; draws with
+        :func:`vipp_transforms.sample`. Keys are its own business.
+
+    Returns:
+      A function of the same arguments returning ``(estimate, aux)``. ``jax.grad(..., has_aux=True)``
+      of it is unbiased. ``aux`` is that of one plain run, without gradient.
+
+    Raises:
+      SiteError: when called, where no sound estimator exists for a site as asked.
+      ValueError: when called, where the value is not a real scalar.
+
+    Example:
+      >>> import jax, numpyro.distributions as dist
+      >>> import vipp_transforms as vt
+      >>> def f(logit):
+      ...     z = vt.sample(jax.random.key(0), dist.Bernoulli(logits=logit), vt.Enumerate(), name="z")
+      ...     return 3.0 * z, None
+      >>> value, slope = jax.value_and_grad(lambda l: vt.surrogate(f)(l)[0])(jax.numpy.zeros(()))
+      >>> float(value), float(slope)
+      (1.5, 0.75)
+
+    References:
+      Lew et al., *ADEV: sound automatic differentiation of expected values*, POPL 2023.
+      Becker, Lew et al., *Probabilistic programming with programmable variational inference*,
+      PLDI 2024.
+    """
+
+    def estimate(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
+        return run(plan(fn, *args, **kwargs))
+
+    return estimate
+
+
+def run(planned: Plan) -> tuple[jax.Array, Any]:
+    """Evaluate a plan: the estimate and the auxiliary outputs."""
+    lifted = Evaluation(planned)
+    return lifted.value(), _auxiliary(planned.program)
+
+
+def _auxiliary(program: Program) -> Any:
+    """The auxiliary outputs of one plain run; not differentiated."""
+    values = []
+    if program.aux:
+        env = {v: Lifted(jax.lax.stop_gradient(x)) for v, x in program.env.items()}
+        evaluate(program.eqns, env, Axes(), {}, program.aux)
+        values = [_value(env, v).array for v in program.aux]
+    return jax.tree_util.tree_unflatten(program.aux_tree, values)
+
+
+def _value(env: Env, atom: Any) -> Lifted:
+    return Lifted(jnp.asarray(atom.val)) if isinstance(atom, _jax.Literal) else env[atom]
+
+
+class Evaluation:
+    """The lifted evaluation of one plan and the contraction of its terms.
+
+    Args:
+      planned: what to evaluate.
+      draws: given a site and the shape of all its draws (named axes first), their values; None to
+        draw at random. Tests average over all values exactly this way.
+    """
+
+    def __init__(self, planned: Plan, draws: Callable[[Site, tuple[int, ...]], Any] | None = None):
+        self.plan = planned
+        self.draws = draws
+        self.axes = Axes()
+        self.axis_of: dict[int, Axis | None] = {}
+        for site in planned.program.sites.values():
+            choice = planned.choices[site.index]
+            axis = self.axis_of[site.index] = choice.estimator.axis(choice.lot)
+            if axis is not None:
+                self.axes.add(axis)
+        self.env: Env = {v: Lifted(x) for v, x in planned.program.env.items()}
+        self.log_probs: dict[int, Lifted] = {}
+        # an entry that a mask hides may be infinite or not a number, and must still count nothing
+        self.masked = any(e.primitive.name == "select_n" for e, _ in planned.split.opened)
+
+    def value(self) -> jax.Array:
+        """The surrogate's value."""
+        program, elimination = self.plan.program, self.plan.elimination
+        nodes = {v: self._node(site) for v, site in program.sites.items()}
+        evaluate(program.eqns, self.env, self.axes, nodes, self._needed())
+        terms = dict(enumerate(self._leaf_terms()))
+        for step in elimination.steps:
+            terms[step.result] = self._contract(step, [terms.pop(k) for k in step.members])
+        total = jnp.zeros((), self.plan.program.out.aval.dtype)
+        for k in elimination.final:
+            total = total + terms[k].array
+        return total
+
+    def _needed(self) -> list[Any]:
+        atoms = list(self.plan.split.leaves)
+        for eqn, _ in self.plan.split.opened:
+            atoms += eqn.invars
+        for site in self.plan.program.sites.values():
+            atoms += [site.key, *site.leaves, site.var]
+        return atoms
+
+    # -- expansion ---------------------------------------------------------------------------
+
+    def _node(self, site: Site) -> Node:
+        choice, axis = self.plan.choices[site.index], self.axis_of[site.index]
+        own = {axis.name} if axis else set()
+        if not choice.estimator.draws:
+            return Node(lambda of: own, lambda env: self._expand_drawless(site))
+        return Node(
+            lambda of: own | {n for leaf in (site.key, *site.leaves) for n in of(leaf)},
+            lambda env: self._expand(site, choice, axis),
+        )
+
+    def _expand_drawless(self, site: Site) -> Lifted:
+        choice, axis = self.plan.choices[site.index], self.axis_of[site.index]
+        assert axis is not None
+        value = choice.estimator.expand(choice.lot, _no_draw)
+        return self.axes.named(Lifted(value.astype(site.var.aval.dtype)), axis.name)
+
+    def _expand(self, site: Site, choice: Choice, axis: Axis | None) -> Lifted:
+        key = self.env[site.key]
+        if axis is not None and axis.shared:
+            (keys,) = self.axes.apply(lambda k: [split_keys(k, axis.size)], key)
+            key = self.axes.named(keys, axis.name)
+
+        leaves = [_value(self.env, v) for v in site.leaves]
+        (drawn,) = self.axes.apply(
+            lambda k, *xs: [draw(site.template, site.lanes, k, xs)], key, *leaves
+        )
+        if self.draws is not None:
+            drawn = drawn._replace(array=self.draws(site, jnp.shape(drawn.array)))
+        (value,) = self.axes.apply(
+            lambda x: [choice.estimator.expand(choice.lot, lambda: x)], drawn
+        )
+        if axis is not None and not axis.shared:
+            value = self.axes.named(value, axis.name)
+        return value
+
+    # -- terms and their contraction ---------------------------------------------------------
+
+    def _leaf_terms(self) -> list[Lifted]:
+        parts = self.plan.split
+        scale = weights(parts, self.plan.program.out, lambda v: _value(self.env, v).array)
+        return [
+            self._arrange(_value(self.env, leaf), how, weight)
+            for leaf, how, weight in zip(
+                parts.leaves, self.plan.elimination.leaves, scale, strict=True
+            )
+        ]
+
+    def _arrange(self, value: Lifted, how: Layout, weight: Any = 1.0) -> Lifted:
+        def arrange(x: Any) -> list[Any]:
+            if not (isinstance(weight, float) and weight == 1.0):
+                x = jnp.where(weight == 0, 0.0, weight * x) if self.masked else weight * x
+            dropped = tuple(a for a in range(x.ndim) if a not in how.axes)
+            kept = [a for a in range(x.ndim) if a in how.axes]
+            x = jnp.sum(x, axis=dropped) if dropped else x
+            order = tuple(kept.index(a) for a in how.axes)
+            return [x if order == tuple(range(len(order))) else jnp.transpose(x, order)]
+
+        return self.axes.apply(arrange, value)[0]
+
+    def _contract(self, step: Step, members: list[Lifted]) -> Lifted:
+        term = members[0]
+        for other in members[1:]:
+            (term,) = self.axes.apply(lambda a, b: [a + b], term, other)
+        estimator, lot, _ = self.plan.choices[step.site.index]
+        lanes = math.prod(
+            n for n, a in zip(step.site.lane_shape, step.lanes, strict=True) if a is None
+        )
+        axis = self.axis_of[step.site.index]
+        aligned = self._aligned_log_prob(step)
+        if axis is not None:
+            term, aligned = self.axes.front(term, axis.name), self.axes.front(aligned, axis.name)
+        (result,) = self.axes.apply(
+            lambda value, log_prob: [estimator.contract(Term(value, log_prob, lanes, lot))],
+            term,
+            aligned,
+        )
+        if axis is not None and axis.shared:
+            result = self._settle(step, result, axis)
+        return self._arrange(result, step.layout)
+
+    def _settle(self, step: Step, result: Lifted, axis: Axis) -> Lifted:
+        """Average over a shared axis once the term depends on no other site drawn along it."""
+        others = (self.axis_of[r] for r in step.layout.form.depends)
+        if any(other is not None and other.name == axis.name for other in others):
+            return self.axes.named(result, axis.name)
+        return self.axes.apply(lambda x: [jnp.mean(x, axis=0)], result)[0]
+
+    def _aligned_log_prob(self, step: Step) -> Lifted:
+        """The site's log density, summed over mixed lanes, its lanes at the term's axes."""
+        lanes, ndim = step.lanes, len(step.form.shape)
+        summed = tuple(j for j, a in enumerate(lanes) if a is None)
+        kept = [a for a in lanes if a is not None]
+
+        def align(x: Any) -> list[Any]:
+            x = jnp.sum(x, axis=summed) if summed else x
+            x = jnp.transpose(x, sorted(range(len(kept)), key=kept.__getitem__))
+            return [jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))]
+
+        return self.axes.apply(align, self.log_prob(step.site))[0]
+
+    def log_prob(self, site: Site) -> Lifted:
+        """The log density of a site's values, one entry per lane."""
+        if site.index not in self.log_probs:
+            jaxpr, consts = _jax.open_jaxpr(site.log_prob)
+            constants = [Lifted(c) for c in consts]
+            fn = _jax.evaluator(jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars), jaxpr.outvars)
+            operands = [self.env[site.var], *(_value(self.env, v) for v in site.leaves)]
+            (self.log_probs[site.index],) = self.axes.apply(fn, *constants, *operands)
+        return self.log_probs[site.index]
+
+
+def _no_draw() -> jax.Array:
+    raise AssertionError("this estimator expands without drawing")

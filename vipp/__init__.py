@@ -1,0 +1,30 @@
+"""Programmable variational inference for NumPyro and JAX."""
+
+from vipp_transforms import Automatic, Enumerate, Pathwise, ScoreFunction, SiteError
+
+from vipp.expectation import expectation
+from vipp.objective import Objective, objective, value_and_grad
+from vipp.objectives import ELBO, IWAE
+from vipp.program import Program
+from vipp.replicate import replicate
+from vipp.sample import sample, with_estimators
+from vipp.trace import Trace
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "Automatic",
+    "Enumerate",
+    "Objective",
+    "Pathwise",
+    "Program",
+    "ScoreFunction",
+    "SiteError",
+    "Trace",
+    "expectation",
+    "objective",
+    "replicate",
+    "sample",
+    "value_and_grad",
+    "with_estimators",
+]

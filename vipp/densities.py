@@ -1,0 +1,121 @@
+"""The log densities of one run of a program, site by site, summed as a bound needs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vipp.distributions import exact
+
+
+@dataclass(frozen=True)
+class SiteDensity:
+    """One site's log density.
+
+    Attributes:
+      name: of the site.
+      log_prob: unscaled, one entry per batch element.
+      scale: what the site counts, or None for once.
+      plates: enclosing plates by name, with their (negative) dimension in ``log_prob``.
+      subsampling: by plate name, full size over subsample size.
+    """
+
+    name: str
+    log_prob: jax.Array
+    scale: Any
+    plates: Mapping[str, int]
+    subsampling: Mapping[str, float]
+
+    def total(self) -> jax.Array:
+        """The site's contribution to the joint log density."""
+        return _scaled(self.log_prob, self.scale).sum()
+
+    def per_plate(self, names: tuple[str, ...]) -> jax.Array:
+        """Its contribution for each element of the plates ``names``, before their subsampling scale."""
+        outside = [n for n in names if n not in self.plates]
+        if outside:
+            raise ValueError(
+                f"Site '{self.name}' is outside plate '{outside[0]}', got plates "
+                f"{sorted(self.plates)}; expected every site inside it, as there is one bound per "
+                "element. Fix: move the site into the plate, or leave the plate out of per_plate."
+            )
+        taken = math.prod(self.subsampling[n] for n in names)
+        scale = self.scale if self.scale is None or taken == 1 else self.scale / taken
+        ndim = self.log_prob.ndim
+        kept = [ndim + self.plates[n] for n in names]
+        summed = _scaled(self.log_prob, scale).sum([a for a in range(ndim) if a not in kept])
+        order = sorted(kept)
+        return jnp.transpose(summed, [order.index(a) for a in kept])
+
+
+def _scaled(log_prob: jax.Array, scale: Any) -> jax.Array:
+    unit = scale is None or (isinstance(scale, int | float) and scale == 1)
+    return log_prob if unit else scale * log_prob
+
+
+def site_densities(trace: Mapping[str, Any]) -> list[SiteDensity]:
+    """The densities of all sample sites of a NumPyro trace."""
+    return [_site_density(s, trace) for s in trace.values() if s["type"] == "sample"]
+
+
+def _site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensity:
+    fn, value = exact(site["fn"]), site["value"]
+    _check_shape(site)
+    intermediates = site["intermediates"]
+    log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    log_prob = jnp.asarray(log_prob)
+    if log_prob.ndim < len(fn.batch_shape):
+        log_prob = jnp.broadcast_to(log_prob, fn.batch_shape)
+    frames = site["cond_indep_stack"]
+    ratios = {f.name: _full_size(trace, f) / f.size for f in frames}
+    return SiteDensity(
+        site["name"], log_prob, site["scale"], {f.name: f.dim for f in frames}, ratios
+    )
+
+
+def _full_size(trace: Mapping[str, Any], frame: Any) -> int:
+    return trace[frame.name]["args"][0] if frame.name in trace else frame.size
+
+
+def _check_shape(site: Mapping[str, Any]) -> None:
+    got, expected = jnp.shape(site["value"]), tuple(site["fn"].shape())
+    try:
+        jnp.broadcast_shapes(got, expected)
+    except ValueError:
+        kind = "an observation" if site["is_observed"] else "a value"
+        raise ValueError(
+            f"Site '{site['name']}' has {kind} of shape {got}, expected one that broadcasts with "
+            f"{expected}. Fix: give model and guide the same shape at this site."
+        ) from None
+
+
+def joint(sites: Iterable[SiteDensity]) -> jax.Array:
+    """The joint log density, scales included; a scalar."""
+    return sum((s.total() for s in sites), start=jnp.zeros(()))
+
+
+def joint_per_plate(sites: Iterable[SiteDensity], names: tuple[str, ...]) -> jax.Array:
+    """The joint log density per element of ``names``, without those plates' subsampling scale."""
+    return sum((s.per_plate(names) for s in sites), start=jnp.zeros(()))
+
+
+def common_plates(sites: Iterable[SiteDensity]) -> tuple[str, ...]:
+    """The plates that enclose every site, outermost dimension first."""
+    stacks = [s.plates for s in sites]
+    if not stacks:
+        return ()
+    shared = set.intersection(*(set(s.items()) for s in stacks))
+    return tuple(name for name, dim in sorted(shared, key=lambda item: item[1]))
+
+
+def subsampling(sites: Iterable[SiteDensity], names: tuple[str, ...]) -> float:
+    """Full size over subsample size of the plates ``names``."""
+    ratios: dict[str, float] = {}
+    for site in sites:
+        ratios.update(site.subsampling)
+    return math.prod(ratios[n] for n in names)

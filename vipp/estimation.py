@@ -1,0 +1,85 @@
+"""The handler under which random choices are drawn with their gradient estimators."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import vipp_transforms as vt
+from numpyro.primitives import Messenger
+
+from vipp.distributions import lane_distribution, reparameterised
+
+
+class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
+    """Draws each latent site of the program beneath it with the estimator in its ``infer``."""
+
+    def process_message(self, msg: Any) -> None:
+        """Draw the site, unless a handler further in gave it a value."""
+        if msg["type"] == "control_flow":
+            msg["kwargs"]["substitute_stack"].append(("substitute", _refuse_in_control_flow))
+        if msg["type"] != "sample":
+            return
+        check_infer(msg)
+        if msg["is_observed"] or msg["value"] is not None:
+            return
+        if msg["kwargs"]["rng_key"] is None:
+            raise ValueError(
+                f"Site '{msg['name']}' has no random key. Fix: draw inside vipp.expectation(fn), "
+                "an objective, or numpyro.handlers.seed."
+            )
+        estimator = estimator_of(msg)
+        fn, kwargs = msg["fn"], msg["kwargs"]
+        if isinstance(estimator, vt.Pathwise):
+            kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], fn)
+            return
+        fn = fn.expand_by(kwargs["sample_shape"]) if kwargs["sample_shape"] else fn
+        msg["value"] = vt.sample(
+            kwargs["rng_key"], lane_distribution(fn), estimator, name=msg["name"]
+        )
+
+
+def estimator_of(msg: Any) -> Any:
+    """The estimator of a latent site: the one asked for, checked, or the default."""
+    name, fn, asked = msg["name"], msg["fn"], msg["infer"].get("estimator")
+    if asked is None:
+        return vt.Pathwise() if reparameterised(fn) else vt.Automatic()
+    if isinstance(asked, type) or not isinstance(asked, vt.Pathwise | vt.Estimator):
+        raise TypeError(
+            f"Site '{name}': infer['estimator'] must be an estimator such as vipp.Enumerate(), "
+            f"got {asked!r}. Fix: pass an instance."
+        )
+    if isinstance(asked, vt.Pathwise) and not reparameterised(fn):
+        kind = type(lane_distribution(fn)).__name__.lstrip("_")
+        raise vt.SiteError(
+            f"Site '{name}': Pathwise needs a distribution with a differentiable sampler (rsample), "
+            f"got {kind}. Fix: use Enumerate() for a small finite support, or "
+            "ScoreFunction(num_samples=2, baseline='leave_one_out')."
+        )
+    return asked
+
+
+def check_infer(msg: Any) -> None:
+    """Refuse a misspelt ``estimator`` key, which would silently do nothing."""
+    for key in msg["infer"]:
+        if key == "estimator" or not isinstance(key, str):
+            continue
+        if difflib.get_close_matches(key.lower(), ["estimator", "estimators"], cutoff=0.75):
+            raise ValueError(
+                f"Site '{msg['name']}': unknown key {key!r} in infer, expected 'estimator'. "
+                "Fix: spell it infer={'estimator': ...}, or use vipp.sample(..., estimator=...)."
+            )
+
+
+def _refuse_in_control_flow(msg: Any) -> None:
+    """Called at each site of a NumPyro ``scan`` or ``cond`` body."""
+    if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
+        return
+    check_infer(msg)
+    estimator = estimator_of(msg)
+    if not isinstance(estimator, vt.Pathwise):
+        raise vt.SiteError(
+            f"Site '{msg['name']}' is drawn inside numpyro's scan or cond with "
+            f"{estimator!r}; only Pathwise choices may be drawn there. Fix: use a reparameterisable "
+            "distribution, or draw it outside the loop under a plate."
+        )

@@ -1,0 +1,101 @@
+"""Choosing how the gradient of a random choice is estimated."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpyro
+from numpyro.primitives import Messenger
+
+
+def sample(name: str, fn: Any, estimator: Any = None, obs: Any = None, **kwargs: Any) -> Any:
+    """``numpyro.sample`` with a gradient estimator.
+
+    Equal to ``numpyro.sample(name, fn, obs=obs, infer={"estimator": estimator})``; outside vipp the
+    estimator is ignored.
+
+    Args:
+      name: of the site.
+      fn: a NumPyro distribution.
+      estimator: how the gradient is estimated; None for vipp's default.
+      obs: an observed value, or None.
+      **kwargs: passed to ``numpyro.sample``.
+
+    Returns:
+      The drawn or observed value.
+
+    Example:
+      >>> import jax, numpyro, numpyro.distributions as dist, vipp
+      >>> with numpyro.handlers.seed(rng_seed=0):
+      ...     z = vipp.sample("z", dist.Bernoulli(0.5), estimator=vipp.Enumerate())
+      >>> z.shape
+      ()
+    """
+    infer = dict(kwargs.pop("infer", None) or {})
+    if estimator is not None:
+        infer["estimator"] = estimator
+    return numpyro.sample(name, fn, obs=obs, infer=infer, **kwargs)
+
+
+def with_estimators(program: Callable[..., Any], estimators: Mapping[str, Any]) -> Any:
+    """The same program with the estimators of some sites set from outside.
+
+    Args:
+      program: a model or guide.
+      estimators: by site name.
+
+    Returns:
+      A program of the same arguments and distribution.
+
+    Raises:
+      ValueError: when it runs, if a name is not one of its sites.
+
+    Example:
+      >>> import numpyro, numpyro.distributions as dist, vipp
+      >>> guide = lambda: numpyro.sample("z", dist.Bernoulli(0.5))
+      >>> enumerated = vipp.with_estimators(guide, {"z": vipp.Enumerate()})
+      >>> trace = numpyro.handlers.trace(numpyro.handlers.seed(enumerated, 0)).get_trace()
+      >>> trace["z"]["infer"]["estimator"]
+      Enumerate(max_evaluations=65536)
+    """
+
+    def configured(*args: Any, **kwargs: Any) -> Any:
+        handler = _Configure(estimators)
+        with handler:
+            result = program(*args, **kwargs)
+        handler.check()
+        return result
+
+    return configured
+
+
+class _Configure(Messenger):
+    def __init__(self, estimators: Mapping[str, Any]):
+        super().__init__()
+        self.estimators = dict(estimators)
+        self.seen: set[str] = set()
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            msg["kwargs"]["substitute_stack"].append(("substitute", self._configure))
+        else:
+            self._configure(msg)
+
+    def _configure(self, msg: Any) -> None:
+        if msg["type"] != "sample":
+            return
+        self.seen.add(msg["name"])
+        if msg["name"] in self.estimators:
+            msg["infer"] = {**msg["infer"], "estimator": self.estimators[msg["name"]]}
+
+    def check(self) -> None:
+        for name in self.estimators:
+            if name not in self.seen:
+                close = difflib.get_close_matches(name, self.seen, n=1)
+                hint = f" Did you mean '{close[0]}'?" if close else ""
+                raise ValueError(
+                    f"with_estimators: no site named '{name}', the program has "
+                    f"{sorted(self.seen)}.{hint} Fix: use one of these names."
+                )
