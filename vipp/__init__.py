@@ -3,6 +3,8 @@
 from vipp_transforms import Automatic, Enumerate, Pathwise, ScoreFunction, SiteError
 
 from vipp.expectation import expectation
+from vipp.explain import Explanation, explain
+from vipp.fit import FitResult, NonFiniteError, fit
 from vipp.objective import Objective, objective, value_and_grad
 from vipp.objectives import ELBO, IWAE
 from vipp.program import Program
@@ -15,6 +17,9 @@ __all__ = [
     "IWAE",
     "Automatic",
     "Enumerate",
+    "Explanation",
+    "FitResult",
+    "NonFiniteError",
     "Objective",
     "Pathwise",
     "Program",
@@ -22,6 +27,8 @@ __all__ = [
     "SiteError",
     "Trace",
     "expectation",
+    "explain",
+    "fit",
     "objective",
     "replicate",
     "sample",

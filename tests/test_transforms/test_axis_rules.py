@@ -6,7 +6,7 @@ maps, so that claiming less fails, too. `test_every_rule_has_a_program` keeps th
 """
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,12 @@ INLINED = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_cal
            "custom_vjp_call", "custom_vjp_call_jaxpr")  # fmt: skip
 
 
+def runner(eqn):
+    """The equation as a function of its operands' values."""
+    run = partial(bind, eqn)
+    return jax.jit(run) if eqn.primitive.name in SLOW else run
+
+
 def bind(eqn, values):
     params = eqn.primitive.get_bind_params(eqn.params)
     functions, params = params if isinstance(params, tuple) else ((), params)  # by JAX release
@@ -59,7 +65,7 @@ def inner(eqn):
 
 
 def walk(jaxpr, consts, args, visit):
-    """Evaluates a jaxpr and calls `visit(eqn, values)` on every equation, inside calls as well."""
+    """Evaluate a jaxpr and call `visit(eqn, values, run)` at every equation, inside calls as well."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
     for eqn in jaxpr.eqns:
         values = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
@@ -70,9 +76,9 @@ def walk(jaxpr, consts, args, visit):
             if call:  # the first step
                 fixed = eqn.params["num_consts"] + eqn.params["num_carry"]
                 walk(*call, (*values[:fixed], *(x[0] for x in values[fixed:])), visit)
-            visit(eqn, values)
-            run = partial(bind, eqn)
-            outs = (jax.jit(run) if eqn.primitive.name in SLOW else run)(values)
+            run = runner(eqn)
+            visit(eqn, values, run)
+            outs = run(values)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
 
@@ -82,11 +88,10 @@ def trace(fn, args):
         return jax.make_jaxpr(fn)(*args)
 
 
-def equations(fn, args):
-    """Every first-order equation of `fn`, with the values of its operands."""
+def equations(closed, args):
+    """Every first-order equation of a jaxpr, the values of its operands, and how to run it."""
     found = []
-    closed = trace(fn, args)
-    walk(closed.jaxpr, closed.consts, jax.tree.leaves(args), lambda *pair: found.append(pair))
+    walk(closed.jaxpr, closed.consts, jax.tree.leaves(args), lambda *case: found.append(case))
     return found
 
 
@@ -117,12 +122,10 @@ def perturbed(rng, x, axis, keep, stretch):
     return jax.random.wrap_key_data(mixed, impl=jax.random.key_impl(x)) if is_key else mixed
 
 
-def violations(eqn, values, maps):
+def violations(eqn, values, run, maps):
     """The claims `(output, operand, axis, output axis)` of `maps` that a perturbation refutes."""
     rng = np.random.default_rng(0)
     values = [jnp.asarray(x) for x in values]
-    run = partial(bind, eqn)
-    run = jax.jit(run) if eqn.primitive.name in SLOW else run
     before = [to_numpy(x) for x in run(values)]
     same = np.array_equal
     if eqn.primitive.name in ROUNDING:
@@ -210,9 +213,9 @@ BITWISE = [
     lax.shift_right_logical, lax.mulhi,
 ]  # fmt: skip
 REDUCTIONS = [
-    jnp.sum, jnp.prod, jnp.max, jnp.min, jnp.mean, jnp.var, jnp.std, jnp.argmax, jnp.argmin,
+    jnp.sum, jnp.prod, jnp.max, jnp.min, jnp.mean, jnp.var, jnp.argmax, jnp.argmin,
     jnp.cumsum, jnp.cumprod, lax.cummax, lax.cummin, lax.cumlogsumexp, jnp.sort, jnp.argsort,
-    jnp.flip, jnp.median, jnp.diff, jnp.ptp, jnp.linalg.norm, jax.nn.softmax,
+    jnp.flip, jnp.diff, jnp.linalg.norm, jax.nn.softmax,
 ]  # fmt: skip
 
 
@@ -263,7 +266,7 @@ def programs():
                        jax.vmap(jax.random.normal)(k)), K,
         ),
         "gamma draws": (
-            lambda k, a: jax.grad(lambda a: jax.vmap(jax.random.loggamma)(k, a).sum())(a), K, P,
+            lambda k, a: jax.vmap(jax.random.loggamma)(k, a), K, P,
         ),
         # Shapes.
         "broadcast": (lambda x: jnp.broadcast_to(x, (2, 3, 4)), X),
@@ -291,9 +294,7 @@ def programs():
         "pad": (lambda x: (jnp.pad(x, ((0, 0), (1, 2))), jnp.pad(x, 1, mode="edge")), X),
         "pad interior": (lambda x: lax.pad(x, 0.0, [(0, 0, 1), (0, 0, 0)]), X),
         "pad shift": (lambda x: lax.pad(x, 0.0, [(0, 0, 0), (-1, 1, 0)]), X),
-        "triangles": (lambda m: (jnp.tril(m), jnp.triu(m), jnp.diagonal(m, 0, 1, 2)), M),
-        "trace": (lambda m: jnp.trace(m, axis1=1, axis2=2), M),
-        "meshgrid": (lambda x: jnp.meshgrid(x[0], x[:, 0]), X),
+        "diagonals": (lambda m: (jnp.tril(m), jnp.diagonal(m, 0, 1, 2)), M),
         # Indexing.
         "slice": (lambda x: (x[:, 1:3], x[::2], x[0], x[..., -1], x[:, ::-1], x[:, None]), X),
         "lax.slice": (lambda x: lax.slice(x, (0, 1, 0), (3, 4, 5), (1, 2, 1)), X3),
@@ -348,7 +349,6 @@ def programs():
         "segment_sum": (lambda x, i: jax.ops.segment_sum(x, i, 4), array(6, 2), ROWS),
         "segment_max": (lambda x, i: jax.ops.segment_max(x, i, 4), array(6, 2), ROWS),
         "bincount": (lambda i: jnp.bincount(i, length=5), ROWS),
-        "histogram": (lambda x: jnp.histogram(x, jnp.linspace(-2.0, 2.0, 5))[0], X),
         "grad of take": (jax.grad(lambda x, i: (x[i] ** 2).sum()), X3, ROWS),
         "grad of vmap take": (
             jax.grad(lambda x, i: (jax.vmap(lambda x, i: x[i])(x, i) ** 2).sum()),
@@ -360,7 +360,6 @@ def programs():
         "top_k": (lambda x: (lax.top_k(x, 2), lax.top_k(x, 2, axis=0)), X),
         "quantile": (lambda x: jnp.quantile(x, 0.3, axis=1), X),
         "searchsorted": (lambda x, y: jnp.searchsorted(jnp.sort(x), y), X[0], Y),
-        "unique": (lambda i: jnp.unique(i, size=5), I),
         # Reductions.
         "reduce axes": (lambda x: (x.sum((0, 2)), x.max((1,), keepdims=True), x.sum()), X3),
         "reduce": (lambda x: lax.reduce(x, 1.0, lambda a, b: a * b + 0.0 * a, (1,)), X3),
@@ -369,7 +368,6 @@ def programs():
                 (x, y), (0.0, 0.0), lambda a, b: (a[0] + b[1], a[1] * b[0]), (1,)), X, Y,
         ),
         "reverse cumsum": (lambda x: (lax.cumsum(x, 1, reverse=True), jnp.cumsum(x)), X),
-        "associative_scan": (lambda x: lax.associative_scan(jnp.maximum, x, axis=1), X),
         "scan": (lambda x: lax.scan(lambda c, a: (c * a, c + a), x[0], x), X3),
         "cond": (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), X),
         "while": (lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, x), X),
@@ -464,7 +462,6 @@ def programs():
         ),
         "fft": (lambda x: (jnp.fft.fft(x), jnp.fft.rfft(x, axis=0), jnp.fft.fft2(x)), X3),
         "irfft": (lambda x: jnp.fft.irfft(jnp.fft.rfft(x)), X3),
-        "cov": (lambda x: (jnp.cov(x), jnp.corrcoef(x)), X),
         # Networks.
         "dense": (nn.Dense(5).apply, {"params": {"kernel": array(4, 5), "bias": array(5)}}, X),
         "layer norm": (lambda x: nn.LayerNorm(use_bias=False, use_scale=False).apply({}, x), X),
@@ -473,7 +470,6 @@ def programs():
         "grad of network": (
             jax.grad(lambda w, x: jax.nn.logsumexp(jnp.tanh(x @ w), -1).sum()), array(4, 5), X,
         ),
-        "hessian": (jax.hessian(lambda x: (jnp.sin(x) @ x) ** 2), X[0]),
         "vmap grad": (jax.vmap(jax.grad(lambda x: (jnp.cumsum(x) ** 2).max())), X),
     }  # fmt: skip
 
@@ -481,22 +477,15 @@ def programs():
 def densities():
     unbatched = {
         "Normal": (dist.Normal, X, P), "LogNormal": (dist.LogNormal, X, P),
-        "Gamma": (dist.Gamma, P, Q), "InverseGamma": (dist.InverseGamma, P, Q),
-        "Beta": (dist.Beta, P, Q), "StudentT": (dist.StudentT, P, X, Q),
-        "Laplace": (dist.Laplace, X, P), "Cauchy": (dist.Cauchy, X, P),
-        "HalfNormal": (dist.HalfNormal, P), "HalfCauchy": (dist.HalfCauchy, P),
-        "Exponential": (dist.Exponential, P), "Gumbel": (dist.Gumbel, X, P),
-        "Logistic": (dist.Logistic, X, P), "Pareto": (dist.Pareto, P, Q),
+        "Gamma": (dist.Gamma, P, Q), "Beta": (dist.Beta, P, Q), "StudentT": (dist.StudentT, P, X, Q),
+        "Laplace": (dist.Laplace, X, P), "HalfCauchy": (dist.HalfCauchy, P),
         "Uniform": (dist.Uniform, X - 9, X + 9), "VonMises": (dist.VonMises, X, P),
-        "Weibull": (dist.Weibull, P, Q), "Kumaraswamy": (dist.Kumaraswamy, P, Q),
-        "Dirichlet": (dist.Dirichlet, P), "SoftLaplace": (dist.SoftLaplace, X, P),
-        "AsymmetricLaplace": (dist.AsymmetricLaplace, X, P, Q), "Gompertz": (dist.Gompertz, P, Q),
+        "Dirichlet": (dist.Dirichlet, P),
         "Bernoulli logits": (lambda x: dist.Bernoulli(logits=x), X),
         "Bernoulli probs": (lambda u: dist.Bernoulli(probs=u), U),
-        "Categorical logits": (lambda x: dist.Categorical(logits=x), X3),
+        "Categorical logits": (lambda x: dist.Categorical(logits=x), X),
         "Categorical probs": (lambda p: dist.Categorical(probs=p), SIMPLEX),
         "Binomial": (lambda x: dist.Binomial(9, logits=x), X),
-        "BetaBinomial": (lambda p, q: dist.BetaBinomial(p, q, 9), P, Q),
         "Multinomial": (lambda p: dist.Multinomial(9, probs=p), SIMPLEX),
         "DirichletMultinomial": (lambda p: dist.DirichletMultinomial(p, 9), P),
         "Poisson": (dist.Poisson, P), "ZeroInflatedPoisson": (dist.ZeroInflatedPoisson, U, P),
@@ -518,7 +507,6 @@ def densities():
             lambda x, y, p: dist.MixtureSameFamily(
                 dist.Categorical(logits=x), dist.Normal(y, p)), X, Y, P,
         ),
-        "GaussianRandomWalk": (lambda p: dist.GaussianRandomWalk(p, 5), P),
         "Independent": (lambda x, p: dist.Normal(x, p).to_event(1), X, P),
         "Masked": (lambda x, p, b: dist.Normal(x, p).mask(b), X, P, B),
         "Expanded": (lambda x, p: dist.Normal(x, p).expand((2, 3, 4)), X, P),
@@ -533,7 +521,6 @@ def densities():
                 dist.Normal(x, p).to_event(1), dist.transforms.StickBreakingTransform()), X, P,
         ),
         "Delta": (dist.Delta, X),
-        "CAR": (lambda x: dist.CAR(x, 0.5, 1.0, jnp.ones((4, 4)) - jnp.eye(4)), X),
     }  # fmt: skip
     return {f"density of {name}": case for name, case in unbatched.items()}
 
@@ -555,15 +542,20 @@ PROGRAMS = programs() | {
 }
 
 
+@cache
+def traced(name):
+    fn, *args = PROGRAMS[name]
+    return trace(fn, args)
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_claims_survive_perturbation(name):
-    fn, *args = PROGRAMS[name]
-    found = equations(fn, args)
+    found = equations(traced(name), PROGRAMS[name][1:])
     assert found
-    for eqn, values in found:
+    for eqn, values, run in found:
         maps = axis_maps(eqn)
         check_form(eqn, maps)
-        assert not violations(eqn, values, maps), eqn
+        assert not violations(eqn, values, run, maps), eqn
 
 
 def test_every_rule_has_a_program():
@@ -573,5 +565,5 @@ def test_every_rule_has_a_program():
             if call := inner(eqn):
                 yield from names(call[0])
 
-    seen = {n for fn, *args in PROGRAMS.values() for n in names(trace(fn, args).jaxpr)}
+    seen = {primitive for name in PROGRAMS for primitive in names(traced(name).jaxpr)}
     assert set(axis_rules._RULES) - seen == NOT_REACHED

@@ -78,12 +78,12 @@ def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
     Example:
       >>> import jax, numpyro.distributions as dist
       >>> import vipp_transforms as vt
-      >>> def f(logit):
-      ...     z = vt.sample(jax.random.key(0), dist.Bernoulli(logits=logit), vt.Enumerate(), name="z")
+      >>> def f(p):
+      ...     z = vt.sample(jax.random.key(0), dist.Bernoulli(p), vt.Enumerate(), name="z")
       ...     return 3.0 * z, None
-      >>> value, slope = jax.value_and_grad(lambda l: vt.surrogate(f)(l)[0])(jax.numpy.zeros(()))
+      >>> value, slope = jax.value_and_grad(lambda p: vt.surrogate(f)(p)[0])(jax.numpy.float32(0.5))
       >>> float(value), float(slope)
-      (1.5, 0.75)
+      (1.5, 3.0)
 
     References:
       Lew et al., *ADEV: sound automatic differentiation of expected values*, POPL 2023.

@@ -1,0 +1,73 @@
+"""Settings for the whole session: CPU, no network, deterministic, strict where that is possible."""
+
+import os
+import socket
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile(
+    "vipp", derandomize=True, deadline=None, max_examples=50, database=None
+)
+hypothesis.settings.load_profile("vipp")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--check-leaks",
+        action="store_true",
+        help="run every test under jax.checking_leaks() (slow: JAX caches nothing meanwhile)",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _strict_jax(request):
+    """Rank promotion raises in the engine's tests; leaks are checked where a test asks for it.
+
+    NumPyro itself promotes ranks (a plate over a distribution with event dimensions does), so the
+    language's tests cannot raise by default: mark those that can with `rank_promotion("raise")`.
+    """
+    marker = request.node.get_closest_marker("rank_promotion")
+    if marker is not None:
+        mode = marker.args[0]
+    else:
+        mode = "raise" if "test_transforms" in request.path.parts else "allow"
+    leaks = request.config.getoption("--check-leaks") or request.node.get_closest_marker(
+        "check_leaks"
+    )
+    with jax.numpy_rank_promotion(mode), jax.check_tracer_leaks(bool(leaks)):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seeded_numpy():
+    np.random.seed(0)  # noqa: NPY002
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network():
+    """A test that opens a connection fails; local (non-internet) sockets stay usable."""
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            raise RuntimeError(f"a test tried to connect to {address!r}; tests use no network")
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test, for comparisons that should be exact."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
