@@ -75,7 +75,8 @@ class Enumerate:
 
     def expand(self, lot: Lot, draw: Callable[[], jax.Array]) -> jax.Array:
         """Every joint assignment of the mixed lanes; the other lanes all take the same value."""
-        return jnp.asarray(joint_support(lot))
+        joint = jnp.asarray(joint_support(lot))
+        return jnp.broadcast_to(joint, (joint.shape[0], *lot.lane_shape, *lot.event_shape))
 
     def contract(self, term: Term) -> jax.Array:
         """The sum over the axis, weighted by probability; impossible values count for nothing."""
@@ -96,11 +97,10 @@ def joint_size(lot: Lot) -> int:
 
 
 def joint_support(lot: Lot) -> np.ndarray:
-    """All joint assignments, shape ``(size, *lane_shape, *event_shape)``."""
+    """All joint assignments, shape ``(size, *lane_shape, *event_shape)`` with lanes apart as 1."""
     assert lot.support is not None
     values = lot.support.shape[0]
     shape = tuple(n if m else 1 for n, m in zip(lot.lane_shape, lot.mixed, strict=True))
     lanes = math.prod(shape)
     index = np.arange(values**lanes)[:, None] // values ** np.arange(lanes) % values
-    joint = lot.support[index].reshape((-1, *shape, *lot.event_shape))
-    return np.broadcast_to(joint, (joint.shape[0], *lot.lane_shape, *lot.event_shape))
+    return lot.support[index].reshape((-1, *shape, *lot.event_shape))
