@@ -1,6 +1,6 @@
 """Compile time of ``SVI.update`` on many scalar sites, where XLA on CPU is slow.
 
-    python benchmarks/compile_time.py [--sites 10 30]
+python benchmarks/compile_time.py [--sites 10 30]
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ def of_objective(objective: Any, model: Any, guide: Any) -> Any:
 
 
 def of_estimator(estimator: Any) -> Any:
-    return of_objective(vipp.ELBO(), binary_model, vipp.with_estimators(binary_guide, {"z": estimator}))
+    return of_objective(
+        vipp.ELBO(), binary_model, vipp.with_estimators(binary_guide, {"z": estimator})
+    )
 
 
 def groups() -> dict[str, tuple[bool, float | None, dict[str, Any]]]:

@@ -1,7 +1,5 @@
 """Programmable variational inference for NumPyro and JAX."""
 
-from vipp_transforms import Automatic, Enumerate, Pathwise, ScoreFunction, SiteError
-
 from vipp.expectation import expectation
 from vipp.explain import Explanation, explain
 from vipp.fit import FitResult, NonFiniteError, fit
@@ -11,6 +9,7 @@ from vipp.program import Program
 from vipp.replicate import replicate
 from vipp.sample import sample, with_estimators
 from vipp.trace import Trace
+from vipp_transforms import Automatic, Enumerate, Pathwise, ScoreFunction, SiteError
 
 __all__ = [
     "ELBO",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-import vipp_transforms as vt
 from numpyro.primitives import Messenger
 
+import vipp_transforms as vt
 from vipp.distributions import lane_distribution, reparameterised
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import vipp_transforms as vt
 from numpyro.handlers import seed
 
+import vipp_transforms as vt
 from vipp.estimation import estimate
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import optax
-import vipp_transforms as vt
 from numpyro.infer import SVI
 from numpyro.primitives import Messenger
 
+import vipp_transforms as vt
 from vipp.distributions import lane_distribution
 from vipp.objective import Objective
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import vipp_transforms as vt
 from numpyro.handlers import seed
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 
+import vipp_transforms as vt
 from vipp.estimation import estimate
 from vipp.program import Program
 from vipp.replicate import positive_int
@@ -51,7 +51,13 @@ class Objective(NumPyroELBO):
         return f"{type(self).__name__}({arguments})"
 
     def draw(
-        self, rng_key: Any, params: Mapping[str, Any], model: Any, guide: Any, args: Any, kwargs: Any
+        self,
+        rng_key: Any,
+        params: Mapping[str, Any],
+        model: Any,
+        guide: Any,
+        args: Any,
+        kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
         """Run the objective once: its value and the mutable state. To be given to the engine."""
         plate_key, rng_key = jax.random.split(rng_key)

@@ -117,7 +117,11 @@ class Program:
         fn = self.fn
         if self.plate_key is not None:
             fn = seed(fn, self.plate_key, hide_types=["sample", "prng_key", "control_flow"])
-        with trace() as record, seed(rng_seed=key), _Given(self.params | self.mutable | data, given):
+        with (
+            trace() as record,
+            seed(rng_seed=key),
+            _Given(self.params | self.mutable | data, given),
+        ):
             result = fn(*self.args, **self.kwargs)
         for name, site in record.items():
             if site["type"] == "mutable":

@@ -2,7 +2,7 @@
 
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators import Enumerate, Pathwise, ScoreFunction
-from vipp_transforms.estimators.base import Axis, Estimator, Lot, Term
+from vipp_transforms.estimators.base import Axis, Estimator, Expansion, Lot, Source, Term
 from vipp_transforms.policy import Automatic
 from vipp_transforms.sites import lane_key, sample
 from vipp_transforms.surrogate import Plan, plan, run, surrogate
@@ -12,12 +12,14 @@ __all__ = [
     "Axis",
     "Enumerate",
     "Estimator",
+    "Expansion",
     "Lot",
     "Pathwise",
     "Plan",
     "SiteError",
-    "Term",
     "ScoreFunction",
+    "Source",
+    "Term",
     "lane_key",
     "plan",
     "run",

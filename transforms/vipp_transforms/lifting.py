@@ -116,9 +116,7 @@ def _free(run: Sequence[Any], made: set[Any]) -> list[Any]:
     return list(used)
 
 
-def _runs(
-    eqns: Sequence[Any], env: Env, nodes: Mapping[Any, Node]
-) -> list[tuple[bool, list[Any]]]:
+def _runs(eqns: Sequence[Any], env: Env, nodes: Mapping[Any, Node]) -> list[tuple[bool, list[Any]]]:
     """The equations ordered by number of names, cut into nodes and runs of equal names."""
     names: dict[Any, frozenset[str]] = {v: frozenset(x.axes) for v, x in env.items()}
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 
 from vipp_transforms.elimination import Elimination
-from vipp_transforms.estimators.base import Axis, Estimator, Lot, Term
+from vipp_transforms.estimators.base import Axis, Estimator, Expansion, Lot, Source, Term
 from vipp_transforms.estimators.enumerate import Enumerate, joint_size
 from vipp_transforms.estimators.score_function import ScoreFunction
 from vipp_transforms.staging import Program, Site
@@ -33,6 +32,8 @@ class Automatic:
     max_evaluations: int = 64
     biased: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    relaxed: ClassVar[bool] = False
+    orders: ClassVar[int | None] = None
 
     def validate(self, lot: Lot) -> None:
         """Every distribution fits one of the two."""
@@ -41,7 +42,7 @@ class Automatic:
         """Decided by :func:`choose`."""
         raise AssertionError("an Automatic estimator is replaced before it is used")
 
-    def expand(self, lot: Lot, draw: Callable[[], jax.Array]) -> jax.Array:
+    def expand(self, lot: Lot, source: Source) -> Expansion:
         """Decided by :func:`choose`."""
         raise AssertionError("an Automatic estimator is replaced before it is used")
 

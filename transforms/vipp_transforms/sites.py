@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms._jax import define_primitive
@@ -90,7 +91,9 @@ def finite_support(distribution: Any) -> np.ndarray | None:
     return values.reshape((values.shape[0], *distribution.event_shape))
 
 
-def over_lanes(fn: Callable[..., Any], lanes: tuple[Lanes, ...], *extra: bool) -> Callable[..., Any]:
+def over_lanes(
+    fn: Callable[..., Any], lanes: tuple[Lanes, ...], *extra: bool
+) -> Callable[..., Any]:
     """Map ``fn(*extra, *leaves)`` over a site's ``vmap`` lanes, outermost first."""
     for lane in reversed(lanes):
         axes = tuple(0 if varies else None for varies in (*extra, *lane.varies))
@@ -112,6 +115,45 @@ def lane_log_prob(
     return one(value, *leaves)
 
 
+class LaneSource:
+    """The :class:`~vipp_transforms.estimators.base.Source` of one site."""
+
+    def __init__(
+        self,
+        template: Template,
+        lanes: tuple[Lanes, ...],
+        key: Any,
+        leaves: Any,
+        drawn: jax.Array | None = None,
+    ):
+        self._template, self._lanes = template, lanes
+        self._key, self._leaves, self._drawn = key, leaves, drawn
+
+    def draw(self) -> jax.Array:
+        """One independent draw per lane."""
+        if self._drawn is None:
+            self._drawn = draw(self._template, self._lanes, self._key, self._leaves)
+        return self._drawn
+
+    def uniform(self) -> jax.Array:
+        """One independent uniform number per lane."""
+        if self._drawn is not None:
+            return self._drawn
+        shape = self._template.batch_shape
+        return self.map(lambda key, _: jax.random.uniform(key, shape))
+
+    def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
+        """``fn(key, distribution, *arrays)`` under every enclosing ``vmap``."""
+        count = len(arrays)
+
+        def one(key: Any, *rest: Any) -> Any:
+            distribution = self._template.build(rest[count:])
+            return fn(jax.random.fold_in(key, 1), distribution, *rest[:count])
+
+        mapped = over_lanes(one, self._lanes, True, *(True for _ in arrays))
+        return mapped(self._key, *arrays, *self._leaves)
+
+
 def split_keys(key: Any, num: int) -> Any:
     """``num`` keys for each key in an array of keys, along a new leading axis."""
 
@@ -124,7 +166,8 @@ def split_keys(key: Any, num: int) -> Any:
 
 
 def _sample_impl(key: Any, *leaves: Any, template: Template, lanes: tuple[Lanes, ...]) -> Any:
-    return draw(template, lanes, key, leaves)
+    value = draw(template, lanes, key, leaves)
+    return value.astype(jnp.result_type(float)) if template.estimator.relaxed else value
 
 
 def _sample_abstract(key: Any, *leaves: Any, template: Template, lanes: tuple[Lanes, ...]) -> Any:
@@ -133,11 +176,12 @@ def _sample_abstract(key: Any, *leaves: Any, template: Template, lanes: tuple[La
 
     shaped = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (key, *leaves)]
     out = jax.eval_shape(one, *shaped)
-    return jax.core.ShapedArray(out.shape, out.dtype)
+    dtype = jnp.result_type(float) if template.estimator.relaxed else out.dtype
+    return jax.core.ShapedArray(out.shape, dtype)
 
 
 def _to_front(operand: Any, dim: Any) -> Any:
-    return operand if dim is None else jax.numpy.moveaxis(operand, dim, 0)
+    return operand if dim is None else jnp.moveaxis(operand, dim, 0)
 
 
 def _sample_batch(

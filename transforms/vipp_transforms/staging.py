@@ -192,7 +192,14 @@ def _sites(eqns: list[Any]) -> dict[Any, Site]:
         var, (key, *leaves) = eqn.outvars[0], eqn.invars
         lane_shape = (*(lane.size for lane in lanes), *template.batch_shape)
         sites[var] = Site(
-            len(sites), name, template, lanes, key, tuple(leaves), var, lane_shape,
+            len(sites),
+            name,
+            template,
+            lanes,
+            key,
+            tuple(leaves),
+            var,
+            lane_shape,
             _stage_log_prob(template, lanes, var, leaves),
         )
     return sites

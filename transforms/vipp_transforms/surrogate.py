@@ -16,7 +16,7 @@ from vipp_transforms.elimination import Elimination, Layout, Step, eliminate
 from vipp_transforms.estimators.base import Axis, Term
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
 from vipp_transforms.policy import Choice, choose
-from vipp_transforms.sites import draw, split_keys
+from vipp_transforms.sites import LaneSource, split_keys
 from vipp_transforms.staging import Program, Site, stage
 from vipp_transforms.terms import Split, split, weights
 
@@ -137,7 +137,7 @@ class Evaluation:
             if axis is not None:
                 self.axes.add(axis)
         self.env: Env = {v: Lifted(x) for v, x in planned.program.env.items()}
-        self.log_probs: dict[int, Lifted] = {}
+        self.potentials: dict[int, tuple[Lifted, ...]] = {}
         # an entry that a mask hides may be infinite or not a number, and must still count nothing
         self.masked = any(e.primitive.name == "select_n" for e, _ in planned.split.opened)
 
@@ -177,7 +177,7 @@ class Evaluation:
     def _expand_drawless(self, site: Site) -> Lifted:
         choice, axis = self.plan.choices[site.index], self.axis_of[site.index]
         assert axis is not None
-        value = choice.estimator.expand(choice.lot, _no_draw)
+        value = choice.estimator.expand(choice.lot, _NO_SOURCE).value
         return self.axes.named(Lifted(value.astype(site.var.aval.dtype)), axis.name)
 
     def _expand(self, site: Site, choice: Choice, axis: Axis | None) -> Lifted:
@@ -186,18 +186,24 @@ class Evaluation:
             (keys,) = self.axes.apply(lambda k: [split_keys(k, axis.size)], key)
             key = self.axes.named(keys, axis.name)
 
-        leaves = [_value(self.env, v) for v in site.leaves]
-        (drawn,) = self.axes.apply(
-            lambda k, *xs: [draw(site.template, site.lanes, k, xs)], key, *leaves
-        )
+        operands = [key, *(_value(self.env, v) for v in site.leaves)]
         if self.draws is not None:
-            drawn = drawn._replace(array=self.draws(site, jnp.shape(drawn.array)))
-        (value,) = self.axes.apply(
-            lambda x: [choice.estimator.expand(choice.lot, lambda: x)], drawn
-        )
+            names = self.axes.union(operands)
+            shape = (*(self.axes.sizes[n] for n in names), *site.var.aval.shape)
+            operands.insert(0, Lifted(self.draws(site, shape), names))
+
+        def one(*inputs: Any) -> list[Any]:
+            drawn, (k, *leaves) = (inputs[0], inputs[1:]) if self.draws else (None, inputs)
+            source = LaneSource(site.template, site.lanes, k, leaves, drawn)
+            value, potentials = choice.estimator.expand(choice.lot, source)
+            return [value, *(potentials or ())]
+
+        results = self.axes.apply(one, *operands)
         if axis is not None and not axis.shared:
-            value = self.axes.named(value, axis.name)
-        return value
+            results = [self.axes.named(x, axis.name) for x in results]
+        if len(results) > 1:
+            self.potentials[site.index] = tuple(results[1:])
+        return results[0]
 
     # -- terms and their contraction ---------------------------------------------------------
 
@@ -232,13 +238,14 @@ class Evaluation:
             n for n, a in zip(step.site.lane_shape, step.lanes, strict=True) if a is None
         )
         axis = self.axis_of[step.site.index]
-        aligned = self._aligned_log_prob(step)
+        aligned = self._aligned_potentials(step)
         if axis is not None:
-            term, aligned = self.axes.front(term, axis.name), self.axes.front(aligned, axis.name)
+            term = self.axes.front(term, axis.name)
+            aligned = [self.axes.front(x, axis.name) for x in aligned]
         (result,) = self.axes.apply(
-            lambda value, log_prob: [estimator.contract(Term(value, log_prob, lanes, lot))],
+            lambda value, *potentials: [estimator.contract(Term(value, potentials, lanes, lot))],
             term,
-            aligned,
+            *aligned,
         )
         if axis is not None and axis.shared:
             result = self._settle(step, result, axis)
@@ -251,8 +258,8 @@ class Evaluation:
             return self.axes.named(result, axis.name)
         return self.axes.apply(lambda x: [jnp.mean(x, axis=0)], result)[0]
 
-    def _aligned_log_prob(self, step: Step) -> Lifted:
-        """The site's log density, summed over mixed lanes, its lanes at the term's axes."""
+    def _aligned_potentials(self, step: Step) -> list[Lifted]:
+        """The site's potentials, summed over mixed lanes, their lanes at the term's axes."""
         lanes, ndim = step.lanes, len(step.form.shape)
         summed = tuple(j for j, a in enumerate(lanes) if a is None)
         kept = [a for a in lanes if a is not None]
@@ -262,18 +269,17 @@ class Evaluation:
             x = jnp.transpose(x, sorted(range(len(kept)), key=kept.__getitem__))
             return [jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))]
 
-        return self.axes.apply(align, self.log_prob(step.site))[0]
+        if step.site.index not in self.potentials:
+            value = self.env[step.site.var]
+            self.potentials[step.site.index] = (self.log_prob(step.site, value),)
+        return [self.axes.apply(align, x)[0] for x in self.potentials[step.site.index]]
 
-    def log_prob(self, site: Site) -> Lifted:
-        """The log density of a site's values, one entry per lane."""
-        if site.index not in self.log_probs:
-            jaxpr, consts = _jax.open_jaxpr(site.log_prob)
-            constants = [Lifted(c) for c in consts]
-            fn = _jax.evaluator(jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars), jaxpr.outvars)
-            operands = [self.env[site.var], *(_value(self.env, v) for v in site.leaves)]
-            (self.log_probs[site.index],) = self.axes.apply(fn, *constants, *operands)
-        return self.log_probs[site.index]
+    def log_prob(self, site: Site, value: Lifted) -> Lifted:
+        """The log density of a site at ``value``, one entry per lane."""
+        jaxpr, consts = _jax.open_jaxpr(site.log_prob)
+        fn = _jax.evaluator(jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars), jaxpr.outvars)
+        leaves = [_value(self.env, v) for v in site.leaves]
+        return self.axes.apply(fn, *map(Lifted, consts), value, *leaves)[0]
 
 
-def _no_draw() -> jax.Array:
-    raise AssertionError("this estimator expands without drawing")
+_NO_SOURCE: Any = None  # for estimators that expand without drawing

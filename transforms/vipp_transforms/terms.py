@@ -124,7 +124,9 @@ def _linear_operands(eqn: Any, depends: Dependences) -> tuple[int, ...]:
         chosen = tuple(range(len(operands)))
     elif name in _SHAPES:
         chosen = (0,)
-    elif name == "select_n" and not random[0] and operands[0].aval.shape == eqn.outvars[0].aval.shape:
+    elif (
+        name == "select_n" and not random[0] and operands[0].aval.shape == eqn.outvars[0].aval.shape
+    ):
         chosen = tuple(range(1, len(operands)))
     elif name == "mul" and random[0] != random[1]:
         chosen = (random.index(True),)

@@ -52,21 +52,61 @@ class Lot(NamedTuple):
     mixed: tuple[bool, ...]
 
 
+class Source(Protocol):
+    """Where an estimator gets its randomness and the distribution from."""
+
+    def draw(self) -> jax.Array:
+        """One independent draw per lane, ``(*lanes, *event)``, without gradient."""
+        ...
+
+    def uniform(self) -> jax.Array:
+        """One independent uniform number in (0, 1) per lane, ``(*lanes,)``."""
+        ...
+
+    def map(self, fn: Callable[[Any, Any], Any], *arrays: jax.Array) -> Any:
+        """``fn(key, distribution, *arrays)`` under every enclosing ``vmap``.
+
+        ``arrays`` and the results have all lanes in front; inside ``fn`` only the distribution's
+        own batch axes are left. The key is independent of :meth:`draw`'s and :meth:`uniform`'s.
+        """
+        ...
+
+
+class Expansion(NamedTuple):
+    """The values at which the program is evaluated, and what ``contract`` needs to know of them.
+
+    Attributes:
+      value: a draw ``(*lanes, *event)`` or, along an own axis, ``(size, *lanes, *event)``.
+      potentials: arrays with one entry per lane, ``(*lanes,)`` or ``(size, *lanes)``, through which
+        the parameters enter; a term is given their sums over the lanes that it mixes. None for the
+        log density of the values.
+    """
+
+    value: jax.Array
+    potentials: tuple[jax.Array, ...] | None = None
+
+
 class Term(NamedTuple):
     """One term of the program's value, to be contracted over one site.
 
     Attributes:
       value: ``(size, *axes)`` along the estimator's axis; ``axes`` alone if it has none.
-      log_prob: the log density of the site's values, summed over the lanes that the term mixes and
-        broadcastable to ``value``: the probability of everything that one entry of the term saw.
+      potentials: those of the expansion, summed over the lanes that the term mixes and
+        broadcastable to ``value``: of everything that one entry of the term saw.
       lanes: the number of lanes that one entry saw.
       lot: the site.
     """
 
     value: jax.Array
-    log_prob: jax.Array
+    potentials: tuple[jax.Array, ...]
     lanes: int
     lot: Lot
+
+    @property
+    def log_prob(self) -> jax.Array:
+        """The log probability of what one entry saw, for an expansion without own potentials."""
+        (log_prob,) = self.potentials
+        return log_prob
 
 
 @runtime_checkable
@@ -77,6 +117,8 @@ class Estimator(Protocol):
       biased: whether the law holds only in a limit.
       draws: whether ``expand`` depends on a draw, hence on the distribution's parameters; if not,
         its values carry no axis but the estimator's own.
+      relaxed: whether its values are real numbers though the distribution is discrete.
+      orders: how many derivatives are unbiased; None for all.
     """
 
     @property
@@ -84,6 +126,12 @@ class Estimator(Protocol):
 
     @property
     def draws(self) -> bool: ...
+
+    @property
+    def relaxed(self) -> bool: ...
+
+    @property
+    def orders(self) -> int | None: ...
 
     def validate(self, lot: Lot) -> None:
         """Raise :class:`vipp_transforms.SiteError` where the site doesn't fit."""
@@ -93,8 +141,8 @@ class Estimator(Protocol):
         """The axis along which the site's values are expanded, None for a single draw."""
         ...
 
-    def expand(self, lot: Lot, draw: Callable[[], jax.Array]) -> jax.Array:
-        """The site's values: a draw ``(*lanes, *event)`` or, along an own axis, ``(size, *lanes, *event)``."""
+    def expand(self, lot: Lot, source: Source) -> Expansion:
+        """The site's values."""
         ...
 
     def contract(self, term: Term) -> jax.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators.base import Axis, Lot, Term
+from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Enumerate:
     max_evaluations: int = 65536
     biased: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    relaxed: ClassVar[bool] = False
+    orders: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_evaluations, int) or self.max_evaluations < 1:
@@ -73,10 +74,11 @@ class Enumerate:
         """An axis of its own with one entry per joint assignment of the mixed lanes."""
         return Axis(f"site:{lot.name}", joint_size(lot))
 
-    def expand(self, lot: Lot, draw: Callable[[], jax.Array]) -> jax.Array:
+    def expand(self, lot: Lot, source: Source) -> Expansion:
         """Every joint assignment of the mixed lanes; the other lanes all take the same value."""
         joint = jnp.asarray(joint_support(lot))
-        return jnp.broadcast_to(joint, (joint.shape[0], *lot.lane_shape, *lot.event_shape))
+        full = (joint.shape[0], *lot.lane_shape, *lot.event_shape)
+        return Expansion(jnp.broadcast_to(joint, full))
 
     def contract(self, term: Term) -> jax.Array:
         """The sum over the axis, weighted by probability; impossible values count for nothing."""

@@ -25,3 +25,5 @@ class Pathwise:
 
     biased: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    relaxed: ClassVar[bool] = False
+    orders: ClassVar[int | None] = None

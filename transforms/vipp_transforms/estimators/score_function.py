@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.estimators.base import Axis, Lot, Term
+from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,18 @@ class ScoreFunction:
     baseline: Literal["leave_one_out"] | None = None
     biased: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    relaxed: ClassVar[bool] = False
+    orders: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if isinstance(self.num_samples, bool) or not isinstance(self.num_samples, int):
-            raise ValueError(f"ScoreFunction: num_samples must be an int, got {self.num_samples!r}.")
+            raise ValueError(
+                f"ScoreFunction: num_samples must be an int, got {self.num_samples!r}."
+            )
         if self.num_samples < 1:
-            raise ValueError(f"ScoreFunction: num_samples must be positive, got {self.num_samples}.")
+            raise ValueError(
+                f"ScoreFunction: num_samples must be positive, got {self.num_samples}."
+            )
         if self.baseline not in (None, "leave_one_out"):
             raise ValueError(
                 f"ScoreFunction: baseline must be None or 'leave_one_out', got {self.baseline!r}."
@@ -75,9 +80,9 @@ class ScoreFunction:
             return None
         return Axis(f"samples:{self.num_samples}", self.num_samples, shared=True)
 
-    def expand(self, lot: Lot, draw: Callable[[], jax.Array]) -> jax.Array:
+    def expand(self, lot: Lot, source: Source) -> Expansion:
         """One draw (per trajectory)."""
-        return draw()
+        return Expansion(source.draw())
 
     def contract(self, term: Term) -> jax.Array:
         """The term times the density ratio, less the baseline times what the ratio adds."""
@@ -87,5 +92,3 @@ class ScoreFunction:
         others = term.value.sum(0, keepdims=True) - term.value
         baseline = jax.lax.stop_gradient(others / (self.num_samples - 1))
         return baseline + (term.value - baseline) * ratio
-
-
