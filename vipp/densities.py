@@ -36,7 +36,7 @@ class SiteDensity:
         return _scaled(self.log_prob, self.scale).sum()
 
     def per_plate(self, names: tuple[str, ...]) -> jax.Array:
-        """Its contribution for each element of the plates ``names``, before their subsampling scale."""
+        """The contribution per element of the plates ``names``, without their subsampling scale."""
         outside = [n for n in names if n not in self.plates]
         if outside:
             raise ValueError(

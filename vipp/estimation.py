@@ -52,7 +52,7 @@ def estimator_of(msg: Any) -> Any:
     if isinstance(asked, vt.Pathwise) and not reparameterised(fn):
         kind = type(lane_distribution(fn)).__name__.lstrip("_")
         raise vt.SiteError(
-            f"Site '{name}': Pathwise needs a distribution with a differentiable sampler (rsample), "
+            f"Site '{name}': Pathwise needs a distribution with a differentiable sampler, "
             f"got {kind}. Fix: use Enumerate() for a small finite support, or "
             "ScoreFunction(num_samples=2, baseline='leave_one_out')."
         )
@@ -80,6 +80,6 @@ def _refuse_in_control_flow(msg: Any) -> None:
     if not isinstance(estimator, vt.Pathwise):
         raise vt.SiteError(
             f"Site '{msg['name']}' is drawn inside numpyro's scan or cond with "
-            f"{estimator!r}; only Pathwise choices may be drawn there. Fix: use a reparameterisable "
-            "distribution, or draw it outside the loop under a plate."
+            f"{estimator!r}; only Pathwise choices may be drawn there. Fix: use a "
+            "reparameterisable distribution, or draw it outside the loop under a plate."
         )

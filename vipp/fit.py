@@ -112,7 +112,8 @@ def fit(
       >>> model = lambda: numpyro.sample("z", dist.Normal(3.0, 1.0))
       >>> guide = lambda: numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
       >>> result = vipp.fit(
-      ...     jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.03), 500, progress_bar=False)
+      ...     jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.03), 500,
+      ...     progress_bar=False)
       >>> abs(float(result.params["m"]) - 3.0) < 0.3
       True
     """

@@ -15,10 +15,11 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
-
 from vipp_transforms import axis_rules
 from vipp_transforms.axis_rules import axis_maps
 

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vipp
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.handlers import seed, substitute, trace
-
-import vipp
 
 
 def unmasked(fn):
@@ -82,7 +81,9 @@ def exact_bound(model, guide, args=(), *, particles=None, plates=(), fixed=None)
             p = _run(model, {**params, **fixed, **values}, args)
             log_w = _log_density(p, plates) - _log_density(q, plates)
             drawn = sum(unmasked(s["fn"]).log_prob(s["value"]).sum() for s in _latent(q).values())
-            ratio = math.prod(q[n]["args"][0] / np.size(q[n]["value"]) for n in plates if n in q)
+            ratio = math.prod(
+                q[n]["args"][0] / np.size(q[n]["value"]) for n in plates if n in q
+            )
             return log_w, drawn, ratio
 
         log_w, log_q, ratio = jax.vmap(one)(joint)
@@ -100,7 +101,9 @@ def check_unbiased(samples, exact, bias=0.05):
 
     Fails too when there are too few samples to see a relative ``bias``.
     """
-    for got, want in zip(jax.tree.leaves(samples), jax.tree.leaves(exact), strict=True):
+    for got, want in zip(
+        jax.tree.leaves(samples), jax.tree.leaves(exact), strict=True
+    ):
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
         error = got.std(0) / math.sqrt(len(got))
         size = np.abs(want).max()

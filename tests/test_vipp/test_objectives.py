@@ -1,5 +1,7 @@
 """ELBO and IWAE against bounds computed by brute force, in value and gradient."""
 
+import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -8,9 +10,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro import handlers
-
 import vipp
+from numpyro import handlers
 
 X3 = jnp.array([0.3, -1.2, 2.0])
 X23 = jnp.array([[0.5, -0.4, 1.1], [2.0, 0.1, -0.7]])

@@ -1,4 +1,4 @@
-"""The only place that touches JAX's jaxpr data structures, so that a JAX release is adapted to here.
+"""The only place that touches JAX's jaxpr data structures, so that a new JAX is met here.
 
 Everything is taken from the public ``jax.extend.core``; what differs between releases (the
 constructor of a jaxpr, the name of the jit primitive) is hidden behind the functions below.

@@ -29,9 +29,13 @@ class Distribution(Protocol):
     batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
 
-    def sample(self, key: Any) -> Any: ...
+    def sample(self, key: Any) -> Any:
+        """One draw, ``(*batch_shape, *event_shape)``."""
+        ...
 
-    def log_prob(self, value: Any) -> Any: ...
+    def log_prob(self, value: Any) -> Any:
+        """Log density, ``batch_shape``."""
+        ...
 
 
 class Template:
@@ -80,7 +84,7 @@ def _kind(distribution: Any) -> str:
 
 
 def finite_support(distribution: Any) -> np.ndarray | None:
-    """All values of one lane, shape ``(size, *event_shape)``, or None where there is no finite list."""
+    """All values of one lane, ``(size, *event_shape)``, or None if there is no finite list."""
     if not getattr(distribution, "has_enumerate_support", False):
         return None
     try:
@@ -239,7 +243,7 @@ def _typed(key: Any) -> Any:
 
 
 def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> jax.Array:
-    """Draw from ``distribution``; inside :func:`vipp_transforms.surrogate` its gradient is estimated.
+    """Draw a value whose gradient :func:`vipp_transforms.surrogate` estimates.
 
     Args:
       key: a PRNG key.

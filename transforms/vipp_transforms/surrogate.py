@@ -68,8 +68,8 @@ def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
         :func:`vipp_transforms.sample`. Keys are its own business.
 
     Returns:
-      A function of the same arguments returning ``(estimate, aux)``. ``jax.grad(..., has_aux=True)``
-      of it is unbiased. ``aux`` is that of one plain run, without gradient.
+      A function of the same arguments returning ``(estimate, aux)``; ``jax.grad`` of it (with
+      ``has_aux=True``) is unbiased. ``aux`` is that of one plain run, without gradient.
 
     Raises:
       SiteError: when called, where no sound estimator exists for a site as asked.
@@ -270,12 +270,12 @@ class Evaluation:
             return [jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))]
 
         if step.site.index not in self.potentials:
-            value = self.env[step.site.var]
-            self.potentials[step.site.index] = (self.log_prob(step.site, value),)
+            self.potentials[step.site.index] = (self.log_prob(step.site),)
         return [self.axes.apply(align, x)[0] for x in self.potentials[step.site.index]]
 
-    def log_prob(self, site: Site, value: Lifted) -> Lifted:
-        """The log density of a site at ``value``, one entry per lane."""
+    def log_prob(self, site: Site, value: Lifted | None = None) -> Lifted:
+        """The log density of a site at ``value`` (its own values), one entry per lane."""
+        value = self.env[site.var] if value is None else value
         jaxpr, consts = _jax.open_jaxpr(site.log_prob)
         fn = _jax.evaluator(jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars), jaxpr.outvars)
         leaves = [_value(self.env, v) for v in site.leaves]

@@ -17,7 +17,8 @@ def IWAE(  # noqa: N802
 ) -> jax.Array:
     r"""The importance weighted bound, tighter than the ELBO as the particles grow.
 
-    .. math:: \sum_i \frac{N}{n} E\Big[\log \frac1K \sum_{k=1}^K \frac{p(x_i, z_{ik})}{q(z_{ik})}\Big]
+    .. math::
+        \sum_i \frac{N}{n} E\Big[\log \frac1K \sum_{k=1}^K \frac{p(x_i, z_{ik})}{q(z_{ik})}\Big]
 
     with one bound for each element ``i`` of the plates that enclose the whole model (and their
     subsampling scale ``N / n``), as NumPyro's ``RenyiELBO`` has.

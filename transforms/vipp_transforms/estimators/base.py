@@ -111,27 +111,30 @@ class Term(NamedTuple):
 
 @runtime_checkable
 class Estimator(Protocol):
-    """How the gradient with respect to the parameters of one random choice is estimated.
-
-    Attributes:
-      biased: whether the law holds only in a limit.
-      draws: whether ``expand`` depends on a draw, hence on the distribution's parameters; if not,
-        its values carry no axis but the estimator's own.
-      relaxed: whether its values are real numbers though the distribution is discrete.
-      orders: how many derivatives are unbiased; None for all.
-    """
+    """How the gradient with respect to the parameters of one random choice is estimated."""
 
     @property
-    def biased(self) -> bool: ...
+    def biased(self) -> bool:
+        """Whether the law holds only in a limit."""
+        ...
 
     @property
-    def draws(self) -> bool: ...
+    def draws(self) -> bool:
+        """Whether ``expand`` depends on a draw, hence on the distribution's parameters.
+
+        If not, its values carry no axis but the estimator's own.
+        """
+        ...
 
     @property
-    def relaxed(self) -> bool: ...
+    def relaxed(self) -> bool:
+        """Whether its values are real numbers though the distribution is discrete."""
+        ...
 
     @property
-    def orders(self) -> int | None: ...
+    def orders(self) -> int | None:
+        """How many derivatives are unbiased; None for all."""
+        ...
 
     def validate(self, lot: Lot) -> None:
         """Raise :class:`vipp_transforms.SiteError` where the site doesn't fit."""
@@ -146,5 +149,5 @@ class Estimator(Protocol):
         ...
 
     def contract(self, term: Term) -> jax.Array:
-        """An unbiased estimate of the term's expectation; an own axis is gone, a shared one stays."""
+        """Estimate the term's expectation without bias; a shared axis stays, an own one goes."""
         ...

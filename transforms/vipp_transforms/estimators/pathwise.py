@@ -8,9 +8,9 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Pathwise:
-    r"""Differentiate through the sampler: :math:`x = g(\theta, \epsilon)`, noise free of parameters.
+    r"""Differentiate through the sampler :math:`x = g(\theta, \epsilon)`, the noise being fixed.
 
-    .. math:: \nabla_\theta E[f(x)] = E_\epsilon[\nabla_x f(x)\, \partial_\theta g(\theta, \epsilon)]
+    .. math:: \nabla_\theta E[f(x)] = E_\epsilon[\nabla f(x)\, \partial_\theta g(\theta, \epsilon)]
 
     A pathwise choice is ordinary JAX: the engine never sees it and it costs nothing.
 
