@@ -54,8 +54,9 @@ class SiteDensity:
 
 
 def _scaled(log_prob: jax.Array, scale: Any) -> jax.Array:
-    unit = scale is None or (isinstance(scale, int | float) and scale == 1)
-    return log_prob if unit else scale * log_prob
+    if scale is None or (isinstance(scale, int | float) and scale == 1):
+        return log_prob
+    return scale * log_prob
 
 
 def site_densities(trace: Mapping[str, Any]) -> list[SiteDensity]:

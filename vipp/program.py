@@ -120,7 +120,7 @@ class Program:
         with (
             trace() as record,
             seed(rng_seed=key),
-            _Given(self.params | self.mutable | data, given),
+            _Given({**self.params, **self.mutable, **data}, given),
         ):
             result = fn(*self.args, **self.kwargs)
         for name, site in record.items():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax import core as jax_core
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
@@ -55,6 +56,11 @@ def sub_jaxprs(eqn: Any) -> list[Any]:
             if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
                 found.append(item)
     return found
+
+
+def shaped_array(shape: tuple[int, ...], dtype: Any) -> Any:
+    """The abstract value of an array."""
+    return jax_core.ShapedArray(shape, dtype)
 
 
 def fresh_like(var: Any) -> Any:

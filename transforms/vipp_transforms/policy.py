@@ -104,8 +104,9 @@ def _demote(program: Program, step: Any, choices: dict[int, Choice]) -> None:
         return joint_size(choices[i].lot)
 
     chosen = sorted(filter(automatic, together), key=size)
-    limits = [by_index[i].template.estimator.max_evaluations for i in chosen]
-    while chosen and math.prod(map(size, chosen)) > min(limits):
+    policies = [by_index[i].template.estimator for i in chosen]
+    limit = min((p.max_evaluations for p in policies if isinstance(p, Automatic)), default=1)
+    while chosen and math.prod(map(size, chosen)) > limit:
         worst = chosen.pop()
         choices[worst] = choices[worst]._replace(
             estimator=_FALLBACK, reason="enumerating it with the others costs too much"

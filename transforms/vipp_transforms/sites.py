@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipp_transforms._jax import define_primitive
+from vipp_transforms._jax import define_primitive, shaped_array
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import Estimator
 from vipp_transforms.estimators.pathwise import Pathwise
@@ -181,7 +181,7 @@ def _sample_abstract(key: Any, *leaves: Any, template: Template, lanes: tuple[La
     shaped = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (key, *leaves)]
     out = jax.eval_shape(one, *shaped)
     dtype = jnp.result_type(float) if template.estimator.relaxed else out.dtype
-    return jax.core.ShapedArray(out.shape, dtype)
+    return shaped_array(out.shape, dtype)
 
 
 def _to_front(operand: Any, dim: Any) -> Any:
@@ -237,7 +237,7 @@ def lane_key(key: Any, distribution: Any) -> Any:
 
 
 def _typed(key: Any) -> Any:
-    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     return jax.random.wrap_key_data(key)
 

@@ -70,7 +70,7 @@ def _gains(program: Program, depends: Dependences, linear: Mapping[int, Any]) ->
     Separating something random with other lanes is always worth it. Separating something that is
     not random at all is so only between whole terms, not inside the formula of one.
     """
-    gains: dict[Any, bool] = {}
+    gains: dict[Any, _Gain] = {}
     for eqn in program.eqns:
         operands = [eqn.invars[i] for i in linear[id(eqn)]]
         if not operands:

@@ -10,7 +10,7 @@ estimators in one program is then unbiased.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -111,30 +111,20 @@ class Term(NamedTuple):
 
 @runtime_checkable
 class Estimator(Protocol):
-    """How the gradient with respect to the parameters of one random choice is estimated."""
+    """How the gradient with respect to the parameters of one random choice is estimated.
 
-    @property
-    def biased(self) -> bool:
-        """Whether the law holds only in a limit."""
-        ...
+    Attributes:
+      biased: whether the law holds only in a limit.
+      draws: whether ``expand`` depends on a draw, hence on the distribution's parameters; if not,
+        its values carry no axis but the estimator's own.
+      relaxed: whether its values are real numbers though the distribution is discrete.
+      orders: how many derivatives are unbiased; None for all.
+    """
 
-    @property
-    def draws(self) -> bool:
-        """Whether ``expand`` depends on a draw, hence on the distribution's parameters.
-
-        If not, its values carry no axis but the estimator's own.
-        """
-        ...
-
-    @property
-    def relaxed(self) -> bool:
-        """Whether its values are real numbers though the distribution is discrete."""
-        ...
-
-    @property
-    def orders(self) -> int | None:
-        """How many derivatives are unbiased; None for all."""
-        ...
+    biased: ClassVar[bool]
+    draws: ClassVar[bool]
+    relaxed: ClassVar[bool]
+    orders: ClassVar[int | None]
 
     def validate(self, lot: Lot) -> None:
         """Raise :class:`vipp_transforms.SiteError` where the site doesn't fit."""
