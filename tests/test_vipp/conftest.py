@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import vipp
+import vipp_transforms as vt
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.handlers import seed, substitute, trace
+from vipp_transforms.surrogate import Evaluation
 
 
 def unmasked(fn):
@@ -66,56 +68,100 @@ def _log_density(record, plates):
     return total
 
 
+def outcomes(guide, params, args=(), fixed=None):
+    """Every joint value of the guide's latent sites (leading axis), and their log probability."""
+    fixed = fixed or {}
+    joint = _assignments(_run(guide, {**params, **fixed}, args))
+
+    def log_prob(values):
+        record = _run(guide, {**params, **fixed, **values}, args)
+        return sum(unmasked(s["fn"]).log_prob(s["value"]).sum() for s in _latent(record).values())
+
+    return joint, jax.vmap(log_prob)(joint)
+
+
+def _picks(num, count):
+    """All ways to draw ``count`` times from ``num`` outcomes."""
+    return np.array(list(itertools.product(range(num), repeat=count)))
+
+
 def exact_bound(model, guide, args=(), *, particles=None, plates=(), fixed=None):
-    """``params -> bound``: E log q-weighted mean over ``particles`` (None: the ELBO), enumerated.
+    """``params -> bound``, enumerated over all draws of all particles (None: the ELBO).
 
     ``plates``: one bound for each of their elements. ``fixed``: values of subsampled plates.
     """
     fixed = fixed or {}
 
     def bound(params):
-        joint = _assignments(_run(guide, {**params, **fixed}, args))
+        joint, log_q = outcomes(guide, params, args, fixed)
 
-        def one(values):
+        def log_weight(values):
             q = _run(guide, {**params, **fixed, **values}, args)
             p = _run(model, {**params, **fixed, **values}, args)
-            log_w = _log_density(p, plates) - _log_density(q, plates)
-            drawn = sum(unmasked(s["fn"]).log_prob(s["value"]).sum() for s in _latent(q).values())
-            ratio = math.prod(
-                q[n]["args"][0] / np.size(q[n]["value"]) for n in plates if n in q
-            )
-            return log_w, drawn, ratio
+            return _log_density(p, plates) - _log_density(q, plates)
 
-        log_w, log_q, ratio = jax.vmap(one)(joint)
-        count = particles or 1
-        picks = np.array(list(itertools.product(range(len(log_q)), repeat=count)))
-        weight = jnp.exp(log_q[picks].sum(1))
+        log_w, count = jax.vmap(log_weight)(joint), particles or 1
+        picks = _picks(len(log_q), count)
         several = jax.scipy.special.logsumexp(log_w[picks], axis=1) - math.log(count)
-        return ratio[0] * (weight * several.reshape((len(weight), -1)).sum(1)).sum()
+        each = several.reshape((len(picks), -1)).sum(1)
+        record = _run(guide, {**params, **fixed}, args)
+        sizes = [(record[n]["args"][0], np.size(record[n]["value"])) for n in plates if n in record]
+        ratio = math.prod(full / taken for full, taken in sizes)
+        return ratio * (jnp.exp(log_q[picks].sum(1)) * each).sum()
 
     return bound
 
 
-def check_unbiased(samples, exact, bias=0.05):
-    """The mean of ``samples`` (a pytree, leading axis draws) is ``exact``.
+def exact_mean(objective, model, guide, params, args=(), *, draws=1, fixed=None):
+    """The expected value and gradient of the estimator itself, over all it may draw.
 
-    Fails too when there are too few samples to see a relative ``bias``.
+    ``draws``: how many independent draws it takes of each site, particles times samples.
     """
-    for got, want in zip(
-        jax.tree.leaves(samples), jax.tree.leaves(exact), strict=True
-    ):
-        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-        error = got.std(0) / math.sqrt(len(got))
-        size = np.abs(want).max()
-        assert np.isfinite(got).all()
-        assert error.max() <= bias * size / 4, f"too few samples: {error.max()} for {size}"
-        np.testing.assert_array_less(np.abs(got.mean(0) - want), 4.5 * error + 1e-5 * (1 + size))
+
+    def estimate(params, pick):
+        planned = vt.plan(objective.draw, jax.random.key(0), params, model, guide, args, {})
+
+        def drawn(site, shape):
+            values = joint[site.template.name][pick]
+            return values.reshape(shape).astype(site.var.aval.dtype)
+
+        return Evaluation(planned, drawn).value()
+
+    joint, log_q = jax.jit(lambda p: outcomes(guide, p, args, fixed))(params)
+    picks = _picks(len(log_q), draws)
+    weight = jnp.exp(log_q[picks].sum(1))
+
+    def mean(params):
+        return (weight * jax.vmap(estimate, in_axes=(None, 0))(params, picks)).sum()
+
+    return jax.jit(jax.value_and_grad(mean))(params)
+
+
+def check_unbiased(drawn, exact, bias=0.05):
+    """The means of ``drawn``, a value and gradients with a leading axis of draws, are ``exact``.
+
+    Fails too when there are too few draws to see a relative ``bias`` in the value, or in the
+    largest entry of the gradient.
+    """
+    _check_mean(drawn[:1], exact[:1], bias)
+    _check_mean(drawn[1:], exact[1:], bias)
+
+
+def _check_mean(drawn, exact, bias):
+    got = [np.asarray(x, np.float64) for x in jax.tree.leaves(drawn)]
+    want = [np.asarray(x, np.float64) for x in jax.tree.leaves(exact)]
+    size = max(np.abs(x).max() for x in want)
+    for g, w in zip(got, want, strict=True):
+        error = g.std(0) / math.sqrt(len(g))
+        assert np.isfinite(g).all()
+        assert error.max() <= bias * size / 4, f"too few draws: error {error.max()} of {size}"
+        np.testing.assert_array_less(np.abs(g.mean(0) - w), 4.5 * error + 1e-5 * (1 + size))
 
 
 @pytest.fixture
 def reference():
     """The brute-force references."""
-    return SimpleNamespace(bound=exact_bound, unmasked=unmasked, check_unbiased=check_unbiased)
+    return SimpleNamespace(bound=exact_bound, mean=exact_mean, check_unbiased=check_unbiased)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from numpyro import handlers
 
 X3 = jnp.array([0.3, -1.2, 2.0])
 X23 = jnp.array([[0.5, -0.4, 1.1], [2.0, 0.1, -0.7]])
-PLATED = {"l": jnp.array([0.4, -0.9, 1.3])}
+X22 = X23[:, :2]
+PLATED = {"l": jnp.array([1.4, -0.9, -1.2])}  # far from the optimum: large gradients
 
 
 class Case(NamedTuple):
@@ -35,7 +36,7 @@ def scalar():
     def guide():
         numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("l", 0.0)))
 
-    return Case(model, guide, {"l": jnp.array(0.4)})
+    return Case(model, guide, {"l": jnp.array(-1.0)})
 
 
 def plate():
@@ -67,20 +68,20 @@ def shared_parameter():
 
 def nested_plates():
     def model():
-        with numpyro.plate("B", 3, dim=-1):
+        with numpyro.plate("B", 2, dim=-1):
             z = numpyro.sample("z", dist.Bernoulli(0.3))
             with numpyro.plate("A", 2, dim=-2):
                 y = numpyro.sample("y", dist.Bernoulli(0.2 + 0.5 * z))
-                numpyro.sample("x", dist.Normal(2.0 * y - z, 1.0), obs=X23)
+                numpyro.sample("x", dist.Normal(2.0 * y - z, 1.0), obs=X22)
 
     def guide():
         w = numpyro.param("w", 0.3)
-        with numpyro.plate("B", 3, dim=-1):
-            z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("l", jnp.zeros(3))))
+        with numpyro.plate("B", 2, dim=-1):
+            z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("l", jnp.zeros(2))))
             with numpyro.plate("A", 2, dim=-2):
                 numpyro.sample("y", dist.Bernoulli(logits=w + z))
 
-    return Case(model, guide, {**PLATED, "w": jnp.array(-0.6)}, ("B",))
+    return Case(model, guide, {"l": jnp.array([1.4, -0.9]), "w": jnp.array(-0.6)}, ("B",))
 
 
 def crossed_plates():
@@ -246,7 +247,7 @@ def wide_support():
     def guide():
         numpyro.sample("z", dist.Binomial(20, logits=numpyro.param("l", 0.0)))
 
-    return Case(model, guide, {"l": jnp.array(0.4)})
+    return Case(model, guide, {"l": jnp.array(-1.0)})
 
 
 CASES = {
@@ -287,18 +288,18 @@ def test_enumerated_bound_is_exact(name, particles, reference, bound_and_grad):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_score_function_is_unbiased(name, reference, bound_and_grad):
+def test_score_function_is_unbiased(name, reference):
+    """Its expectation over its own draws, computed exactly."""
     model, guide, params, plates = CASES[name]()
     exact = jax.jit(jax.value_and_grad(reference.bound(model, guide)))(params)
-    guide = with_all(guide, vipp.ScoreFunction(num_samples=2, baseline="leave_one_out"))
-    drawn = bound_and_grad(vipp.ELBO(), model, guide, params, keys=40_000)
-    reference.check_unbiased(drawn, exact)
+    baselined = vipp.ScoreFunction(num_samples=2, baseline="leave_one_out")
+    agree(reference.mean(vipp.ELBO(), model, with_all(guide, baselined), params, draws=2), exact)
 
 
-@pytest.mark.parametrize("name", ["plate", "scaled", "nested_plates", "mixture"])
-def test_default_iwae_is_unbiased(name, reference, bound_and_grad):
+@pytest.mark.parametrize("name", CASES)
+def test_score_function_iwae_is_unbiased(name, reference):
     model, guide, params, plates = CASES[name]()
     exact = jax.jit(jax.value_and_grad(reference.bound(model, guide, particles=2, plates=plates)))
     guide = with_all(guide, vipp.ScoreFunction())
-    drawn = bound_and_grad(vipp.IWAE(num_particles=2), model, guide, params, keys=60_000)
-    reference.check_unbiased(drawn, exact(params))
+    mean = reference.mean(vipp.IWAE(num_particles=2), model, guide, params, draws=2)
+    agree(mean, exact(params))

@@ -41,7 +41,7 @@ def join(parts: Iterable[Dependence]) -> Dependence:
 def relabel(dependence: Dependence, axis_map: Sequence[int | None]) -> Dependence:
     """The dependence after axis ``a`` of the value became axis ``axis_map[a]``."""
     return {
-        site: tuple(MIXED if a is MIXED else axis_map[a] for a in axes)
+        site: tuple(MIXED if a is None else axis_map[a] for a in axes)
         for site, axes in dependence.items()
     }
 

@@ -106,7 +106,7 @@ def layout(shape: tuple[int, ...], depends: Dependence) -> Layout:
     owners: dict[int, tuple[int, int]] = {}
     for site in sorted(depends):
         for lane, axis in enumerate(depends[site]):
-            if axis is not MIXED:
+            if axis is not None:
                 owners.setdefault(axis, (site, lane))
     axes = tuple(sorted(owners, key=owners.__getitem__))
     moved: list[int | None] = [MIXED] * len(shape)
