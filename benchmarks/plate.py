@@ -28,7 +28,7 @@ GENJAX = {1: 1.0, 4: 4.4, 16: 16.5, 64: 64.5}  # GenJAX 1.0, measured on an exam
 def model(n: int) -> None:
     with numpyro.plate("rows", n):
         z = numpyro.sample("z", dist.Bernoulli(probs=jnp.full(n, 0.5)))
-        numpyro.factor("reward", 2.0 * z)
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=jnp.full(n, -0.5))
 
 
 def guide(n: int) -> None:
@@ -42,7 +42,7 @@ def naive(key: Any, params: Any, n: int) -> jax.Array:
     q = dist.Bernoulli(logits=params["logits"])
     z = jax.lax.stop_gradient(q.sample(key))
     log_q = q.log_prob(z).sum()
-    f = (2.0 * z + jnp.log(0.5)).sum() - log_q
+    f = (dist.Normal(z, 0.5).log_prob(-0.5) + jnp.log(0.5)).sum() - log_q
     return f * jnp.exp(log_q - jax.lax.stop_gradient(log_q))
 
 

@@ -63,6 +63,22 @@ def shaped_array(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax_core.ShapedArray(shape, dtype)
 
 
+def scan_arity(eqn: Any) -> tuple[int, int]:
+    """The number of constants and of carried values of a ``scan``.
+
+    Its parameters are named differently from release to release; the shapes say it in all: what is
+    scanned or stacked has one axis more outside the body than inside.
+    """
+    body, _ = open_jaxpr(eqn.params["jaxpr"])
+
+    def same(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        pairs = zip(outer, inner, strict=True)
+        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+    carried = same(eqn.outvars, body.outvars)
+    return same(eqn.invars, body.invars) - carried, carried
+
+
 def fresh_like(var: Any) -> Any:
     """A new variable with the type of ``var``."""
     return Var(var.aval)

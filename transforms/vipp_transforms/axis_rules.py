@@ -6,9 +6,10 @@ operand `i` apart along its axis `b`: for every index k,
     outputs[o][..., k, ...] (k on axis b) depends on operand i only through
     operands[i][..., k, ...] (k on axis a),
 
-whatever the values of the operands. Both axes then have the same size. `None` claims nothing: the
-lanes may be mixed, summed away or cut. That is always sound and only costs precision, so a
-primitive without a rule (every higher-order one, for instance) gets `None` throughout.
+whatever the values of the operands and up to rounding (a kernel may iterate until the whole batch
+has converged). Both axes then have the same size. `None` claims nothing: the lanes may be mixed,
+summed away or cut. That is always sound and only costs precision, so a primitive without a rule
+(every higher-order one, for instance) gets `None` throughout.
 
 Claims are about one operand and one axis at a time: two axes of one operand may both be claimed,
 and a claim about one operand says nothing about another. What they are worth in a whole program,
@@ -105,6 +106,11 @@ def _all_but(param: str) -> Rule:
         return [[_aligned(src, out, lost) for src in ins] for out in outs]
 
     return rule
+
+
+def _top_k(eqn: Eqn, ins: list[Shape], outs: list[Shape]) -> list[list[Claims]]:
+    lost = {eqn.params.get("axis", -1) % len(ins[0])}  # older JAX knows only the last axis
+    return [[_aligned(ins[0], out, lost)] for out in outs]
 
 
 def _pad(eqn: Eqn, ins: list[Shape], outs: list[Shape]) -> list[list[Claims]]:
@@ -295,7 +301,8 @@ _TABLE: dict[str, Rule] = {
     """: _elementwise,
     "optimization_barrier device_put pvary": _one_to_one,
     "bitcast_convert_type to_edtype from_edtype random_wrap random_unwrap": _leading,
-    "cumsum cumprod cummax cummin cumlogsumexp top_k": _all_but("axis"),
+    "cumsum cumprod cummax cummin cumlogsumexp": _all_but("axis"),
+    "top_k": _top_k,
     "sort": _all_but("dimension"),
     "rev": _all_but("dimensions"),
     "pad": _pad,

@@ -128,7 +128,7 @@ def _cond(eqn: Any, inputs: list[Dependence]) -> list[Dependence]:
 
 def _scan(eqn: Any, inputs: list[Dependence]) -> list[Dependence]:
     """Carry to a fixed point; lanes along the scanned axis are mixed, the others stay apart."""
-    consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carried = _jax.scan_arity(eqn)
     fixed, carry = inputs[:consts], inputs[consts : consts + carried]
     sliced = [relabel(d, _shifted(v, -1)) for d, v in _after(inputs, eqn.invars, consts + carried)]
     while True:

@@ -7,7 +7,9 @@ how its gradient is to be estimated, and along which leading axes the draws are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -232,14 +234,39 @@ def lane_key(key: Any, distribution: Any) -> Any:
     Without it a reparameterised draw under ``vmap`` would share its noise between lanes while a
     draw with any other estimator would not: changing the estimator must not change the program.
     """
-    leaves = [x for x in jax.tree_util.tree_leaves(distribution) if isinstance(x, jax.Array)]
-    return lane_key_p.bind(_typed(key), *(jax.lax.stop_gradient(x) for x in leaves))
+    leaves = jax.tree_util.tree_leaves(distribution)
+    traced = [jax.lax.stop_gradient(x) for x in leaves if isinstance(x, jax.core.Tracer)]
+    return lane_key_p.bind(_typed(key), *traced) if traced else key
 
 
 def _typed(key: Any) -> Any:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     return jax.random.wrap_key_data(key)
+
+
+class NeedsStaging(BaseException):
+    """A program run as it is met a choice that is not pathwise.
+
+    Not an ``Exception``, so that no handler of the program's own takes it for an error.
+    """
+
+
+class _Mode(threading.local):
+    direct = False
+
+
+_MODE = _Mode()
+
+
+@contextlib.contextmanager
+def running_directly(direct: bool) -> Iterator[None]:
+    """Whether a choice that is not pathwise raises :class:`NeedsStaging` or becomes a site."""
+    before, _MODE.direct = _MODE.direct, direct
+    try:
+        yield
+    finally:
+        _MODE.direct = before
 
 
 def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> jax.Array:
@@ -256,5 +283,7 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
     """
     if isinstance(estimator, Pathwise):
         return distribution.sample(lane_key(key, distribution))
+    if _MODE.direct:
+        raise NeedsStaging(name)
     template = Template(distribution, name, estimator)
     return sample_p.bind(_typed(key), *template.leaves(distribution), template=template, lanes=())

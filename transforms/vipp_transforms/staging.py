@@ -10,7 +10,14 @@ import jax
 
 from vipp_transforms import _jax
 from vipp_transforms.errors import SiteError
-from vipp_transforms.sites import Lanes, Template, lane_key_p, lane_log_prob, sample_p
+from vipp_transforms.sites import (
+    Lanes,
+    Template,
+    lane_key_p,
+    lane_log_prob,
+    running_directly,
+    sample_p,
+)
 
 Atom = Any  # a variable or a literal of a jaxpr
 
@@ -80,8 +87,9 @@ def stage(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
         inner_args, inner_kwargs = jax.tree_util.tree_unflatten(treedef, merged)
         return fn(*inner_args, **inner_kwargs)
 
-    closed, shape = _jax.trace(flat, *arrays)
-    _check_scalar(shape[0])
+    with running_directly(False):
+        closed, shape = _jax.trace(flat, *arrays)
+    check_scalar(shape[0])
     jaxpr, consts = _jax.open_jaxpr(closed)
     env = dict(zip(jaxpr.constvars, consts, strict=True))
     env |= dict(zip(jaxpr.invars, arrays, strict=True))
@@ -95,20 +103,21 @@ def stage(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     return Program(env, tuple(eqns), sites, out, tuple(aux), aux_tree, jaxpr)
 
 
-def _check_scalar(shape: Any) -> None:
-    leaves = jax.tree_util.tree_leaves(shape)
+def check_scalar(value: Any) -> None:
+    """Raise unless ``value`` (or its shape) is a real scalar."""
+    leaves = [jax.typeof(x) if isinstance(x, jax.Array) else x for x in jax.tree.leaves(value)]
     ok = (
         len(leaves) == 1
-        and leaves[0] is shape
-        and shape.shape == ()
-        and jax.numpy.issubdtype(shape.dtype, jax.numpy.floating)
+        and not isinstance(value, dict | list | tuple)
+        and leaves[0].shape == ()
+        and jax.numpy.issubdtype(leaves[0].dtype, jax.numpy.floating)
     )
     if ok:
         return
     got = ", ".join(f"{x.dtype}{list(x.shape)}" for x in leaves) or "nothing"
     raise ValueError(
         "The value whose expectation is wanted must be a real scalar (a float of shape ()), "
-        f"got {got} in a {type(shape).__name__}. Fix: sum or average over the remaining axes."
+        f"got {got} in a {type(value).__name__}. Fix: sum or average over the remaining axes."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vipp_transforms import _jax
 from vipp_transforms.dependence import Dependences
@@ -16,8 +17,8 @@ from vipp_transforms.elimination import Elimination, Layout, Step, eliminate
 from vipp_transforms.estimators.base import Axis, Term
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
 from vipp_transforms.policy import Choice, choose
-from vipp_transforms.sites import LaneSource, split_keys
-from vipp_transforms.staging import Program, Site, stage
+from vipp_transforms.sites import LaneSource, NeedsStaging, running_directly, split_keys
+from vipp_transforms.staging import Program, Site, check_scalar, stage
 from vipp_transforms.terms import Split, split, weights
 
 
@@ -92,7 +93,14 @@ def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def estimate(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
-        return run(plan(fn, *args, **kwargs))
+        try:
+            with running_directly(True):
+                value, aux = fn(*args, **kwargs)
+        except NeedsStaging:
+            return run(plan(fn, *args, **kwargs))
+        value = jnp.asarray(value) if isinstance(value, float | np.floating) else value
+        check_scalar(value)
+        return value, aux  # all pathwise: the program is its own estimator
 
     return estimate
 

@@ -1,0 +1,246 @@
+"""Expectations without sampling error: an estimator averaged over its own draws, and the truth.
+
+A *program* is a function of ``(theta, rv)`` that draws with ``rv(name, distribution)``, returns a
+scalar and knows no engine. `Engine` runs it under `vipp_transforms`; `Given` runs it as plain
+Python at given values, lanes one after the other, and adds up their log probabilities. So the two
+sides share nothing but the program's formulas.
+"""
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import vipp_transforms as vt
+from vipp_transforms.surrogate import Evaluation
+
+LARGEST = 2**17  # joint assignments of one estimate
+
+
+class Moments(NamedTuple):
+    """The expected value, gradient and Hessian-vector product, and the total probability."""
+
+    value: Any
+    grad: Any
+    curvature: Any
+    mass: Any
+
+
+class Grid(NamedTuple):
+    """A finite stand-in for a support: ``sum_k exp(log_weight_k) q(values_k) f(values_k)``.
+
+    With equal spacing on the real line this is the trapezoid rule, whose error for a smooth density
+    and integrand falls off exponentially; other supports are mapped to the real line.
+    """
+
+    values: np.ndarray
+    log_weights: np.ndarray
+
+
+class Engine:
+    """Draws through the engine."""
+
+    def __init__(self, key, estimators, default=None):
+        self.key, self.estimators, self.default = key, estimators, default
+
+    def __call__(self, name, distribution):
+        estimator = self.estimators.get(name, self.default)
+        return vt.sample(_key(self.key, name), distribution, estimator, name=name)
+
+    def noise(self, name, loc, scale):
+        return vt.sample(_key(self.key, name), dist.Normal(loc, scale), vt.Pathwise(), name=name)
+
+    def lanes(self, fn, size, *args, keys=True):
+        """``fn(rv, *args[i])`` for every ``i``, stacked; with one key for all lanes or one each."""
+        key = jax.random.split(self.key, size) if keys else self.key
+        run = lambda k, *xs: fn(Engine(k, self.estimators, self.default), *xs)
+        return jax.vmap(run, in_axes=(0 if keys else None, *(0 for _ in args)))(key, *args)
+
+
+class Given:
+    """Draws are given, or (``values=None``) recorded as what must be given."""
+
+    def __init__(self, key, grids, values=None, path=(), log_probs=None, needs=None):
+        self.key, self.grids, self.values, self.path = key, grids, values, path
+        self.log_probs = [] if log_probs is None else log_probs
+        self.needs = {} if needs is None else needs
+
+    def __call__(self, name, d):
+        label = (name, *self.path)
+        if self.values is None:
+            grid = self.grids.get(name) or _support(d)
+            self.needs[label] = grid, d.batch_shape, d.event_shape
+            fill = jnp.asarray(grid.values[0])
+            return jnp.broadcast_to(fill, (*d.batch_shape, *d.event_shape))
+        self.log_probs.append(d.log_prob(self.values[label]).sum())
+        return self.values[label]
+
+    def noise(self, name, loc, scale):
+        shape = jnp.broadcast_shapes(jnp.shape(loc), jnp.shape(scale))
+        return loc + scale * jax.random.normal(_key(self.key, name), shape)
+
+    def lanes(self, fn, size, *args, keys=True):
+        split = jax.random.split(self.key, size)
+        each = [
+            fn(
+                Given(split[i], self.grids, self.values, (*self.path, i), self.log_probs, self.needs),
+                *(x[i] for x in args),
+            )
+            for i in range(size)
+        ]
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *each)
+
+
+def _key(key, name):
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) >> 1)
+
+
+def _support(d):
+    with jax.ensure_compile_time_eval():
+        values = np.asarray(d.enumerate_support(expand=False))
+    return Grid(values.reshape(values.shape[0], *d.event_shape), np.zeros(values.shape[0]))
+
+
+def _assignments(needs):
+    """All joint values, ``label -> (n, *shape)``, and the log weight of each."""
+    size = math.prod(len(grid.values) ** count for grid, count, _ in needs.values())
+    assert size <= LARGEST, f"{size} joint assignments"
+    index, values, log_weights = np.arange(size), {}, np.zeros(size)
+    for label, (grid, count, shape) in needs.items():
+        digits = np.zeros((size, count), int)
+        for j in range(count):
+            digits[:, j] = index % len(grid.values)
+            index = index // len(grid.values)
+        values[label] = grid.values[digits].reshape(size, *shape)
+        log_weights += grid.log_weights[digits].sum(1)
+    return values, log_weights
+
+
+def _direction(theta):
+    return jnp.asarray(np.linspace(1.0, -0.5, theta.size).reshape(theta.shape), theta.dtype)
+
+
+def _derivatives(fn, theta, orders):
+    """Value, gradient, the Hessian times a fixed direction; and ``fn``'s second output."""
+    slope = lambda t: jax.value_and_grad(fn, has_aux=True)(t)
+    if orders < 2:
+        (value, aux), grad = slope(theta)
+        return (value, grad, jnp.full_like(grad, jnp.nan)), aux
+    ((value, aux), grad), (_, curvature) = jax.jvp(slope, (theta,), (_direction(theta),))
+    return (value, grad, curvature), aux
+
+
+def _compiled(fn, *args):
+    """Compiled for a single use: fast to compile, slow to run."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(fn).lower(*args).compile(options)(*args)
+
+
+def exact_estimate(
+    fn, theta, grids: Mapping[str, Grid] | None = None, orders: int = 2
+) -> Moments:
+    """The engine's estimate for ``fn(theta) -> (value, aux)``, averaged over all of its draws."""
+    grids, needs = grids or {}, {}
+
+    def dry(site, shape):
+        name, support = site.template.name, site.template.support
+        grid = grids.get(name) or Grid(support, np.zeros(len(support)))
+        needs[site.index] = grid, math.prod(shape) // math.prod(site.template.event_shape), shape
+        return jnp.zeros(shape, site.var.aval.dtype)
+
+    jax.eval_shape(lambda t: Evaluation(vt.plan(fn, t), dry).value(), theta)
+    values, log_weights = _assignments(needs)
+
+    def one(given, log_weight):
+        def estimate(t):
+            forced = lambda site, _: jnp.asarray(given[site.index], site.var.aval.dtype)
+            evaluation = Evaluation(vt.plan(fn, t), forced)
+            value = evaluation.value()
+            assert value.shape == (), value.shape
+            log_prob = log_weight
+            for site in evaluation.plan.program.sites.values():
+                if site.index in given:
+                    each = evaluation.log_prob(site).array
+                    assert each.size == needs[site.index][1]  # one entry per independent draw
+                    log_prob = log_prob + each.sum()
+            return value, jnp.exp(log_prob)
+
+        return _derivatives(estimate, theta, orders)
+
+    def average(given, log_weight):
+        moments, weight = jax.vmap(one)(given, log_weight)
+        return Moments(*(jnp.tensordot(weight, x, 1) for x in moments), weight.sum())
+
+    return _compiled(average, values, log_weights.astype(theta.dtype))
+
+
+def true_expectation(program, theta, grids: Mapping[str, Grid] | None = None) -> Moments:
+    """The moments of a program's exact expectation, by summing over the joint support."""
+    key, grids = jax.random.key(0), grids or {}
+    listing = Given(key, grids)
+    jax.eval_shape(lambda t: program(t, listing), theta)
+    needs = {
+        label: (grid, math.prod(batch), (*batch, *event))
+        for label, (grid, batch, event) in listing.needs.items()
+    }
+    values, log_weights = _assignments(needs)
+
+    def expectation(t):
+        def one(given, log_weight):
+            rv = Given(key, grids, given)
+            value = program(t, rv)
+            weight = jnp.exp(sum(rv.log_probs, start=log_weight))
+            return weight, jnp.where(weight > 0, weight * value, 0.0)
+
+        weights, parts = jax.vmap(one)(values, log_weights.astype(t.dtype))
+        return parts.sum(), weights.sum()
+
+    moments, mass = _compiled(lambda t: _derivatives(expectation, t, 2), theta)
+    return Moments(*moments, mass)
+
+
+class Exact:
+    """What the tests use of this file."""
+
+    Grid = Grid
+    estimate = staticmethod(exact_estimate)
+    expectation = staticmethod(true_expectation)
+
+    def __init__(self):
+        self._known = {}
+
+    @staticmethod
+    def staged(program, estimators=None, default=None):
+        """The program as the function that `vipp_transforms.surrogate` takes."""
+        estimators = estimators or {}
+        return lambda theta: (program(theta, Engine(jax.random.key(0), estimators, default)), None)
+
+    def check(self, program, theta, estimators=None, default=None, grids=None, orders=2, rtol=None):
+        """The averaged estimate has the true value and (up to ``orders``) derivatives."""
+        got = exact_estimate(self.staged(program, estimators, default), theta, grids, orders)
+        want = self._expectation(program, theta, grids)
+        rtol = rtol or (1e-7 if theta.dtype == jnp.float64 else 5e-4)
+        assert abs(float(want.mass) - 1) < rtol, "the assignments don't exhaust the support"
+        for order, name in enumerate(Moments._fields[: orders + 1]):
+            a, b = getattr(got, name), getattr(want, name)
+            atol = rtol * max(1.0, float(jnp.abs(b).max()))
+            np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=f"{name}, order {order}")
+        assert abs(float(got.mass) - 1) < rtol
+        return want
+
+    def _expectation(self, program, theta, grids):
+        """Programs that are module constants or cached are summed once for all estimators."""
+        label = program, str(theta.dtype), theta.tobytes()
+        if label not in self._known:
+            self._known[label] = true_expectation(program, theta, grids)
+        return self._known[label]
+
+
+@pytest.fixture(scope="session")
+def exact():
+    return Exact()

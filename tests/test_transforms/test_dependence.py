@@ -1,0 +1,192 @@
+"""Dependences of whole programs: the claims are the expected ones, and they are true."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import vipp_transforms as vt
+from jax import lax
+from jax.nn import logsumexp, relu, softmax
+from vipp_transforms.dependence import Dependences, join, mixed, own, relabel
+from vipp_transforms.staging import stage
+
+KEY = jax.random.key(0)
+SCORE = vt.ScoreFunction()
+WIDE, TALL = np.ones((2, 4), np.float32), np.ones((5, 3), np.float32)
+TABLE = np.arange(10, dtype=np.float32).reshape(2, 5)
+KEEP = np.array([True, False, True])[:, None]
+
+
+def steps(z):
+    return lax.scan(lambda c, x: (c + x, jnp.sin(c * x)), jnp.zeros(2), z)
+
+
+# What becomes of a value with lanes (3, 2), and the axes of the result that keep them apart.
+CASES = {
+    "elementwise": (jnp.sin, (0, 1)),
+    "square of a sum": (lambda z: (z + z * 2) ** 2, (0, 1)),
+    "with its transpose": (lambda z: z @ z.T, (None, None)),
+    "outer": (lambda z: jnp.outer(z[:, 0], z[:, 1]), (None, None)),
+    "shifted against itself": (lambda z: z + z[::-1], (None, 1)),
+    "new axis": (lambda z: z[:, None], (0, 2)),
+    "broadcast": (lambda z: jnp.broadcast_to(z, (4, 3, 2)), (1, 2)),
+    "sum": (lambda z: z.sum(0), (None, 0)),
+    "mean": (lambda z: z.mean(1), (0, None)),
+    "transpose": (jnp.transpose, (1, 0)),
+    "split in reshape": (lambda z: z.reshape(6), (None, None)),
+    "kept in reshape": (lambda z: z.reshape(3, 1, 2), (0, 2)),
+    "softmax": (lambda z: softmax(z, -1), (0, None)),
+    "logsumexp": (lambda z: logsumexp(z, 0), (None, 0)),
+    "matrix on the right": (lambda z: z @ WIDE, (0, None)),
+    "matrix on the left": (lambda z: TALL @ z, (None, 1)),
+    "batched product": (lambda z: jnp.einsum("ij,ij->i", z, z), (0, None)),
+    "gather by value": (lambda z: jnp.asarray(TABLE)[z.astype(int)], (0, 1)),
+    "rows": (lambda z: z[np.array([2, 0])], (None, 1)),
+    "one row": (lambda z: z[1], (None, 0)),
+    "slice": (lambda z: z[:2], (None, 1)),
+    "cumsum": (lambda z: jnp.cumsum(z, 0), (None, 1)),
+    "concatenate": (lambda z: jnp.concatenate([z, z]), (None, 1)),
+    "stack": (lambda z: jnp.stack([z, z * 2]), (1, 2)),
+    "where": (lambda z: jnp.where(KEEP, z, jnp.exp(z)), (0, 1)),
+    "where by value": (lambda z: jnp.where(z > 0, z, jnp.exp(z)), (0, 1)),
+    "custom derivative": (relu, (0, 1)),
+    "checkpoint": (jax.checkpoint(lambda z: jnp.sin(z).sum(1)), (0, None)),
+    "jit": (jax.jit(lambda z: z.T * 2), (1, 0)),
+    "scan, stacked": (lambda z: steps(z)[1], (None, 1)),
+    "scan, carried": (lambda z: steps(z)[0], (None, 0)),
+    "scan, constant": (lambda z: lax.scan(lambda c, _: (c * z, c), z, None, 3)[1], (1, 2)),
+    "scan, mixing carry": (
+        lambda z: lax.scan(lambda c, _: (c[::-1] + c, None), z, None, 3)[0], (None, 1)),
+    "fori_loop": (lambda z: lax.fori_loop(0, 3, lambda i, c: c * i + z, z), (0, 1)),
+    "while_loop": (
+        lambda z: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + z + 1, z), (None, None)),
+    "cond": (lambda z: lax.cond(jnp.sum(TALL) > 0, jnp.sin, jnp.cos, z), (0, 1)),
+    "cond, one branch mixes": (
+        lambda z: lax.cond(jnp.sum(TALL) > 0, jnp.sin, lambda z: z[::-1], z), (None, 1)),
+    "cond by value": (lambda z: lax.cond(z[0, 0] > 0, jnp.sin, jnp.cos, z), (None, None)),
+    "vmap": (lambda z: jax.vmap(lambda r: r / r.sum(), out_axes=1)(z + 1), (1, None)),
+    "cholesky": (
+        lambda z: jnp.linalg.cholesky(jnp.eye(2)[None] + z[:, None] * z[:, :, None]), (0, None)),
+}  # fmt: skip
+
+
+def draw(name, *shape, logits=None):
+    logits = jnp.zeros(shape) if logits is None else logits
+    return vt.sample(KEY, dist.Bernoulli(logits=logits), SCORE, name=name) * 1.0
+
+
+def dependence(fn):
+    """Of the value that ``fn`` returns, whatever its shape."""
+
+    def scalar():
+        x = fn()
+        return jnp.sum(x, dtype=jnp.float32), x
+
+    program = stage(scalar, (), {})
+    return Dependences(program)[program.aux[0]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_axes_that_keep_lanes_apart(case):
+    fn, expected = CASES[case]
+    assert dependence(lambda: fn(draw("z", 3, 2))) == {0: expected}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if CASES[c][1] != (None, None)])
+def test_what_is_claimed_apart_is_apart(case):
+    """Another lane's value never reaches an entry; at all eight patterns of a few lanes."""
+    fn, axes = CASES[case]
+    fn = jax.jit(fn)
+    for lane, axis in enumerate(axes):
+        if axis is None:
+            continue
+        for bits in itertools.product((0.0, 1.0), repeat=3):
+            z = np.zeros((3, 2), np.float32)
+            z[0], z[1, 0], z[2, 1] = bits[0], bits[1], bits[2]
+            for k in range(z.shape[lane]):
+                other = 1 - z
+                np.moveaxis(other, lane, 0)[k] = np.moveaxis(z, lane, 0)[k]
+                a, b = (np.asarray(fn(v)).take(k, axis) for v in (z, other))
+                np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_lanes_of_vmap_come_first():
+    def rows():
+        return jax.vmap(lambda k: vt.sample(k, dist.Bernoulli(jnp.full(2, 0.5)), SCORE, name="z"))(
+            jax.random.split(KEY, 3)
+        )
+
+    assert dependence(rows) == {0: (0, 1)}
+    assert dependence(lambda: rows().sum(1)) == {0: (0, None)}
+
+
+def test_a_lane_of_size_one_needs_no_axis():
+    assert dependence(lambda: draw("z", 1, 2) * 2) == {0: (None, 1)}
+
+
+def test_event_axes_are_no_lanes():
+    def program():
+        d = dist.MultivariateNormal(jnp.zeros((3, 2)), jnp.eye(2))
+        return vt.sample(KEY, d, SCORE, name="z")
+
+    with jax.numpy_rank_promotion("allow"):
+        assert dependence(program) == {0: (0,)}
+        assert dependence(lambda: program().T) == {0: (1,)}
+
+
+def test_two_sites_align_where_their_values_meet():
+    def rows():
+        a, b = draw("a", 3), draw("b", 3, 2)
+        return a[:, None] * b
+
+    assert dependence(rows) == {0: (0,), 1: (0, 1)}
+    assert dependence(lambda: rows().sum(0)) == {0: (None,), 1: (None, 0)}
+
+
+def test_a_drawn_value_is_its_own():
+    """What its distribution depends on enters through the density."""
+
+    def program():
+        a = draw("a", 3, 2)
+        b = draw("b", logits=a.sum(0))
+        c = draw("c", logits=jnp.ones((3, 1)) * b[None])
+        return c.sum(), c
+
+    staged = stage(program, (), {})
+    depends = Dependences(staged)
+    a, b, c = staged.sites.values()
+    assert depends[staged.aux[0]] == {2: (0, 1)}
+    assert depends.log_prob(a) == {0: (0, 1)}
+    assert depends.log_prob(b) == {0: (None, 0), 1: (0,)}
+    assert depends.log_prob(c) == {1: (1,), 2: (0, 1)}
+    assert own(c) == {2: (0, 1)}
+
+
+def test_a_categorical_value_keeps_its_lanes_apart_from_its_parents():
+    def program():
+        a = draw("a", 3)
+        logits = a[:, None] * jnp.arange(4.0)[None]
+        k = vt.sample(KEY, dist.Categorical(logits=logits), SCORE, name="k")
+        return jnp.sum(k * 1.0), None
+
+    depends = Dependences(staged := stage(program, (), {}))
+    assert depends.log_prob(list(staged.sites.values())[1]) == {0: (0,), 1: (0,)}
+
+
+def test_what_is_not_random_depends_on_nothing():
+    def program(theta):
+        z = draw("z", 3)
+        return jnp.sum(z * theta), jnp.sin(theta)
+
+    staged = stage(program, (jnp.ones(3),), {})
+    assert Dependences(staged)[staged.aux[0]] == {}
+
+
+def test_algebra():
+    assert join([{0: (0, 1)}, {0: (0, 2), 1: (3,)}]) == {0: (0, None), 1: (3,)}
+    assert join([]) == {}
+    assert relabel({0: (0, None, 1)}, (2, None)) == {0: (2, None, None)}
+    assert mixed({0: (0, 1), 3: (2,)}) == {0: (None, None), 3: (None,)}
