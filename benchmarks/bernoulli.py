@@ -81,7 +81,7 @@ FORMS: dict[str, Callable[..., jax.Array]] = {
 
 
 def accuracy(form: Any) -> list[Any]:
-    """Slope at zero, curvature at zero, certain outcomes, relative error far out, slope in value."""
+    """Slope and curvature at zero, certain outcomes, relative error far out, slope in value."""
     form = jax.jit(form)  # traced parameters are not validated
     slope = jax.grad(form)
     at_zero = [float(slope(0.0, v)) for v in (0.0, 1.0)]

@@ -85,8 +85,8 @@ def load(path):
         images = np.random.default_rng(0).permutation(load_digits().data > 7.5)
         train, held_out = images[:1437], images[1437:]
     else:
-        with np.load(path) as file:
-            train, held_out = (np.unpackbits(file[n], axis=1)[:, :784] for n in ("train", "test"))
+        file = np.load(path)
+        train, held_out = (np.unpackbits(file[n], axis=1)[:, :784] for n in ("train", "test"))
     return jnp.asarray(train, float), jnp.asarray(held_out[:500], float)
 
 
@@ -128,14 +128,13 @@ def seconds_per_1000_steps(guide, images, steps=25):
 
 def table(bounds, variances, seconds):
     line = "{:<27} {:>14} {:>18} {:>18} {:>12}".format
-    heads = ("held-out bound", "gradient variance", "gradient variance", "seconds per")
-    units = ("nats per image", "at the start", "once trained", "1,000 steps")
-    rules = ["─" * width for width in (27, 14, 18, 18, 12)]
-    lines = [line("", *heads), line("estimator", *units), line(*rules)]
-    for name in bounds:
-        variance = [f"{v:,.1f}" for v in variances[name]]
-        lines.append(line(name, f"{bounds[name]:.2f}", *variance, f"{seconds[name]:.2f}"))
-    return "\n".join(lines)
+    row = "{:<27} {:14.2f} {:18,.1f} {:18,.1f} {:12.2f}".format
+    lines = [
+        line("", "held-out bound", "gradient variance", "gradient variance", "seconds per"),
+        line("estimator", "nats per image", "at the start", "once trained", "1,000 steps"),
+        line(*("─" * width for width in (27, 14, 18, 18, 12))),
+    ]
+    return "\n".join([*lines, *(row(n, bounds[n], *variances[n], seconds[n]) for n in bounds)])
 
 
 def picture(path, losses, variances, strips):
@@ -156,7 +155,7 @@ def picture(path, losses, variances, strips):
     bars.set_xticks([0, 1], ["at the start", "once trained"])
     for row, (title, images) in enumerate(strips.items(), start=1):
         side = math.isqrt(images.shape[-1])
-        tiles = np.pad(images.reshape(-1, side, side), ((0, 0), (0, 0), (side // 4, side // 4)))
+        tiles = np.pad(images.reshape(-1, side, side), ((0, 0), (0, 0), (side // 8, side // 8)))
         axes = figure.add_subplot(grid[row, :], title=title)
         axes.imshow(np.hstack(tiles), cmap="gray_r", vmin=0, vmax=1)
         axes.axis("off")
@@ -181,10 +180,9 @@ def main(steps, data, output):
     initial = svi.get_params(svi.init(jax.random.key(1), train, batch_size=BATCH))
     trained = results[DEFAULT].params
     bounds = {n: float(held_out_bound(r.params, held_out)) for n, r in results.items()}
-    batch, points = train[:BATCH], [initial, trained]  # the same for all estimators
-    variances = {n: gradient_variance(g, batch, points) for n, g in guides.items()}
+    points = [initial, trained]  # the same for all
+    variances = {n: gradient_variance(g, train[:BATCH], points) for n, g in guides.items()}
     seconds = {n: seconds_per_1000_steps(g, train) for n, g in guides.items()}
-    text = table(bounds, variances, seconds)
 
     shown, key = held_out[:16], jax.random.key(4)
     posterior = Predictive(model, guide=guide, params=trained, num_samples=50)
@@ -197,6 +195,7 @@ def main(steps, data, output):
     losses = {name: np.asarray(result.losses) / len(train) for name, result in results.items()}
     output.mkdir(parents=True, exist_ok=True)
     picture(output / "digits_vae.png", losses, variances, strips)
+    text = table(bounds, variances, seconds)
     (output / "digits_vae.txt").write_text(text + "\n")
     print(f"\n{text}\n\nSaved in {output}/: digits_vae.txt, digits_vae.png")
 

@@ -29,7 +29,7 @@ class Axes:
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
 
-    def add(self, axis: Axis) -> None:
+    def register(self, axis: Axis) -> None:
         """Register an axis; axes of equal name are the same."""
         self.sizes.setdefault(axis.name, axis.size)
 
@@ -48,23 +48,37 @@ class Axes:
             fn = jax.vmap(fn, in_axes=axes, axis_size=self.sizes[name])
         return [Lifted(out, names) for out in fn(*(value.array for value in values))]
 
-    def front(self, value: Lifted, name: str) -> Lifted:
-        """``value`` with the axis ``name`` first among its *unnamed* axes (repeated if absent)."""
+    def aligned(self, *values: Lifted) -> tuple[list[Any], tuple[str, ...]]:
+        """The arrays with all their names as leading axes (of size one where absent)."""
+        names = self.union(values)
+        arrays = []
+        for value in values:
+            absent = tuple(i for i, name in enumerate(names) if name not in value.axes)
+            arrays.append(jnp.expand_dims(value.array, absent) if absent else value.array)
+        return arrays, names
+
+    def add(self, values: Sequence[Lifted]) -> Lifted:
+        """The sum, entry by entry."""
+        if len(values) == 1:
+            return values[0]
+        arrays, names = self.aligned(*values)
+        return Lifted(sum(arrays[1:], start=arrays[0]), names)
+
+    def first(self, value: Lifted, name: str) -> Lifted:
+        """``value`` with the axis ``name`` before all others and unnamed (repeated if absent)."""
         if name in value.axes:
             at = value.axes.index(name)
-            array = jnp.moveaxis(value.array, at, len(value.axes) - 1)
+            array = value.array if at == 0 else jnp.moveaxis(value.array, at, 0)
             return Lifted(array, value.axes[:at] + value.axes[at + 1 :])
-        depth, shape = len(value.axes), jnp.shape(value.array)
-        array = jnp.expand_dims(value.array, depth)
-        return Lifted(
-            jnp.broadcast_to(array, (*shape[:depth], self.sizes[name], *shape[depth:])), value.axes
-        )
+        shape = (self.sizes[name], *jnp.shape(value.array))
+        return Lifted(jnp.broadcast_to(value.array, shape), value.axes)
 
-    def named(self, value: Lifted, name: str) -> Lifted:
-        """The inverse of :meth:`front`: the first unnamed axis becomes the axis ``name``."""
+    def named(self, value: Lifted, name: str, at: int | None = None) -> Lifted:
+        """``value`` with its axis ``at`` (the first unnamed one) under the name ``name``."""
         names = tuple(n for n in self.sizes if n in value.axes or n == name)
-        array = jnp.moveaxis(value.array, len(value.axes), names.index(name))
-        return Lifted(array, names)
+        source, target = len(value.axes) if at is None else at, names.index(name)
+        same = source == target
+        return Lifted(value.array if same else jnp.moveaxis(value.array, source, target), names)
 
 
 Env = dict[Any, Lifted]

@@ -93,16 +93,22 @@ def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def estimate(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
-        try:
-            with running_directly(True):
-                value, aux = fn(*args, **kwargs)
-        except NeedsStaging:
-            return run(plan(fn, *args, **kwargs))
-        value = jnp.asarray(value) if isinstance(value, float | np.floating) else value
-        check_scalar(value)
-        return value, aux  # all pathwise: the program is its own estimator
+        direct = _run_directly(fn, args, kwargs)
+        return run(plan(fn, *args, **kwargs)) if direct is None else direct
 
     return estimate
+
+
+def _run_directly(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    """The program itself where all its choices are pathwise: then it is its own estimator."""
+    try:
+        with running_directly(True):
+            value, aux = fn(*args, **kwargs)
+    except NeedsStaging:
+        return None
+    value = jnp.asarray(value) if isinstance(value, float | np.floating) else value
+    check_scalar(value)
+    return value, aux
 
 
 def run(planned: Plan) -> tuple[jax.Array, Any]:
@@ -143,7 +149,7 @@ class Evaluation:
             choice = planned.choices[site.index]
             axis = self.axis_of[site.index] = choice.estimator.axis(choice.lot)
             if axis is not None:
-                self.axes.add(axis)
+                self.axes.register(axis)
         self.env: Env = {v: Lifted(x) for v, x in planned.program.env.items()}
         self.potentials: dict[int, tuple[Lifted, ...]] = {}
         # an entry that a mask hides may be infinite or not a number, and must still count nothing
@@ -226,60 +232,62 @@ class Evaluation:
         ]
 
     def _arrange(self, value: Lifted, how: Layout, weight: Any = 1.0) -> Lifted:
-        def arrange(x: Any) -> list[Any]:
-            if not (isinstance(weight, float) and weight == 1.0):
-                x = jnp.where(weight == 0, 0.0, weight * x) if self.masked else weight * x
-            dropped = tuple(a for a in range(x.ndim) if a not in how.axes)
-            kept = [a for a in range(x.ndim) if a in how.axes]
-            x = jnp.sum(x, axis=dropped) if dropped else x
-            order = tuple(kept.index(a) for a in how.axes)
-            return [x if order == tuple(range(len(order))) else jnp.transpose(x, order)]
-
-        return self.axes.apply(arrange, value)[0]
+        """Weigh, sum over the axes that no site's lanes lie along, and order the others."""
+        x, named = value.array, len(value.axes)
+        if not (isinstance(weight, float) and weight == 1.0):
+            x = jnp.where(weight == 0, 0.0, weight * x) if self.masked else weight * x
+        unnamed = range(jnp.ndim(x) - named)
+        dropped = tuple(named + a for a in unnamed if a not in how.axes)
+        kept = [a for a in unnamed if a in how.axes]
+        x = jnp.sum(x, axis=dropped) if dropped else x
+        return value._replace(array=_permute(x, named, [kept.index(a) for a in how.axes]))
 
     def _contract(self, step: Step, members: list[Lifted]) -> Lifted:
-        term = members[0]
-        for other in members[1:]:
-            (term,) = self.axes.apply(lambda a, b: [a + b], term, other)
         estimator, lot, _ = self.plan.choices[step.site.index]
         lanes = math.prod(
             n for n, a in zip(step.site.lane_shape, step.lanes, strict=True) if a is None
         )
         axis = self.axis_of[step.site.index]
-        aligned = self._aligned_potentials(step)
+        operands = [self.axes.add(members), *self._potentials_of(step)]
         if axis is not None:
-            term = self.axes.front(term, axis.name)
-            aligned = [self.axes.front(x, axis.name) for x in aligned]
-        (result,) = self.axes.apply(
-            lambda value, *potentials: [estimator.contract(Term(value, potentials, lanes, lot))],
-            term,
-            *aligned,
-        )
+            operands = [self.axes.first(x, axis.name) for x in operands]
+        (value, *potentials), names = self._lined_up(operands, axis)
+        result = estimator.contract(Term(value, tuple(potentials), lanes, lot))
         if axis is not None and axis.shared:
-            result = self._settle(step, result, axis)
-        return self._arrange(result, step.layout)
+            return self._arrange(self._settle(step, Lifted(result, names), axis), step.layout)
+        return self._arrange(Lifted(result, names), step.layout)
+
+    def _lined_up(self, operands: list[Lifted], axis: Axis | None) -> tuple[list[Any], Any]:
+        """Give all operands the same named axes, those behind the estimator's own if it has one."""
+        if axis is None:
+            return self.axes.aligned(*operands)
+        names = self.axes.union(operands)
+        absent = [tuple(1 + i for i, n in enumerate(names) if n not in x.axes) for x in operands]
+        pairs = zip(operands, absent, strict=True)
+        return [jnp.expand_dims(x.array, gaps) if gaps else x.array for x, gaps in pairs], names
 
     def _settle(self, step: Step, result: Lifted, axis: Axis) -> Lifted:
         """Average over a shared axis once the term depends on no other site drawn along it."""
         others = (self.axis_of[r] for r in step.layout.form.depends)
         if any(other is not None and other.name == axis.name for other in others):
-            return self.axes.named(result, axis.name)
-        return self.axes.apply(lambda x: [jnp.mean(x, axis=0)], result)[0]
+            return self.axes.named(result, axis.name, at=0)
+        return result._replace(array=jnp.mean(result.array, axis=0))
 
-    def _aligned_potentials(self, step: Step) -> list[Lifted]:
+    def _potentials_of(self, step: Step) -> list[Lifted]:
         """The site's potentials, summed over mixed lanes, their lanes at the term's axes."""
         lanes, ndim = step.lanes, len(step.form.shape)
-        summed = tuple(j for j, a in enumerate(lanes) if a is None)
         kept = [a for a in lanes if a is not None]
-
-        def align(x: Any) -> list[Any]:
-            x = jnp.sum(x, axis=summed) if summed else x
-            x = jnp.transpose(x, sorted(range(len(kept)), key=kept.__getitem__))
-            return [jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))]
-
+        order = sorted(range(len(kept)), key=kept.__getitem__)
         if step.site.index not in self.potentials:
             self.potentials[step.site.index] = (self.log_prob(step.site),)
-        return [self.axes.apply(align, x)[0] for x in self.potentials[step.site.index]]
+        aligned = []
+        for value in self.potentials[step.site.index]:
+            x, named = value.array, len(value.axes)
+            summed = tuple(named + j for j, a in enumerate(lanes) if a is None)
+            x = _permute(jnp.sum(x, axis=summed) if summed else x, named, order)
+            gaps = tuple(named + a for a in range(ndim) if a not in kept)
+            aligned.append(value._replace(array=jnp.expand_dims(x, gaps) if gaps else x))
+        return aligned
 
     def log_prob(self, site: Site, value: Lifted | None = None) -> Lifted:
         """The log density of a site at ``value`` (its own values), one entry per lane."""
@@ -288,6 +296,13 @@ class Evaluation:
         fn = _jax.evaluator(jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars), jaxpr.outvars)
         leaves = [_value(self.env, v) for v in site.leaves]
         return self.axes.apply(fn, *map(Lifted, consts), value, *leaves)[0]
+
+
+def _permute(x: Any, named: int, order: list[int]) -> Any:
+    """Order the axes behind the first ``named``."""
+    if order == sorted(order):
+        return x
+    return jnp.transpose(x, (*range(named), *(named + a for a in order)))
 
 
 _NO_SOURCE: Any = None  # for estimators that expand without drawing

@@ -1,0 +1,87 @@
+"""What `Automatic` chooses, and why."""
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import pytest
+import vipp_transforms as vt
+
+KEY = jax.random.key(0)
+FALLBACK = vt.ScoreFunction(2, "leave_one_out")
+
+
+def choices(fn):
+    plan = vt.plan(lambda: (fn(), None))
+    sites = {s.index: s.name for s in plan.program.sites.values()}
+    return {sites[i]: c for i, c in plan.choices.items()}
+
+
+def draw(name, distribution, estimator=None):
+    return vt.sample(KEY, distribution, estimator or vt.Automatic(), name=name) * 1.0
+
+
+def coins(name, *shape, estimator=None):
+    return draw(name, dist.Bernoulli(logits=jnp.zeros(shape)), estimator)
+
+
+@pytest.mark.parametrize(
+    ("program", "expected", "reason"),
+    [
+        (lambda: coins("z"), vt.Enumerate(), "2 values"),
+        (lambda: coins("z", 100).sum(), vt.Enumerate(), "2 values"),
+        (lambda: jnp.prod(coins("z", 4)), vt.Enumerate(), "16 values"),
+        (lambda: jnp.prod(coins("z", 5)), FALLBACK, "2^5"),
+        (lambda: jnp.prod(coins("z", 7, 5), 0).sum(), FALLBACK, "2^7"),
+        (lambda: jnp.prod(coins("z", 7, 2), 1).sum(), vt.Enumerate(), "4 values"),
+        (lambda: jnp.prod(coins("z", 9000)), FALLBACK, "2^9000"),
+        (lambda: draw("z", dist.Categorical(jnp.ones(16) / 16)), vt.Enumerate(), "16 values"),
+        (lambda: draw("z", dist.Categorical(jnp.ones(17) / 17)), FALLBACK, "17 values"),
+        (lambda: draw("z", dist.Poisson(1.0)), FALLBACK, "no finite support"),
+        (lambda: draw("z", dist.Normal(0.0, 1.0)), FALLBACK, "no finite support"),
+        (lambda: draw("z", dist.Binomial(3, 0.5)), vt.Enumerate(), "4 values"),
+        (lambda: draw("z", dist.Binomial(jnp.array([3, 4]), 0.5)).sum(), FALLBACK, "no finite"),
+    ],
+)
+def test_choice_for_one_site(program, expected, reason):
+    choice = choices(program)["z"]
+    assert choice.estimator == expected
+    assert reason in choice.reason
+
+
+def test_what_was_asked_for_is_kept():
+    choice = choices(lambda: coins("z", estimator=vt.ScoreFunction(3)))["z"]
+    assert choice.estimator == vt.ScoreFunction(3)
+    assert choice.reason == "asked for"
+
+
+def test_sites_of_one_term_are_not_all_enumerated_when_that_costs_too_much():
+    program = lambda: jnp.exp(sum(coins(f"z{i}", *([2] if i == 3 else [])).sum() for i in range(7)))
+    chosen = choices(program)
+    enumerated = [n for n, c in chosen.items() if isinstance(c.estimator, vt.Enumerate)]
+    assert len(enumerated) == 6  # 2 ** 6 = 64 combinations
+    assert chosen["z3"].estimator == FALLBACK  # the largest
+    assert "with the others" in chosen["z3"].reason
+
+
+def test_sites_of_separate_terms_are_all_enumerated():
+    chosen = choices(lambda: sum(jnp.exp(coins(f"z{i}")) for i in range(20)))
+    assert all(isinstance(c.estimator, vt.Enumerate) for c in chosen.values())
+
+
+def test_a_chain_is_all_enumerated():
+    def chain():
+        z, total = 0.0, 0.0
+        for i in range(20):
+            z = draw(f"z{i}", dist.Bernoulli(logits=z))
+            total = total + jnp.exp(z)
+        return total
+
+    assert all(isinstance(c.estimator, vt.Enumerate) for c in choices(chain).values())
+
+
+def test_limits_are_the_sites_own():
+    program = lambda: jnp.prod(coins("z", 5, estimator=vt.Automatic(max_support=32)))
+    assert choices(program)["z"].estimator == vt.Enumerate()
+    program = lambda: coins("a", estimator=vt.Automatic(max_evaluations=2)) * coins("b")
+    kinds = sorted(type(c.estimator).__name__ for c in choices(program).values())
+    assert kinds == ["Enumerate", "ScoreFunction"]
