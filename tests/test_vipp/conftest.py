@@ -161,7 +161,11 @@ def _check_mean(drawn, exact, bias):
 @pytest.fixture
 def reference():
     """The brute-force references."""
-    return SimpleNamespace(bound=exact_bound, mean=exact_mean, check_unbiased=check_unbiased)
+    return SimpleNamespace(
+        bound=exact_bound,
+        mean=exact_mean,
+        check_unbiased=check_unbiased,
+    )
 
 
 @pytest.fixture
