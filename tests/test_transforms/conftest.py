@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+
 import vipp_transforms as vt
 from vipp_transforms.surrogate import Evaluation
 
@@ -88,7 +89,9 @@ class Given:
         split = jax.random.split(self.key, size)
         each = [
             fn(
-                Given(split[i], self.grids, self.values, (*self.path, i), self.log_probs, self.needs),
+                Given(
+                    split[i], self.grids, self.values, (*self.path, i), self.log_probs, self.needs
+                ),
                 *(x[i] for x in args),
             )
             for i in range(size)
@@ -141,9 +144,7 @@ def _compiled(fn, *args):
     return jax.jit(fn).lower(*args).compile(options)(*args)
 
 
-def exact_estimate(
-    fn, theta, grids: Mapping[str, Grid] | None = None, orders: int = 2
-) -> Moments:
+def exact_estimate(fn, theta, grids: Mapping[str, Grid] | None = None, orders: int = 2) -> Moments:
     """The engine's estimate for ``fn(theta) -> (value, aux)``, averaged over all of its draws."""
     grids, needs = grids or {}, {}
 

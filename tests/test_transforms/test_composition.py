@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+
 import vipp_transforms as vt
 
 ESTIMATORS = [vt.Enumerate(), vt.ScoreFunction(), vt.ScoreFunction(2, "leave_one_out")]
@@ -182,9 +183,7 @@ def test_lanes_are_independent_inside_a_program(estimator):
     """The same under staging, and through a compiled inner function."""
 
     def program(locs):
-        one = jax.jit(
-            lambda loc: vt.sample(KEYS[0], dist.Normal(loc, 1.0), estimator, name="z")
-        )
+        one = jax.jit(lambda loc: vt.sample(KEYS[0], dist.Normal(loc, 1.0), estimator, name="z"))
         draws = jax.vmap(one)(locs)
         coin = vt.sample(KEYS[1], dist.Bernoulli(0.5), vt.Enumerate(), name="coin")
         return draws.sum() * coin, draws

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-import vipp_transforms as vt
 from jax.nn import log_sigmoid, logsumexp, softplus
+
+import vipp_transforms as vt
 
 
 class Estimator(NamedTuple):
@@ -195,9 +196,12 @@ def particles_in_plate(theta, rv, family):
     one = lambda rv, e: logsumexp(
         rv.lanes(lambda rv: curve(theta, family.feature(rv("z", family.make(e)))), 2)
     )
-    return rv.lanes(one, 1, eta(theta, 1)).sum() + rv.lanes(
-        lambda rv, e: curve(theta, family.feature(rv("y", family.make(e)))), 2, eta(theta, 2)
-    ).prod()
+    return (
+        rv.lanes(one, 1, eta(theta, 1)).sum()
+        + rv.lanes(
+            lambda rv, e: curve(theta, family.feature(rv("y", family.make(e)))), 2, eta(theta, 2)
+        ).prod()
+    )
 
 
 def particles(theta, rv, family):
@@ -282,7 +286,9 @@ def cases():
         for estimator, row in ESTIMATORS.items():
             size = FAMILIES[family].size ** (row.draws * SITES.get(context, 3))
             if row.admits(FAMILIES[family]) and size <= LIMIT:
-                yield pytest.param(context, family, estimator, id=f"{context.__name__}-{family}-{estimator}")
+                yield pytest.param(
+                    context, family, estimator, id=f"{context.__name__}-{family}-{estimator}"
+                )
 
 
 @functools.cache

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-import vipp_transforms as vt
 from jax import lax
 from jax.nn import logsumexp, relu, softmax
+
+import vipp_transforms as vt
 from vipp_transforms.dependence import Dependences, join, mixed, own, relabel
 from vipp_transforms.staging import stage
 

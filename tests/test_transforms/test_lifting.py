@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-import vipp_transforms as vt
 from jax import lax
+
+import vipp_transforms as vt
 from vipp_transforms.lifting import Axes, Lifted
 
 KEY = jax.random.key(0)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+
 import vipp_transforms as vt
 
 ESTIMATORS = {
@@ -99,9 +100,7 @@ SANDWICHES = [
 
 @pytest.mark.parametrize("program", [sandwich, siblings])
 @pytest.mark.parametrize(("first", "middle", "last"), SANDWICHES)
-def test_trajectories_stay_joint_through_other_estimators(
-    exact, x64, program, first, middle, last
-):
+def test_trajectories_stay_joint_through_other_estimators(exact, x64, program, first, middle, last):
     """Sites that share trajectories meet in a term that only a site in between connects."""
     estimators = {"a": ESTIMATORS[first], "b": ESTIMATORS[middle], "c": ESTIMATORS[last]}
     exact.check(program, jnp.asarray(THETA), estimators)

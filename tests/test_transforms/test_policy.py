@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest
+
 import vipp_transforms as vt
 
 KEY = jax.random.key(0)

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import vipp_transforms as vt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import vipp_transforms as vt
 
 ESTIMATORS = {  # and how many draws each takes per lane
     vt.ScoreFunction(): 1,
@@ -47,9 +48,7 @@ def programs(draw):
         shape = draw(st.sampled_from(fitting))
         parents = draw(st.lists(st.integers(0, i - 1), max_size=2, unique=True)) if i else []
         copies = np.prod([_copies(sites, p) for p in parents])
-        allowed = [
-            e for e, n in ESTIMATORS.items() if bits + n * np.prod(shape) * copies <= 11
-        ]
+        allowed = [e for e, n in ESTIMATORS.items() if bits + n * np.prod(shape) * copies <= 11]
         estimator = draw(st.sampled_from(allowed))
         sites.append(Site(shape, tuple(parents), draw(st.booleans()), estimator))
         bits += ESTIMATORS[estimator] * np.prod(shape) * copies

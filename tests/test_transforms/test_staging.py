@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+
 import vipp_transforms as vt
 from vipp_transforms.sites import sample_p
 from vipp_transforms.staging import stage

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-import vipp_transforms as vt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import Literal
+
+import vipp_transforms as vt
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.lifting import Axes, Lifted, evaluate
 from vipp_transforms.staging import stage

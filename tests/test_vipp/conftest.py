@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import vipp
-import vipp_transforms as vt
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.handlers import seed, substitute, trace
+
+import vipp
+import vipp_transforms as vt
 from vipp_transforms.surrogate import Evaluation
 
 

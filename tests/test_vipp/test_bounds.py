@@ -9,10 +9,11 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-import vipp
 from jax.scipy.special import logsumexp
 from numpyro import handlers
 from numpyro.infer import RenyiELBO
+
+import vipp
 
 X4 = jnp.array([0.3, -1.2, 2.0, 1.1])
 

@@ -10,7 +10,6 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-import vipp
 from flax import linen as nn
 from flax import nnx
 from numpyro import handlers
@@ -19,6 +18,8 @@ from numpyro.contrib.module import flax_module, nnx_module, random_flax_module
 from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, autoguide
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from numpyro.primitives import mutable
+
+import vipp
 
 KEY = jax.random.key(0)
 EFFECTS = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -125,7 +126,11 @@ def test_bernoulli_latents_equal_trace_enum_elbo():
             numpyro.sample("z", dist.Bernoulli(logits=logits), infer={"enumerate": "parallel"})
 
     theirs = TraceEnum_ELBO(max_plate_nesting=1)
-    params = {"w": 1.3, "a": 0.3, "b": jnp.array([0.5, -0.4, 1.0, 0.1])}  # no logit of 0: NumPyro is wrong there
+    params = {
+        "w": 1.3,
+        "a": 0.3,
+        "b": jnp.array([0.5, -0.4, 1.0, 0.1]),
+    }  # no logit of 0: NumPyro is wrong there
     losses = [
         jax.jit(jax.value_and_grad(lambda p: loss.loss(KEY, p, model, guide)))(params)
         for loss in (vipp.ELBO(), theirs)
@@ -286,7 +291,9 @@ def batch_norm():
 @pytest.mark.parametrize("guide", [counting_guide, counting_both])
 def test_mutable_counters(loss, guide):
     ours, theirs = (trained(o, counting_model, guide, steps=5) for o in (loss, Trace_ELBO()))
-    assert jax.tree.all(jax.tree.map(jnp.equal, *(r.state.mutable_state for _, r in (ours, theirs))))
+    assert jax.tree.all(
+        jax.tree.map(jnp.equal, *(r.state.mutable_state for _, r in (ours, theirs)))
+    )
     svi, result = ours
     assert jnp.isfinite(svi.evaluate(result.state))
     stable, value = jax.jit(svi.stable_update)(result.state)
@@ -352,7 +359,8 @@ def test_static_and_positional_arguments_of_svi():
         warnings.simplefilter("error")  # NumPyro warns of discrete latents elsewhere
         losses = svi.run(KEY, 200, 1.5, progress_bar=False).losses
     evidence = jnp.logaddexp(
-        jnp.log(0.7) + dist.Normal(0, 1).log_prob(1.5), jnp.log(0.3) + dist.Normal(1, 1).log_prob(1.5)
+        jnp.log(0.7) + dist.Normal(0, 1).log_prob(1.5),
+        jnp.log(0.3) + dist.Normal(1, 1).log_prob(1.5),
     )
     assert abs(losses[-1] + evidence) < 1e-2
 

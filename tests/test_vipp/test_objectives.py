@@ -8,8 +8,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-import vipp
 from numpyro import handlers
+
+import vipp
 
 X3 = jnp.array([0.3, -1.2, 2.0])
 X23 = jnp.array([[0.5, -0.4, 1.1], [2.0, 0.1, -0.7]])

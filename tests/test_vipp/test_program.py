@@ -8,8 +8,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-import vipp
 from numpyro import handlers
+
+import vipp
 
 KEY = jax.random.key(0)
 X4 = jnp.array([0.3, -1.2, 2.0, 1.1])
@@ -114,7 +115,9 @@ def test_stick_the_landing_with_a_discrete_site(bound_and_grad):
 
 def test_missing_latent_is_named():
     p = vipp.Program(coin, {"l": jnp.array(0.7)})
-    with pytest.raises(ValueError, match=r"Site 'z' is latent here but was given no value.*\['y'\]"):
+    with pytest.raises(
+        ValueError, match=r"Site 'z' is latent here but was given no value.*\['y'\]"
+    ):
         run(lambda: p.log_density(vipp.Trace({"y": jnp.array(1)})))
 
 
@@ -229,7 +232,9 @@ def test_replicates_are_independent(fn):
 
 
 def test_replicating_once_is_a_leading_axis():
-    draws = run(lambda: vipp.replicate(lambda: {"a": numpyro.sample("a", dist.Normal()), "b": 1.0}, 1))
+    draws = run(
+        lambda: vipp.replicate(lambda: {"a": numpyro.sample("a", dist.Normal()), "b": 1.0}, 1)
+    )
     assert draws["a"].shape == draws["b"].shape == (1,)
 
 
@@ -264,7 +269,9 @@ def test_expectation_composes_with_jit_vmap_and_grad():
     exact = jax.vmap(jax.value_and_grad(exact_squares, argnums=(0, 1)), (0, None))(l, 2.0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, exact)
     np.testing.assert_allclose(
-        jax.hessian(estimate, argnums=1)(KEY, 0.3, 2.0), jax.hessian(exact_squares)(0.3, 2.0), rtol=1e-4
+        jax.hessian(estimate, argnums=1)(KEY, 0.3, 2.0),
+        jax.hessian(exact_squares)(0.3, 2.0),
+        rtol=1e-4,
     )
     np.testing.assert_allclose(
         jax.jacfwd(estimate, argnums=1)(KEY, 0.3, 2.0), jax.grad(exact_squares)(0.3, 2.0), rtol=1e-4
@@ -290,7 +297,9 @@ def test_vmap_inside_draws_per_lane():
     m, keys = jnp.array([2.0, 3.0]), jax.random.split(KEY, 20_000)
     for estimator in (None, vipp.Pathwise(), vipp.ScoreFunction(2, "leave_one_out")):
         estimate = vipp.expectation(lambda m, e=estimator: product(e, m))
-        value, slope = jax.jit(jax.vmap(jax.value_and_grad(estimate, argnums=1), (0, None)))(keys, m)
+        value, slope = jax.jit(jax.vmap(jax.value_and_grad(estimate, argnums=1), (0, None)))(
+            keys, m
+        )
         np.testing.assert_allclose(value.mean(), 6.0, rtol=0.05)  # 7 if the noise were shared
         np.testing.assert_allclose(slope.mean(0), m[::-1], rtol=0.05)
 

@@ -58,6 +58,11 @@ def sub_jaxprs(eqn: Any) -> list[Any]:
     return found
 
 
+def is_tracer(value: Any) -> bool:
+    """Whether a value is being traced."""
+    return isinstance(value, jax_core.Tracer)
+
+
 def shaped_array(shape: tuple[int, ...], dtype: Any) -> Any:
     """The abstract value of an array."""
     return jax_core.ShapedArray(shape, dtype)

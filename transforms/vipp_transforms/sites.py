@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipp_transforms._jax import define_primitive, shaped_array
+from vipp_transforms._jax import define_primitive, is_tracer, shaped_array
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import Estimator
 from vipp_transforms.estimators.pathwise import Pathwise
@@ -217,7 +217,9 @@ sample_p = define_primitive(
 def _key_batch(operands: Any, dims: Any) -> tuple[Any, int]:
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
     key, *leaves = (_to_front(x, d) for x, d in zip(operands, dims, strict=True))
-    return (key if dims[0] is not None else split_keys(key, size)), 0
+    key = key if dims[0] is not None else split_keys(key, size)
+    # bound again: a vmap further out may map the leaves alone
+    return lane_key_p.bind(key, *leaves), 0
 
 
 lane_key_p = define_primitive(
@@ -235,7 +237,7 @@ def lane_key(key: Any, distribution: Any) -> Any:
     draw with any other estimator would not: changing the estimator must not change the program.
     """
     leaves = jax.tree_util.tree_leaves(distribution)
-    traced = [jax.lax.stop_gradient(x) for x in leaves if isinstance(x, jax.core.Tracer)]
+    traced = [jax.lax.stop_gradient(x) for x in leaves if is_tracer(x)]
     return lane_key_p.bind(_typed(key), *traced) if traced else key
 
 
