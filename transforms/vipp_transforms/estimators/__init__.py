@@ -6,6 +6,7 @@ from vipp_transforms.estimators.gumbel_softmax import GumbelSoftmax
 from vipp_transforms.estimators.local_expectation import LocalExpectation
 from vipp_transforms.estimators.measure_valued import MeasureValued
 from vipp_transforms.estimators.pathwise import Pathwise
+from vipp_transforms.estimators.rebar import Rebar
 from vipp_transforms.estimators.score_function import ScoreFunction
 from vipp_transforms.estimators.straight_through import ReinMax, StraightThrough
 
@@ -17,6 +18,7 @@ __all__ = [
     "LocalExpectation",
     "MeasureValued",
     "Pathwise",
+    "Rebar",
     "ReinMax",
     "ScoreFunction",
     "StraightThrough",

@@ -78,15 +78,27 @@ def _log_probabilities(lot: Lot, distribution: Any) -> jax.Array:
     return jnp.moveaxis(log_probs, 0, -1)
 
 
-def posterior_gumbel(key: Any, logits: jax.Array, one_hot: jax.Array) -> jax.Array:
-    """Perturbed logits given that their largest is where ``one_hot`` says.
+def gumbel_given(key: Any, logits: jax.Array, one_hot: jax.Array) -> jax.Array:
+    """Perturbed normalised logits given that their largest is where ``one_hot`` says.
+
+    Differentiable in the logits with the noise fixed: the largest is a standard Gumbel number
+    whatever they are, the others are truncated at it.
 
     References:
-      Maddison, Tarlow and Minka, *A* sampling*, 2014; Tucker et al., *REBAR*, 2017, appendix.
+      Maddison, Tarlow and Minka, *A* sampling*, 2014; Tucker et al., *REBAR*, 2017, appendix C.
     """
-    fixed = jax.lax.stop_gradient(jax.nn.log_softmax(logits))
+    log_probs = jax.nn.log_softmax(logits)
     noise = -jnp.log(jax.random.exponential(key, logits.shape))
     top = (one_hot * noise).sum(-1, keepdims=True)
-    others = -jnp.logaddexp(-(fixed + noise), -top)
-    perturbed = jnp.where(one_hot > 0.5, top, others)
-    return jax.nn.log_softmax(logits) + jax.lax.stop_gradient(perturbed - fixed)
+    others = -jnp.logaddexp(-(log_probs + noise), -top)
+    return jnp.where(one_hot > 0.5, top, others)
+
+
+def gumbel_behind(key: Any, logits: jax.Array, one_hot: jax.Array) -> jax.Array:
+    """Perturbed logits whose largest *is* the draw, differentiable with the Gumbel noise fixed.
+
+    Gumbel noise given the draw, together with the draw, is distributed as noise that makes it.
+    """
+    log_probs = jax.nn.log_softmax(logits)
+    perturbed = gumbel_given(key, jax.lax.stop_gradient(logits), one_hot)
+    return log_probs + jax.lax.stop_gradient(perturbed - log_probs)

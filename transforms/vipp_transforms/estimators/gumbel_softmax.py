@@ -9,7 +9,7 @@ import jax
 
 from vipp_transforms.estimators._linear import FIRST_ORDER
 from vipp_transforms.estimators._relaxation import (
-    posterior_gumbel,
+    gumbel_behind,
     relax,
     require_relaxable,
     require_temperature,
@@ -66,8 +66,7 @@ class GumbelSoftmax:
         """The relaxed value, differentiable."""
 
         def value(key: Any, logits: jax.Array, drawn: jax.Array) -> jax.Array:
-            # Gumbel noise given the draw is Gumbel noise
-            soft = jax.nn.softmax(posterior_gumbel(key, logits, drawn) / self.temperature)
+            soft = jax.nn.softmax(gumbel_behind(key, logits, drawn) / self.temperature)
             return drawn + soft - jax.lax.stop_gradient(soft) if self.hard else soft
 
         return Expansion(relax(lot, source, value))
