@@ -1,0 +1,68 @@
+"""What estimators share that evaluate a term at several values and combine the results linearly.
+
+Along the axis, index ``s`` has a weight in the value and a *potential*: an array per lane that is
+zero in value and whose derivative is the coefficient of the term's value at ``s``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vipp_transforms.errors import SiteError
+from vipp_transforms.estimators.base import Lot
+
+FIRST_ORDER = 1
+
+
+def direction(parameter: jax.Array) -> jax.Array:
+    """Zero, with the derivative of ``parameter``."""
+    return parameter - jax.lax.stop_gradient(parameter)
+
+
+def combine(value: jax.Array, weights: Any, potential: jax.Array) -> jax.Array:
+    """``sum_s weights[s] value[s] + sg(value[s]) potential[s]`` along the leading axis."""
+    weights = jnp.reshape(jnp.asarray(weights, value.dtype), (-1,) + (1,) * (value.ndim - 1))
+    return (weights * value + jax.lax.stop_gradient(value) * potential).sum(0)
+
+
+def num_together(lot: Lot) -> int:
+    """How many lanes must be changed one at a time because some term mixes them."""
+    return math.prod(n for n, m in zip(lot.lane_shape, lot.mixed, strict=True) if m)
+
+
+def selectors(lot: Lot) -> jax.Array:
+    """``(num_together, *lane_shape)``: one for the lanes that are changed at once, else zero."""
+    shape = tuple(n if m else 1 for n, m in zip(lot.lane_shape, lot.mixed, strict=True))
+    count = math.prod(shape)
+    return jnp.broadcast_to(jnp.eye(count).reshape((count, *shape)), (count, *lot.lane_shape))
+
+
+def swap(lot: Lot, base: jax.Array, other: jax.Array) -> jax.Array:
+    """``other`` put into ``base`` at one set of lanes at a time: ``(num_together, *lanes, *event)``."""
+    chosen = selectors(lot).astype(bool)
+    chosen = chosen.reshape(chosen.shape + (1,) * len(lot.event_shape))
+    return jnp.where(chosen, other[None], base[None])
+
+
+def is_binary(lot: Lot) -> bool:
+    """Whether the support is the numbers 0 and 1."""
+    return lot.support is not None and lot.event_shape == () and lot.support.tolist() == [0, 1]
+
+
+def require_binary(lot: Lot, estimator: str) -> None:
+    """Raise unless the site is a Bernoulli."""
+    if not is_binary(lot):
+        raise SiteError(
+            f"Site '{lot.name}': {estimator} needs a Bernoulli distribution, got {lot.kind}. Fix: "
+            "use LocalExpectation(), or ScoreFunction(num_samples=2, baseline='leave_one_out')."
+        )
+
+
+def logit(distribution: Any) -> jax.Array:
+    """Log odds of a binary distribution, whatever its parameters are."""
+    shape = distribution.batch_shape
+    return distribution.log_prob(jnp.ones(shape)) - distribution.log_prob(jnp.zeros(shape))

@@ -1,0 +1,76 @@
+"""The Gumbel-softmax (Concrete) relaxation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+
+from vipp_transforms.estimators._linear import FIRST_ORDER
+from vipp_transforms.estimators._relaxation import (
+    gumbel_behind,
+    relax,
+    require_relaxable,
+    require_temperature,
+)
+from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax:
+    r"""Replace a choice by a tempered softmax of its perturbed logits. Biased.
+
+    .. math:: y = \mathrm{softmax}((\alpha + g) / \tau), \quad g_k \sim \mathrm{Gumbel}(0, 1)
+
+    As :math:`\tau \to 0` the value becomes the discrete choice and the bias vanishes, while the
+    gradient's variance grows. With ``hard`` the program sees the choice itself and only the
+    gradient is relaxed (ST Gumbel-softmax).
+
+    Args:
+      temperature: :math:`\tau`, positive.
+      hard: whether the forward value is discrete.
+
+    Raises:
+      ValueError: if ``temperature`` is not positive.
+
+    Example:
+      >>> import vipp_transforms as vt
+      >>> vt.GumbelSoftmax(temperature=0.5)
+      GumbelSoftmax(temperature=0.5, hard=False)
+
+    References:
+      Jang, Gu and Poole, *Categorical reparameterization with Gumbel-softmax*, 2017. Maddison, Mnih
+      and Teh, *The Concrete distribution*, 2017.
+    """
+
+    temperature: float = 1.0
+    hard: bool = False
+    biased: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    relaxed: ClassVar[bool] = True
+    orders: ClassVar[int | None] = FIRST_ORDER
+
+    def __post_init__(self) -> None:
+        require_temperature("GumbelSoftmax", self.temperature)
+
+    def validate(self, lot: Lot) -> None:
+        """A Bernoulli or a one-hot choice."""
+        require_relaxable(lot, "GumbelSoftmax")
+
+    def axis(self, lot: Lot) -> Axis | None:
+        """One value."""
+        return None
+
+    def expand(self, lot: Lot, source: Source) -> Expansion:
+        """The relaxed value, differentiable."""
+
+        def value(key: Any, logits: jax.Array, drawn: jax.Array) -> jax.Array:
+            soft = jax.nn.softmax(gumbel_behind(key, logits, drawn) / self.temperature)
+            return drawn + soft - jax.lax.stop_gradient(soft) if self.hard else soft
+
+        return Expansion(relax(lot, source, value))
+
+    def contract(self, term: Term) -> jax.Array:
+        """The term: its gradient flows through the value."""
+        return term.value
