@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.distributions.util import lazy_property
 
 
 class OneHotCategorical(dist.Distribution):
     r"""A choice among ``K`` as a unit vector.
 
-    .. math:: P(x = e_k) = \mathrm{softmax}(\mathrm{logits})_k, \qquad \log p(x) = \sum_k x_k \log p_k
+    .. math::
+        P(x = e_k) = \mathrm{softmax}(\mathrm{logits})_k, \qquad \log p(x) = \sum_k x_k \log p_k
 
     Estimators that relax a choice to real numbers (``GumbelSoftmax``, ``StraightThrough``,
     ``ReinMax``, ``Rebar``) need it in place of ``numpyro.distributions.Categorical``, whose index
@@ -56,7 +56,7 @@ class OneHotCategorical(dist.Distribution):
         """Unit vectors."""
         return constraints.multinomial(1)
 
-    @lazy_property
+    @property
     def probs(self) -> jax.Array:
         """Probabilities, shape ``(*batch, K)``."""
         return jax.nn.softmax(self.logits)
@@ -69,8 +69,11 @@ class OneHotCategorical(dist.Distribution):
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """The log probability, or its linear extension to the simplex."""
         log_probs = jax.nn.log_softmax(self.logits)
-        # an impossible category that is not chosen counts for nothing
-        return jnp.where(value == 0, 0.0, value * log_probs).sum(-1)
+        # an impossible category that is not chosen counts for nothing; everywhere else the slope
+        # in the value stays what it is, at zero too, for the estimators that go straight through
+        impossible = jnp.isneginf(log_probs)
+        possible = jnp.where(impossible, 0.0, log_probs)
+        return (value * possible + jnp.where(impossible & (value > 0), -jnp.inf, 0.0)).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> jax.Array:
         """All unit vectors, shape ``(K, *batch, K)``, or with batch axes of one."""

@@ -164,8 +164,9 @@ def _without(param: str) -> Rule:
 
 
 def _broadcast_in_dim(eqn: Eqn, ins: list[Shape], outs: list[Shape]) -> list[list[Claims]]:
-    dimensions = dict(enumerate(eqn.params["broadcast_dimensions"]))
-    return [[dimensions, *({} for _ in ins[1:])]]  # further operands are dynamic sizes
+    claims: list[Claims] = [{} for _ in ins]  # operands after the first are dynamic sizes
+    claims[0] = dict(enumerate(eqn.params["broadcast_dimensions"]))
+    return [claims]
 
 
 def _stack(eqn: Eqn, ins: list[Shape], outs: list[Shape]) -> list[list[Claims]]:

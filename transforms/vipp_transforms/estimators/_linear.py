@@ -42,7 +42,7 @@ def selectors(lot: Lot) -> jax.Array:
 
 
 def swap(lot: Lot, base: jax.Array, other: jax.Array) -> jax.Array:
-    """``other`` put into ``base`` at one set of lanes at a time: ``(num_together, *lanes, *event)``."""
+    """``other`` put into ``base`` at some lanes at a time: ``(num_together, *lanes, *event)``."""
     chosen = selectors(lot).astype(bool)
     chosen = chosen.reshape(chosen.shape + (1,) * len(lot.event_shape))
     return jnp.where(chosen, other[None], base[None])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vipp_transforms import _jax
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators._linear import is_binary, logit
 from vipp_transforms.estimators.base import Lot, Source
@@ -48,14 +49,14 @@ def require_relaxable(lot: Lot, estimator: str) -> None:
 
 def require_temperature(estimator: str, temperature: Any) -> None:
     """Raise unless a temperature is a positive number (or traced, or a schedule)."""
-    if callable(temperature) or isinstance(temperature, jax.core.Tracer):
+    if callable(temperature) or _jax.is_tracer(temperature):
         return
     if isinstance(temperature, bool) or not float(temperature) > 0:
         raise ValueError(f"{estimator}: temperature must be positive, got {temperature!r}.")
 
 
 def relax(lot: Lot, source: Source, fn: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> Any:
-    """``fn(key, logits, one_hot_draw)``, all with a last axis of categories, as the site's value."""
+    """The site's value ``fn(key, logits, one_hot_draw)``, all with a last axis of categories."""
     binary = is_binary(lot)
 
     def one(key: Any, distribution: Any, drawn: jax.Array) -> jax.Array:

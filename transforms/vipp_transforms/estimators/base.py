@@ -63,7 +63,7 @@ class Source(Protocol):
         """One independent uniform number in (0, 1) per lane, ``(*lanes,)``."""
         ...
 
-    def map(self, fn: Callable[[Any, Any], Any], *arrays: jax.Array) -> Any:
+    def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
         """``fn(key, distribution, *arrays)`` under every enclosing ``vmap``.
 
         ``arrays`` and the results have all lanes in front; inside ``fn`` only the distribution's
