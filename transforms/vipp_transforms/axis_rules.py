@@ -256,9 +256,9 @@ def _scatter(eqn: Eqn, ins: list[Shape], outs: list[Shape]) -> list[list[Claims]
     gone = (*numbers.inserted_window_dims, *batching)
     window = [axis for axis in range(len(ins[0])) if axis not in gone]
     looped = [axis for axis in range(len(ins[2])) if axis not in numbers.update_window_dims]
-    updates = dict(zip(numbers.update_window_dims, window, strict=True))
+    updates: Claims = dict(zip(numbers.update_window_dims, window, strict=True))
     loops = getattr(numbers, "scatter_indices_batching_dims", ())
-    indices = dict(zip(loops, batching, strict=True))
+    indices: Claims = dict(zip(loops, batching, strict=True))
     updates |= {looped[loop]: axis for loop, axis in indices.items()}
     return [[_aligned(ins[0], outs[0]), indices, updates]]
 
