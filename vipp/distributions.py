@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.scipy.special import gammaln
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
 
@@ -30,16 +31,32 @@ class _BernoulliLogits(dist.BernoulliLogits):
     """
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
-        # infinite logits are certain outcomes, not 0 * inf
-        limit = jnp.finfo(jnp.result_type(self.logits, float)).max
-        logits = jnp.clip(self.logits, -limit, limit)
+        logits = _finite(self.logits)
         return value * logits - _softplus(logits)
 
 
+class _BinomialLogits(dist.BinomialLogits):
+    """A Binomial whose log probability has the right gradient at logits of exactly zero."""
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
+        n = jnp.asarray(self.total_count, jnp.result_type(float))
+        logits = _finite(self.logits, 1 + n)
+        ways = gammaln(n + 1) - gammaln(value + 1) - gammaln(n - value + 1)
+        return ways + value * logits - n * _softplus(logits)
+
+
+def _finite(logits: Any, times: Any = 1) -> jax.Array:
+    """Infinite logits are certain outcomes, not ``0 * inf``; finite even this many ``times``."""
+    limit = jnp.finfo(jnp.result_type(logits, float)).max / times
+    return jnp.clip(logits, -limit, limit)
+
+
 def exact(fn: Any) -> Any:
-    """``fn`` with every Bernoulli in logits replaced by one whose gradient is right at zero."""
+    """``fn`` with a Bernoulli or Binomial in logits replaced by one whose gradient is right at 0."""
     if type(fn) is dist.BernoulliLogits:
         return _BernoulliLogits(fn.logits, validate_args=False)
+    if type(fn) is dist.BinomialLogits:
+        return _BinomialLogits(fn.logits, fn.total_count, validate_args=False)
     if isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
         base = exact(fn.base_dist)
         if base is not fn.base_dist:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import numpyro
 from numpyro.handlers import seed, substitute, trace
+from numpyro.primitives import Messenger
 
 from vipp.densities import SiteDensity, joint, joint_per_plate, site_densities
+from vipp.replicate import random_key
 from vipp.trace import Trace
 
 PerPlate = str | tuple[str, ...] | None
@@ -108,15 +110,9 @@ class Program:
         return site_densities(record)
 
     def _run(self, data: Mapping[str, Any], given: Trace | None = None) -> tuple[Any, Any]:
-        key = numpyro.prng_key()
-        if key is None:
-            raise ValueError(
-                "A Program was run without a random key. Fix: use it inside an objective, "
-                "vipp.expectation(fn), or numpyro.handlers.seed."
-            )
-        fn = self.fn
+        key, fn = random_key("A Program"), self.fn
         if self.plate_key is not None:
-            fn = seed(fn, self.plate_key, hide_types=["sample", "prng_key", "control_flow"])
+            fn = _PlateKeys(fn, self.plate_key)
         with (
             trace() as record,
             seed(rng_seed=key),
@@ -129,6 +125,19 @@ class Program:
             elif given is not None and _latent(site) and name not in given:
                 raise _missing(name, given)
         return record, result
+
+
+class _PlateKeys(Messenger):
+    """Gives each subsampled plate a key by its name, the same in every program and particle."""
+
+    def __init__(self, fn: Callable[..., Any], key: Any):
+        super().__init__(fn)
+        self.key = key
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "plate" and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
+            salt = zlib.crc32(msg["name"].encode()) >> 1
+            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.key, salt)
 
 
 class _Given(substitute):

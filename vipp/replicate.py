@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +33,7 @@ def replicate(fn: Callable[[], Any], n: int) -> Any:
       (3,)
     """
     positive_int("replicate: n", n)
-    key = numpyro.prng_key()
-    if key is None:
-        raise ValueError(
-            "replicate has no random key. Fix: call it inside vipp.expectation(fn), an objective, "
-            "or numpyro.handlers.seed."
-        )
+    key = random_key("replicate")
     if n == 1:
         with seed(rng_seed=key):
             return jax.tree.map(lambda x: jax.numpy.expand_dims(x, 0), fn())
@@ -47,6 +43,19 @@ def replicate(fn: Callable[[], Any], n: int) -> Any:
             return fn()
 
     return jax.vmap(one)(jax.random.split(key, n))
+
+
+def random_key(what: str) -> Any:
+    """A fresh key from the enclosing ``seed`` handler; raise if there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPyro warns where this raises
+        key = numpyro.prng_key()
+    if key is None:
+        raise ValueError(
+            f"{what} was run without a random key. Fix: use it inside vipp.expectation(fn), an "
+            "objective, or numpyro.handlers.seed."
+        )
+    return key
 
 
 class _no_mutation(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)

@@ -16,8 +16,8 @@ KEY = jax.random.key(0)
 @pytest.fixture
 def axes():
     made = Axes()
-    made.add(vt.Axis("a", 2))
-    made.add(vt.Axis("b", 3))
+    made.register(vt.Axis("a", 2))
+    made.register(vt.Axis("b", 3))
     return made
 
 
@@ -38,21 +38,21 @@ def test_apply_without_axes_is_a_plain_call(axes):
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_front_and_named_are_inverse(axes, name):
     x = Lifted(jnp.arange(24.0).reshape(2, 3, 4), ("a", "b"))
-    fronted = axes.front(x, name)
+    fronted = axes.first(x, name)
     assert name not in fronted.axes
-    back = axes.named(fronted, name)
+    back = axes.named(fronted, name, at=0)
     assert back.axes == ("a", "b")
     np.testing.assert_array_equal(back.array, x.array)
 
 
 def test_front_repeats_what_does_not_depend_on_the_axis(axes):
-    x = axes.front(Lifted(jnp.arange(8.0).reshape(2, 4), ("a",)), "b")
-    assert (x.axes, x.array.shape) == (("a",), (2, 3, 4))
-    np.testing.assert_array_equal(x.array[:, 1], np.arange(8.0).reshape(2, 4))
+    x = axes.first(Lifted(jnp.arange(8.0).reshape(2, 4), ("a",)), "b")
+    assert (x.axes, x.array.shape) == (("a",), (3, 2, 4))
+    np.testing.assert_array_equal(x.array[1], np.arange(8.0).reshape(2, 4))
 
 
 def test_axes_of_equal_name_are_one(axes):
-    axes.add(vt.Axis("a", 2))
+    axes.register(vt.Axis("a", 2))
     assert axes.sizes == {"a": 2, "b": 3}
 
 
@@ -152,4 +152,4 @@ def test_a_key_may_depend_on_a_drawn_value(exact):
     got = exact.estimate(staged, jnp.array([0.4, 0.8]))
     p = jax.nn.sigmoid(0.8)
     np.testing.assert_allclose(got.value, p * np.sin(1.0), rtol=1e-5)
-    np.testing.assert_allclose(got.grad, [0, p * (1 - p) * np.sin(1.0)], rtol=1e-5)
+    np.testing.assert_allclose(got.grad, [0, p * (1 - p) * np.sin(1.0)], rtol=1e-5, atol=1e-6)

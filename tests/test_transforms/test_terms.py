@@ -34,7 +34,7 @@ def decomposed(fn, *args):
     def both(env):
         env = {v: Lifted(x) for v, x in zip(program.env, env, strict=True)}
         atoms = [program.out, *parts.leaves, *(v for e, _ in parts.opened for v in e.invars)]
-        evaluate(program.eqns, env, Axes(), {}, atoms)
+        evaluate(program.eqns, env, Axes(), {}, atoms, lambda _: frozenset())
         read = lambda v: jnp.asarray(v.val) if isinstance(v, Literal) else env[v].array
         each = weights(parts, program.out, read)
         total = sum(jnp.sum(w * read(v)) for w, v in zip(each, parts.leaves, strict=True))

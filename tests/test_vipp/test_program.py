@@ -84,7 +84,7 @@ def test_stick_the_landing_has_no_variance_at_the_optimum(bound_and_grad):
     np.testing.assert_allclose(slope["m"], 0.0, atol=1e-4)
     np.testing.assert_allclose(slope["s"], 0.0, atol=1e-4)
     _, plain = bound_and_grad(vipp.ELBO(), model, normal_guide, best, keys=100)
-    assert plain["m"].std() < 1e-4 < plain["s"].std()
+    assert min(plain["m"].std(), plain["s"].std()) > 0.5
 
 
 def test_stick_the_landing_is_unbiased(bound_and_grad, reference):

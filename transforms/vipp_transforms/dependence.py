@@ -79,6 +79,8 @@ class Dependences:
         jaxpr, _ = _jax.open_jaxpr(site.log_prob)
         inputs = [own(site), *(self[leaf] for leaf in site.leaves)]
         (out,) = _analyse_jaxpr(jaxpr, inputs)
+        # which draw it was depends on the key, whose axes are the site's vmap lanes
+        out = join((out, self[site.key]))
         # one entry per lane is what log_prob means, whatever its primitives
         return {**out, **own(site)}
 

@@ -88,24 +88,30 @@ class Node(NamedTuple):
     """A value that is made otherwise than by evaluating its equation: a drawn or expanded site.
 
     Attributes:
-      axes: the names that the value will carry, given its operands' names.
+      names: of the axes that the value will carry.
       make: the value, given the environment.
     """
 
-    axes: Callable[[Callable[[Any], tuple[str, ...]]], set[str]]
+    names: frozenset[str]
     make: Callable[[Env], Lifted]
 
 
 def evaluate(
-    eqns: Sequence[Any], env: Env, axes: Axes, nodes: Mapping[Any, Node], outputs: Sequence[Any]
+    eqns: Sequence[Any],
+    env: Env,
+    axes: Axes,
+    nodes: Mapping[Any, Node],
+    outputs: Sequence[Any],
+    names_of: Callable[[Any], frozenset[str]],
 ) -> None:
     """Evaluate ``eqns`` into ``env``, keeping at least ``outputs``.
 
     A value's names include its operands', so equations with equal names can be evaluated together
     as one sub-program, fewer names first: tracing costs one pass over the equations however they
-    are mapped.
+    are mapped. ``names_of`` says which axes a value may carry: of an equation with several results
+    one may depend on less than the others, and is then the same along what it doesn't depend on.
     """
-    runs = _runs(eqns, env, nodes)
+    runs = _runs(eqns, env, nodes, names_of)
     users: dict[Any, int] = {}
     for number, (_, run) in enumerate(runs):
         for eqn in run:
@@ -120,7 +126,16 @@ def evaluate(
         results = [v for v in made if v in kept or users.get(v, number) > number]
         inputs = _free(run, set(made))
         fn = _jax.evaluator(run, inputs, results)
-        env.update(zip(results, axes.apply(fn, *(env[v] for v in inputs)), strict=True))
+        for var, value in zip(results, axes.apply(fn, *(env[v] for v in inputs)), strict=True):
+            env[var] = _narrow(value, names_of(var))
+
+
+def _narrow(value: Lifted, names: frozenset[str]) -> Lifted:
+    """The first entry along every axis that the value doesn't depend on."""
+    if names.issuperset(value.axes):
+        return value
+    index = tuple(slice(None) if n in names else 0 for n in value.axes)
+    return Lifted(value.array[index], tuple(n for n in value.axes if n in names))
 
 
 def _free(run: Sequence[Any], made: set[Any]) -> list[Any]:
@@ -130,23 +145,35 @@ def _free(run: Sequence[Any], made: set[Any]) -> list[Any]:
     return list(used)
 
 
-def _runs(eqns: Sequence[Any], env: Env, nodes: Mapping[Any, Node]) -> list[tuple[bool, list[Any]]]:
+class _Rank(NamedTuple):
+    """Where an equation stands in the order of evaluation; those of equal rank run together."""
+
+    phase: int  # grows where a result depends on less than its equation's operands
+    names: frozenset[str]
+
+
+def _runs(
+    eqns: Sequence[Any],
+    env: Env,
+    nodes: Mapping[Any, Node],
+    names_of: Callable[[Any], frozenset[str]],
+) -> list[tuple[bool, list[Any]]]:
     """The equations ordered by number of names, cut into nodes and runs of equal names."""
-    names: dict[Any, frozenset[str]] = {v: frozenset(x.axes) for v, x in env.items()}
-
-    def of(atom: Any) -> tuple[str, ...]:
-        return () if isinstance(atom, _jax.Literal) else tuple(names[atom])
-
-    groups: dict[frozenset[str], list[Any]] = {}
+    ranks = {v: _Rank(0, frozenset(x.axes)) for v, x in env.items()}
+    groups: dict[_Rank, list[Any]] = {}
     for eqn in eqns:
         node = nodes.get(eqn.outvars[0]) if eqn.outvars else None
-        carried = node.axes(of) if node else {n for v in eqn.invars for n in of(v)}
-        names.update((v, frozenset(carried)) for v in eqn.outvars)
-        groups.setdefault(frozenset(carried), []).append(eqn)
+        operands = [ranks[v] for v in eqn.invars if not isinstance(v, _jax.Literal)]
+        names = node.names if node else frozenset().union(*(r.names for r in operands))
+        rank = _Rank(max((r.phase for r in operands), default=0), names)
+        for v in eqn.outvars:
+            narrow = names & names_of(v)
+            ranks[v] = rank if narrow == names else _Rank(rank.phase + 1, narrow)
+        groups.setdefault(rank, []).append(eqn)
     runs: list[tuple[bool, list[Any]]] = []
-    for group in sorted(groups, key=len):
+    for rank in sorted(groups, key=lambda r: (r.phase, len(r.names))):
         fresh = True
-        for eqn in groups[group]:
+        for eqn in groups[rank]:
             if eqn.outvars and eqn.outvars[0] in nodes:
                 runs.append((True, [eqn]))
                 fresh = True

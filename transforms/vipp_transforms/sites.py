@@ -85,6 +85,18 @@ def _kind(distribution: Any) -> str:
     return type(distribution).__name__.lstrip("_")
 
 
+def _refuse_mask(distribution: Any, name: str) -> None:
+    """A mask leaves lanes out of the log density that are drawn all the same."""
+    while hasattr(distribution, "base_dist"):
+        if type(distribution).__name__ == "MaskedDistribution":
+            raise SiteError(
+                f"Site '{name}' is drawn from a masked distribution, expected one whose log "
+                "density has every draw. Fix: draw from the distribution without its mask, and "
+                "mask the terms."
+            )
+        distribution = distribution.base_dist
+
+
 def finite_support(distribution: Any) -> np.ndarray | None:
     """All values of one lane, ``(size, *event_shape)``, or None if there is no finite list."""
     if not getattr(distribution, "has_enumerate_support", False):
@@ -214,7 +226,26 @@ sample_p = define_primitive(
 )
 
 
-def _key_batch(operands: Any, dims: Any) -> tuple[Any, int]:
+class _Mode(threading.local):
+    lifting = False
+
+
+_MODE = _Mode()
+
+
+@contextlib.contextmanager
+def lifting() -> Iterator[None]:
+    """While a program is mapped over expanded values, which are no lanes and share their noise."""
+    before, _MODE.lifting = _MODE.lifting, True
+    try:
+        yield
+    finally:
+        _MODE.lifting = before
+
+
+def _key_batch(operands: Any, dims: Any) -> tuple[Any, Any]:
+    if _MODE.lifting:
+        return operands[0], dims[0]
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
     key, *leaves = (_to_front(x, d) for x, d in zip(operands, dims, strict=True))
     key = key if dims[0] is not None else split_keys(key, size)
@@ -247,30 +278,6 @@ def _typed(key: Any) -> Any:
     return jax.random.wrap_key_data(key)
 
 
-class NeedsStaging(BaseException):
-    """A program run as it is met a choice that is not pathwise.
-
-    Not an ``Exception``, so that no handler of the program's own takes it for an error.
-    """
-
-
-class _Mode(threading.local):
-    direct = False
-
-
-_MODE = _Mode()
-
-
-@contextlib.contextmanager
-def running_directly(direct: bool) -> Iterator[None]:
-    """Whether a choice that is not pathwise raises :class:`NeedsStaging` or becomes a site."""
-    before, _MODE.direct = _MODE.direct, direct
-    try:
-        yield
-    finally:
-        _MODE.direct = before
-
-
 def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> jax.Array:
     """Draw a value whose gradient :func:`vipp_transforms.surrogate` estimates.
 
@@ -282,10 +289,18 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
 
     Returns:
       A draw, shape ``(*batch_shape, *event_shape)``.
+
+    Raises:
+      SiteError: for a pathwise choice without a differentiable sampler, or a masked distribution.
     """
     if isinstance(estimator, Pathwise):
+        if not getattr(distribution, "has_rsample", hasattr(distribution, "rsample")):
+            raise SiteError(
+                f"Site '{name}': Pathwise needs a distribution with a differentiable sampler, got "
+                f"{_kind(distribution)}. Fix: use Enumerate() for a small finite support, or "
+                "ScoreFunction(num_samples=2, baseline='leave_one_out')."
+            )
         return distribution.sample(lane_key(key, distribution))
-    if _MODE.direct:
-        raise NeedsStaging(name)
+    _refuse_mask(distribution, name)
     template = Template(distribution, name, estimator)
     return sample_p.bind(_typed(key), *template.leaves(distribution), template=template, lanes=())

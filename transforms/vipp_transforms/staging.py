@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from vipp_transforms import _jax
 from vipp_transforms.errors import SiteError
@@ -15,7 +16,6 @@ from vipp_transforms.sites import (
     Template,
     lane_key_p,
     lane_log_prob,
-    running_directly,
     sample_p,
 )
 
@@ -59,7 +59,6 @@ class Program:
       out: the atom whose expectation is wanted.
       aux: atoms of the auxiliary outputs.
       aux_tree: their structure.
-      like: the jaxpr it came from.
     """
 
     env: dict[Any, Any]
@@ -68,11 +67,33 @@ class Program:
     out: Atom
     aux: tuple[Atom, ...]
     aux_tree: Any
-    like: Any
 
 
-def stage(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-    """Trace ``fn(*args, **kwargs) -> (value, aux)`` into a :class:`Program`.
+class Traced(NamedTuple):
+    """A program as JAX traced it.
+
+    Attributes:
+      closed: the jaxpr with its constants; its outputs are the value, then the auxiliary ones.
+      arrays: its inputs.
+      aux_tree: the structure of the auxiliary outputs.
+    """
+
+    closed: Any
+    arrays: list[Any]
+    aux_tree: Any
+
+    def draws(self) -> bool:
+        """Whether any choice in it is other than pathwise."""
+        return bool(_names_of_sites(self.closed))
+
+    def evaluate(self) -> tuple[jax.Array, Any]:
+        """Run it as it stands: the value, and the auxiliary outputs without gradient."""
+        value, *aux = _jax.call(self.closed, self.arrays)
+        return value, jax.tree_util.tree_unflatten(self.aux_tree, jax.lax.stop_gradient(aux))
+
+
+def trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    """Trace ``fn(*args, **kwargs) -> (value, aux)``.
 
     Only JAX arrays become inputs; Python numbers and NumPy arrays stay what they are, so that
     shapes and branches may depend on them.
@@ -85,36 +106,39 @@ def stage(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
         given = iter(values)
         merged = [next(given) if d else x for d, x in zip(dynamic, leaves, strict=True)]
         inner_args, inner_kwargs = jax.tree_util.tree_unflatten(treedef, merged)
-        return fn(*inner_args, **inner_kwargs)
+        value, aux = fn(*inner_args, **inner_kwargs)
+        check_scalar(value)
+        return value, aux
 
-    with running_directly(False):
-        closed, shape = _jax.trace(flat, *arrays)
-    check_scalar(shape[0])
-    jaxpr, consts = _jax.open_jaxpr(closed)
+    closed, shape = _jax.trace(flat, *arrays)
+    return Traced(closed, arrays, jax.tree_util.tree_structure(shape[1]))
+
+
+def stage(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    """Trace ``fn(*args, **kwargs) -> (value, aux)`` into a :class:`Program`."""
+    return inline(trace(fn, args, kwargs))
+
+
+def inline(traced: Traced) -> Program:
+    """Open the calls of a traced program, drop what nothing needs, and find its sites."""
+    jaxpr, consts = _jax.open_jaxpr(traced.closed)
     env = dict(zip(jaxpr.constvars, consts, strict=True))
-    env |= dict(zip(jaxpr.invars, arrays, strict=True))
+    env |= dict(zip(jaxpr.invars, traced.arrays, strict=True))
     inliner = _Inliner(env)
     scope: dict[Any, Any] = {}
     inliner.run(jaxpr.eqns, scope)
     out, *aux = (_lookup(v, scope) for v in jaxpr.outvars)
     eqns = _live(inliner.eqns, [out, *aux])
-    sites = _sites(eqns)
-    aux_tree = jax.tree_util.tree_structure(shape[1])
-    return Program(env, tuple(eqns), sites, out, tuple(aux), aux_tree, jaxpr)
+    return Program(env, tuple(eqns), _sites(eqns), out, tuple(aux), traced.aux_tree)
 
 
 def check_scalar(value: Any) -> None:
-    """Raise unless ``value`` (or its shape) is a real scalar."""
-    leaves = [jax.typeof(x) if isinstance(x, jax.Array) else x for x in jax.tree.leaves(value)]
-    ok = (
-        len(leaves) == 1
-        and not isinstance(value, dict | list | tuple)
-        and leaves[0].shape == ()
-        and jax.numpy.issubdtype(leaves[0].dtype, jax.numpy.floating)
-    )
-    if ok:
+    """Raise unless ``value`` is a real scalar."""
+    leaves = [(jnp.result_type(x), jnp.shape(x)) for x in jax.tree.leaves(value)]
+    single = len(leaves) == 1 and not isinstance(value, dict | list | tuple)
+    if single and leaves[0][1] == () and jnp.issubdtype(leaves[0][0], jnp.floating):
         return
-    got = ", ".join(f"{x.dtype}{list(x.shape)}" for x in leaves) or "nothing"
+    got = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in leaves) or "nothing"
     raise ValueError(
         "The value whose expectation is wanted must be a real scalar (a float of shape ()), "
         f"got {got} in a {type(value).__name__}. Fix: sum or average over the remaining axes."
@@ -159,7 +183,7 @@ class _Inliner:
 
 def _refuse_nested_sites(eqn: Any) -> None:
     for sub in _jax.sub_jaxprs(eqn):
-        for name in _nested_names(sub):
+        for name in _names_of_sites(sub):
             raise SiteError(
                 f"Site '{name}' is drawn inside '{eqn.primitive.name}' with an estimator other "
                 "than Pathwise; only pathwise choices may be drawn there. Fix: give it "
@@ -168,13 +192,14 @@ def _refuse_nested_sites(eqn: Any) -> None:
             )
 
 
-def _nested_names(jaxpr: Any) -> list[str]:
+def _names_of_sites(jaxpr: Any) -> list[str]:
+    """The names of all sites of a jaxpr, those of the jaxprs inside it included."""
     names = []
     for eqn in _jax.open_jaxpr(jaxpr)[0].eqns:
         if eqn.primitive is sample_p:
             names.append(eqn.params["template"].name)
         for sub in _jax.sub_jaxprs(eqn):
-            names += _nested_names(sub)
+            names += _names_of_sites(sub)
     return names
 
 
@@ -191,13 +216,10 @@ def _live(eqns: list[Any], outputs: list[Any]) -> list[Any]:
 
 def _sites(eqns: list[Any]) -> dict[Any, Site]:
     sites: dict[Any, Site] = {}
-    seen: dict[str, int] = {}
-    for eqn in eqns:
-        if eqn.primitive is not sample_p:
-            continue
+    drawn = [eqn for eqn in eqns if eqn.primitive is sample_p]
+    names = _unique([eqn.params["template"].name for eqn in drawn])
+    for eqn, name in zip(drawn, names, strict=True):
         template, lanes = eqn.params["template"], eqn.params["lanes"]
-        count = seen[template.name] = seen.get(template.name, 0) + 1
-        name = template.name if count == 1 else f"{template.name}#{count}"
         var, (key, *leaves) = eqn.outvars[0], eqn.invars
         lane_shape = (*(lane.size for lane in lanes), *template.batch_shape)
         sites[var] = Site(
@@ -212,6 +234,19 @@ def _sites(eqns: list[Any]) -> dict[Any, Site]:
             _stage_log_prob(template, lanes, var, leaves),
         )
     return sites
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, numbered from the second of its kind on, past what a user already wrote so."""
+    taken, unique = set(names), []
+    for i, name in enumerate(names):
+        number = names[:i].count(name) + 1
+        label = name
+        while number > 1 and (label == name or label in taken):
+            label, number = f"{name}#{number}", number + 1
+        taken.add(label)
+        unique.append(label)
+    return unique
 
 
 def _stage_log_prob(template: Template, lanes: Any, var: Any, leaves: Any) -> Any:

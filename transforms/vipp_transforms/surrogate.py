@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vipp_transforms import _jax
 from vipp_transforms.dependence import Dependences
@@ -17,8 +16,8 @@ from vipp_transforms.elimination import Elimination, Layout, Step, eliminate
 from vipp_transforms.estimators.base import Axis, Term
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
 from vipp_transforms.policy import Choice, choose
-from vipp_transforms.sites import LaneSource, NeedsStaging, running_directly, split_keys
-from vipp_transforms.staging import Program, Site, check_scalar, stage
+from vipp_transforms.sites import LaneSource, lifting, split_keys
+from vipp_transforms.staging import Program, Site, Traced, inline, trace
 from vipp_transforms.terms import Split, split, weights
 
 
@@ -28,12 +27,14 @@ class Plan:
 
     Attributes:
       program: staged.
+      depends: which sites each of its values depends on.
       split: its value as a sum of terms.
       elimination: the contractions, in order.
       choices: per site index, its estimator.
     """
 
     program: Program
+    depends: Dependences
     split: Split
     elimination: Elimination
     choices: dict[int, Choice]
@@ -54,11 +55,15 @@ def plan(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
       SiteError: where no sound estimator exists for a site as asked.
       ValueError: where the value is not a real scalar.
     """
-    program = stage(fn, args, kwargs)
+    return _plan(trace(fn, args, kwargs))
+
+
+def _plan(traced: Traced) -> Plan:
+    program = inline(traced)
     depends = Dependences(program)
     parts = split(program, depends)
     elimination = eliminate(program, depends, parts)
-    return Plan(program, parts, elimination, choose(program, elimination))
+    return Plan(program, depends, parts, elimination, choose(program, elimination))
 
 
 def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,22 +98,10 @@ def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def estimate(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
-        direct = _run_directly(fn, args, kwargs)
-        return run(plan(fn, *args, **kwargs)) if direct is None else direct
+        traced = trace(fn, args, kwargs)
+        return run(_plan(traced)) if traced.draws() else traced.evaluate()
 
     return estimate
-
-
-def _run_directly(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-    """The program itself where all its choices are pathwise: then it is its own estimator."""
-    try:
-        with running_directly(True):
-            value, aux = fn(*args, **kwargs)
-    except NeedsStaging:
-        return None
-    value = jnp.asarray(value) if isinstance(value, float | np.floating) else value
-    check_scalar(value)
-    return value, aux
 
 
 def run(planned: Plan) -> tuple[jax.Array, Any]:
@@ -122,7 +115,7 @@ def _auxiliary(program: Program) -> Any:
     values = []
     if program.aux:
         env = {v: Lifted(jax.lax.stop_gradient(x)) for v, x in program.env.items()}
-        evaluate(program.eqns, env, Axes(), {}, program.aux)
+        evaluate(program.eqns, env, Axes(), {}, program.aux, lambda _: frozenset())
         values = [_value(env, v).array for v in program.aux]
     return jax.tree_util.tree_unflatten(program.aux_tree, values)
 
@@ -150,16 +143,21 @@ class Evaluation:
             axis = self.axis_of[site.index] = choice.estimator.axis(choice.lot)
             if axis is not None:
                 self.axes.register(axis)
+        self._carried: dict[int, frozenset[str]] = {}
+        for site in planned.program.sites.values():
+            self._carried[site.index] = self._names_of_site(site)
         self.env: Env = {v: Lifted(x) for v, x in planned.program.env.items()}
         self.potentials: dict[int, tuple[Lifted, ...]] = {}
-        # an entry that a mask hides may be infinite or not a number, and must still count nothing
-        self.masked = any(e.primitive.name == "select_n" for e, _ in planned.split.opened)
 
     def value(self) -> jax.Array:
         """The surrogate's value."""
+        with lifting():
+            return self._value()
+
+    def _value(self) -> jax.Array:
         program, elimination = self.plan.program, self.plan.elimination
         nodes = {v: self._node(site) for v, site in program.sites.items()}
-        evaluate(program.eqns, self.env, self.axes, nodes, self._needed())
+        evaluate(program.eqns, self.env, self.axes, nodes, self._needed(), self._names)
         terms = dict(enumerate(self._leaf_terms()))
         for step in elimination.steps:
             terms[step.result] = self._contract(step, [terms.pop(k) for k in step.members])
@@ -176,17 +174,29 @@ class Evaluation:
             atoms += [site.key, *site.leaves, site.var]
         return atoms
 
+    def _names_of_site(self, site: Site) -> frozenset[str]:
+        """The axes a site's values carry: its own, and those of what its draw depends on."""
+        axis = self.axis_of[site.index]
+        own = frozenset({axis.name} if axis else ())
+        if not self.plan.choices[site.index].estimator.draws:
+            return own
+        return own.union(*(self._names(v) for v in (site.key, *site.leaves)))
+
+    def _names(self, atom: Any) -> frozenset[str]:
+        """The axes that a value may carry: those of the sites that it depends on."""
+        return self._names_of(self.plan.depends[atom])
+
+    def _names_of(self, sites: Iterable[int]) -> frozenset[str]:
+        return frozenset().union(*(self._carried[r] for r in sites))
+
     # -- expansion ---------------------------------------------------------------------------
 
     def _node(self, site: Site) -> Node:
         choice, axis = self.plan.choices[site.index], self.axis_of[site.index]
-        own = {axis.name} if axis else set()
+        names = self._carried[site.index]
         if not choice.estimator.draws:
-            return Node(lambda of: own, lambda env: self._expand_drawless(site))
-        return Node(
-            lambda of: own | {n for leaf in (site.key, *site.leaves) for n in of(leaf)},
-            lambda env: self._expand(site, choice, axis),
-        )
+            return Node(names, lambda env: self._expand_drawless(site))
+        return Node(names, lambda env: self._expand(site, choice, axis))
 
     def _expand_drawless(self, site: Site) -> Lifted:
         choice, axis = self.plan.choices[site.index], self.axis_of[site.index]
@@ -235,7 +245,8 @@ class Evaluation:
         """Weigh, sum over the axes that no site's lanes lie along, and order the others."""
         x, named = value.array, len(value.axes)
         if not (isinstance(weight, float) and weight == 1.0):
-            x = jnp.where(weight == 0, 0.0, weight * x) if self.masked else weight * x
+            full = jnp.expand_dims(weight, tuple(range(named))) if jnp.ndim(weight) else weight
+            x = self.plan.split.weigh(full, x)
         unnamed = range(jnp.ndim(x) - named)
         dropped = tuple(named + a for a in unnamed if a not in how.axes)
         kept = [a for a in unnamed if a in how.axes]
@@ -253,9 +264,10 @@ class Evaluation:
             operands = [self.axes.first(x, axis.name) for x in operands]
         (value, *potentials), names = self._lined_up(operands, axis)
         result = estimator.contract(Term(value, tuple(potentials), lanes, lot))
+        lifted = Lifted(result, names)
         if axis is not None and axis.shared:
-            return self._arrange(self._settle(step, Lifted(result, names), axis), step.layout)
-        return self._arrange(Lifted(result, names), step.layout)
+            lifted = self.axes.named(lifted, axis.name, at=0)
+        return self._arrange(self._settle(step, lifted), step.layout)
 
     def _lined_up(self, operands: list[Lifted], axis: Axis | None) -> tuple[list[Any], Any]:
         """Give all operands the same named axes, those behind the estimator's own if it has one."""
@@ -266,12 +278,18 @@ class Evaluation:
         pairs = zip(operands, absent, strict=True)
         return [jnp.expand_dims(x.array, gaps) if gaps else x.array for x, gaps in pairs], names
 
-    def _settle(self, step: Step, result: Lifted, axis: Axis) -> Lifted:
-        """Average over a shared axis once the term depends on no other site drawn along it."""
-        others = (self.axis_of[r] for r in step.layout.form.depends)
-        if any(other is not None and other.name == axis.name for other in others):
-            return self.axes.named(result, axis.name, at=0)
-        return result._replace(array=jnp.mean(result.array, axis=0))
+    def _settle(self, step: Step, result: Lifted) -> Lifted:
+        """Average over the axes that none of the sites that are left was drawn or expanded along.
+
+        A shared axis goes here once the last of its sites is eliminated; so does the axis of an
+        earlier site that decided which draw it was but not its distribution.
+        """
+        left = self._names_of(step.layout.form.depends)
+        settled = tuple(i for i, name in enumerate(result.axes) if name not in left)
+        if not settled:
+            return result
+        kept = tuple(name for name in result.axes if name in left)
+        return Lifted(jnp.mean(result.array, axis=settled), kept)
 
     def _potentials_of(self, step: Step) -> list[Lifted]:
         """The site's potentials, summed over mixed lanes, their lanes at the term's axes."""

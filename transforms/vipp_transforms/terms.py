@@ -36,6 +36,17 @@ class Split:
     opened: tuple[tuple[Any, tuple[int, ...]], ...]
     leaves: tuple[Any, ...]
 
+    @property
+    def masked(self) -> bool:
+        """Whether some weights are zero because a mask hides what they weigh."""
+        return any(eqn.primitive.name == "select_n" for eqn, _ in self.opened)
+
+    def weigh(self, weight: Weight, x: jax.Array) -> jax.Array:
+        """``weight * x``, where what a mask hides counts nothing even if it is not a number."""
+        if self.masked:
+            x = jnp.where((weight == 0) & ~jnp.isfinite(x), 0.0, x)
+        return weight * x
+
 
 def split(program: Program, depends: Dependences) -> Split:
     """Find the equations worth walking through and the leaves behind them."""
@@ -155,7 +166,8 @@ def weights(split_: Split, out: Any, read: Callable[[Any], jax.Array]) -> list[W
     literals: dict[int, Weight] = {}
     for eqn, operands in split_.opened:
         weight = total[eqn.outvars[0]]
-        for i, passed in zip(operands, _transpose(eqn, operands, weight, read), strict=True):
+        all_passed = _transpose(split_, eqn, operands, weight, read)
+        for i, passed in zip(operands, all_passed, strict=True):
             atom = eqn.invars[i]
             if isinstance(atom, _jax.Literal):
                 literals[id(atom)] = _add(literals.get(id(atom)), passed)
@@ -192,7 +204,7 @@ def _fit(weight: Weight, atom: Any, out: Any) -> Weight:
     return jnp.sum(weight, axis=axes, keepdims=True)
 
 
-def _transpose(eqn: Any, operands: Any, weight: Weight, read: Any) -> list[Weight]:
+def _transpose(split_: Split, eqn: Any, operands: Any, weight: Weight, read: Any) -> list[Weight]:
     """The weights of ``operands`` given the weight of the equation's result."""
     name, out = eqn.primitive.name, eqn.outvars[0]
     atoms = [eqn.invars[i] for i in operands]
@@ -204,9 +216,10 @@ def _transpose(eqn: Any, operands: Any, weight: Weight, read: Any) -> list[Weigh
         return [-weight]
     if name in ("mul", "div"):
         factor = read(eqn.invars[1 - operands[0]])
-        product = weight * factor if name == "mul" else weight / factor
-        if name == "mul" and _is_one(weight):
-            product = factor
+        if name == "div":
+            product = weight / factor
+        else:
+            product = factor if _is_one(weight) else split_.weigh(weight, factor)
         if not _is_uniform(product) and jnp.shape(product) != out.aval.shape:
             product = jnp.broadcast_to(product, out.aval.shape)
         return [_fit(product, atoms[0], out)]

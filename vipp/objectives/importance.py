@@ -39,8 +39,9 @@ def log_weights(
         z, of_q = q.simulate_sites()
         of_p = p.log_density_sites(z)
         names = _plates(per_plate, [*of_p, *of_q])
+        log_w = joint_per_plate(of_p, names) - joint_per_plate(of_q, names)
         scale.append(subsampling([*of_p, *of_q], names))
-        return joint_per_plate(of_p, names) - joint_per_plate(of_q, names)
+        return log_w
 
     log_w = replicate(log_weight, num_particles)
     return log_w, scale[0]

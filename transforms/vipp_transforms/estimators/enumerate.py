@@ -62,9 +62,10 @@ class Enumerate:
         size = joint_size(lot)
         if size > self.max_evaluations:
             lanes = math.prod(n for n, m in zip(lot.lane_shape, lot.mixed, strict=True) if m)
+            count = f"{lot.support.shape[0]}**{lanes}" + (f" = {size}" if size < 10**9 else "")
             raise SiteError(
                 f"Site '{lot.name}': a term depends on {lanes} of its lanes together, so "
-                f"enumerating them takes {lot.support.shape[0]}**{lanes} = {size:.3g} evaluations; "
+                f"enumerating them takes {count} evaluations; "
                 f"expected at most {self.max_evaluations}. Fix: use ScoreFunction(num_samples=2, "
                 "baseline='leave_one_out'), keep the lanes apart in the objective, or raise "
                 "Enumerate(max_evaluations=)."
