@@ -52,7 +52,7 @@ def _finite(logits: Any, times: Any = 1) -> jax.Array:
 
 
 def exact(fn: Any) -> Any:
-    """``fn`` with a Bernoulli or Binomial in logits replaced by one whose gradient is right at 0."""
+    """``fn``, a Bernoulli or Binomial in logits replaced by one with the right gradient at zero."""
     if type(fn) is dist.BernoulliLogits:
         return _BernoulliLogits(fn.logits, validate_args=False)
     if type(fn) is dist.BinomialLogits:
