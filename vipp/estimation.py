@@ -8,6 +8,7 @@ from typing import Any
 from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
+from vipp.adaptive import aligned
 from vipp.distributions import lane_distribution, reparameterised
 
 
@@ -30,10 +31,11 @@ class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro'
             )
         estimator = estimator_of(msg)
         fn, kwargs = msg["fn"], msg["kwargs"]
-        if isinstance(estimator, vt.Pathwise):
+        if isinstance(estimator, vt.Pathwise) and estimator.plain:
             kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], fn)
             return
         fn = fn.expand_by(kwargs["sample_shape"]) if kwargs["sample_shape"] else fn
+        estimator = aligned(msg["name"], fn, estimator)
         msg["value"] = vt.sample(
             kwargs["rng_key"], lane_distribution(fn), estimator, name=msg["name"]
         )
@@ -44,7 +46,7 @@ def estimator_of(msg: Any) -> Any:
     name, fn, asked = msg["name"], msg["fn"], msg["infer"].get("estimator")
     if asked is None:
         return vt.Pathwise() if reparameterised(fn) else vt.Automatic()
-    if isinstance(asked, type) or not isinstance(asked, vt.Pathwise | vt.Estimator):
+    if isinstance(asked, type) or not isinstance(asked, vt.Estimator):
         raise TypeError(
             f"Site '{name}': infer['estimator'] must be an estimator such as vipp.Enumerate(), "
             f"got {asked!r}. Fix: pass an instance."
@@ -77,7 +79,7 @@ def _refuse_in_control_flow(msg: Any) -> None:
         return
     check_infer(msg)
     estimator = estimator_of(msg)
-    if not isinstance(estimator, vt.Pathwise):
+    if not (isinstance(estimator, vt.Pathwise) and estimator.plain):
         raise vt.SiteError(
             f"Site '{msg['name']}' is drawn inside numpyro's scan or cond with "
             f"{estimator!r}; only Pathwise choices may be drawn there. Fix: use a "

@@ -11,6 +11,7 @@ from numpyro.handlers import seed
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 
 import vipp_transforms as vt
+from vipp.adaptive import advance
 from vipp.estimation import estimate
 from vipp.program import Program
 from vipp.replicate import positive_int
@@ -72,7 +73,9 @@ class Objective(NumPyroELBO):
         self, rng_key: Any, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[jax.Array, dict[str, Any]]:
         """An estimate of the bound with unbiased derivatives, and the mutable state."""
-        return vt.surrogate(self.draw)(rng_key, params, model, guide, args, kwargs)
+        inputs = (rng_key, params, model, guide, args, kwargs)
+        value, mutable, report = vt.estimate(self.draw, *inputs)
+        return value, advance(mutable, report)
 
     def loss(
         self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any

@@ -11,6 +11,8 @@ import numpyro
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
+from vipp.adaptive import SUFFIX
+
 
 def replicate(fn: Callable[[], Any], n: int) -> Any:
     """``fn()`` run ``n`` times with fresh randomness, vectorised.
@@ -60,7 +62,7 @@ def random_key(what: str) -> Any:
 
 class _no_mutation(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
     def process_message(self, msg: Any) -> None:
-        if msg["type"] == "mutable":
+        if msg["type"] == "mutable" and not msg["name"].endswith(SUFFIX):
             raise ValueError(
                 f"Mutable state '{msg['name']}' inside several particles has no single next value. "
                 "Expected num_particles=1 (as numpyro.infer.SVI does). Fix: use one particle, or a "

@@ -9,6 +9,8 @@ from typing import Any
 import numpyro
 from numpyro.primitives import Messenger
 
+from vipp.adaptive import settle
+
 
 def sample(name: str, fn: Any, estimator: Any = None, obs: Any = None, **kwargs: Any) -> Any:
     """``numpyro.sample`` with a gradient estimator.
@@ -35,7 +37,7 @@ def sample(name: str, fn: Any, estimator: Any = None, obs: Any = None, **kwargs:
     """
     infer = dict(kwargs.pop("infer", None) or {})
     if estimator is not None:
-        infer["estimator"] = estimator
+        infer["estimator"] = settle(name, fn, estimator)
     return numpyro.sample(name, fn, obs=obs, infer=infer, **kwargs)
 
 
@@ -62,7 +64,7 @@ def with_estimators(program: Callable[..., Any], estimators: Mapping[str, Any]) 
     """
 
     def configured(*args: Any, **kwargs: Any) -> Any:
-        handler = _Configure(estimators)
+        handler = _Configure(estimators, lambda fn: fn(*args, **kwargs))
         with handler:
             result = program(*args, **kwargs)
         handler.check()
@@ -72,8 +74,9 @@ def with_estimators(program: Callable[..., Any], estimators: Mapping[str, Any]) 
 
 
 class _Configure(Messenger):
-    def __init__(self, estimators: Mapping[str, Any]):
+    def __init__(self, estimators: Mapping[str, Any], call: Callable[..., Any]):
         super().__init__()
+        self.call = call
         self.estimators = dict(estimators)
         self.seen: set[str] = set()
 
@@ -88,7 +91,8 @@ class _Configure(Messenger):
             return
         self.seen.add(msg["name"])
         if msg["name"] in self.estimators:
-            msg["infer"] = {**msg["infer"], "estimator": self.estimators[msg["name"]]}
+            estimator = settle(msg["name"], msg["fn"], self.estimators[msg["name"]], self.call)
+            msg["infer"] = {**msg["infer"], "estimator": estimator}
 
     def check(self) -> None:
         for name in self.estimators:

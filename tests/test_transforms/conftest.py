@@ -18,7 +18,7 @@ import numpyro.distributions as dist
 import pytest
 
 import vipp_transforms as vt
-from vipp_transforms.surrogate import Evaluation
+from vipp_transforms.evaluation import Evaluation
 
 LARGEST = 2**17  # joint assignments of one estimate
 

@@ -96,7 +96,8 @@ def evaluate(kind, theta, parts):
         return (flat[np.array([0, -1, 0])] * theta).sum() + jnp.cos(flat[::-1] * flat).sum()
     if kind == "masked":
         keep = np.arange(np.size(x)).reshape(np.shape(x)) % 2 == 0
-        return theta[1] * jnp.where(keep, jnp.square(x), jnp.nan * x)[keep].sum()
+        shown = jnp.where(keep, jnp.square(x), jnp.nan * x)
+        return theta[1] * jnp.ravel(shown)[np.ravel(keep)].sum()
     assert kind == "max"
     return jnp.maximum(x, 0.1).sum() ** 2
 

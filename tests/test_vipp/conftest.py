@@ -14,7 +14,7 @@ from numpyro.handlers import seed, substitute, trace
 
 import vipp
 import vipp_transforms as vt
-from vipp_transforms.surrogate import Evaluation
+from vipp_transforms.evaluation import Evaluation
 
 
 def unmasked(fn):

@@ -46,6 +46,7 @@ class Step:
       lanes: per lane axis of the site, the axis of the term, or mixed.
       layout: of the result.
       result: the number of the new term.
+      finest: whether it keeps the most lanes apart of all steps of its site.
     """
 
     site: Site
@@ -54,6 +55,7 @@ class Step:
     lanes: tuple[int | None, ...]
     layout: Layout
     result: int
+    finest: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +92,10 @@ def eliminate(program: Program, depends: Dependences, split: Split) -> Eliminati
         for k, form in alive.items():
             if site.index in form.depends:
                 groups.setdefault(_signature(form), []).append(k)
+        finest = max(groups.values(), key=lambda g: _apart(site, alive[g[0]]), default=None)
         for members in groups.values():
             form = alive[members[0]]
-            step = _contraction(site, tuple(members), form, depends, number)
+            step = _contraction(site, members, form, depends, number, members is finest)
             steps.append(step)
             for k in members:
                 del alive[k]
@@ -115,16 +118,21 @@ def layout(shape: tuple[int, ...], depends: Dependence) -> Layout:
     return Layout(axes, Form(tuple(shape[a] for a in axes), relabel(depends, moved)))
 
 
+def _apart(site: Site, form: Form) -> int:
+    """How many of the site's lane axes a term keeps apart."""
+    return sum(axis is not MIXED for axis in form.depends[site.index])
+
+
 def _signature(form: Form) -> Any:
     return form.shape, tuple(sorted(form.depends.items()))
 
 
 def _contraction(
-    site: Site, members: tuple[int, ...], form: Form, depends: Dependences, number: int
+    site: Site, members: list[int], form: Form, depends: Dependences, number: int, finest: bool
 ) -> Step:
     lanes = form.depends[site.index]
     rest = {r: axes for r, axes in form.depends.items() if r != site.index}
     density: Mapping[int, Any] = depends.log_prob(site)
     earlier = {r: axes for r, axes in density.items() if r != site.index}
     left = join((rest, relabel(earlier, lanes)))
-    return Step(site, members, form, lanes, layout(form.shape, left), number)
+    return Step(site, tuple(members), form, lanes, layout(form.shape, left), number, finest)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from vipp_transforms.elimination import Elimination
-from vipp_transforms.estimators.base import Axis, Estimator, Expansion, Lot, Source, Term
+from vipp_transforms.estimators.base import Axis, Estimator, Expansion, Lot, Source, Term, estimator
 from vipp_transforms.estimators.enumerate import Enumerate, joint_size
 from vipp_transforms.estimators.score_function import ScoreFunction
 from vipp_transforms.staging import Program, Site
 
 
-@dataclass(frozen=True)
-class Automatic:
+@estimator
+class Automatic(Estimator):
     """Choose between :class:`Enumerate` and the leave-one-out score function.
 
     Enumeration is chosen where the joint support of the lanes that some term mixes is at most
@@ -30,13 +29,6 @@ class Automatic:
 
     max_support: int = 16
     max_evaluations: int = 64
-    biased: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = False
-    orders: ClassVar[int | None] = None
-
-    def validate(self, lot: Lot) -> None:
-        """Every distribution fits one of the two."""
 
     def axis(self, lot: Lot) -> Axis | None:
         """Decided by :func:`choose`."""

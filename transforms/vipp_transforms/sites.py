@@ -18,8 +18,9 @@ import numpy as np
 
 from vipp_transforms._jax import define_primitive, is_tracer, shaped_array
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators.base import Estimator
+from vipp_transforms.estimators.base import Estimator, Here
 from vipp_transforms.estimators.pathwise import Pathwise
+from vipp_transforms.skeleton import Skeleton, shapes
 
 
 class Distribution(Protocol):
@@ -41,30 +42,21 @@ class Distribution(Protocol):
 
 
 class Template:
-    """A distribution without its array leaves, and how to put it together again."""
+    """A random choice without its array leaves: of the distribution, and of the estimator."""
 
     def __init__(self, distribution: Any, name: str, estimator: Estimator):
-        leaves, self.treedef = jax.tree_util.tree_flatten(distribution)
-        # Python numbers stay static: a support or a shape may depend on them.
-        self.dynamic = tuple(isinstance(leaf, jax.Array) for leaf in leaves)
-        self.static = tuple(None if d else x for d, x in zip(self.dynamic, leaves, strict=True))
+        self.skeleton = Skeleton((distribution, estimator))
+        self.num_parameters = len(Skeleton(distribution).leaves(distribution))
         self.name = name
-        self.estimator = estimator
+        self.estimator = shapes(estimator)
         self.kind = _kind(distribution)
         self.batch_shape = tuple(distribution.batch_shape)
         self.event_shape = tuple(distribution.event_shape)
         self.support = finite_support(distribution)
 
-    def leaves(self, distribution: Any) -> list[Any]:
-        """The array leaves of ``distribution``."""
-        leaves = jax.tree_util.tree_leaves(distribution)
-        return [x for d, x in zip(self.dynamic, leaves, strict=True) if d]
-
     def build(self, leaves: Any) -> Any:
-        """The distribution with these array leaves."""
-        arrays = iter(leaves)
-        merged = [next(arrays) if d else s for d, s in zip(self.dynamic, self.static, strict=True)]
-        return jax.tree_util.tree_unflatten(self.treedef, merged)
+        """The distribution with these array leaves (and the estimator's behind them)."""
+        return self.skeleton.build(leaves)[0]
 
 
 class Lanes(NamedTuple):
@@ -143,9 +135,13 @@ class LaneSource:
         key: Any,
         leaves: Any,
         drawn: jax.Array | None = None,
+        noise: jax.Array | None = None,
+        step: Any = 0.0,
     ):
         self._template, self._lanes = template, lanes
         self._key, self._leaves, self._drawn = key, leaves, drawn
+        self._noise = drawn if noise is None else noise  # a test that forces draws forces it, too
+        self.step = step
 
     def draw(self) -> jax.Array:
         """One independent draw per lane."""
@@ -154,22 +150,37 @@ class LaneSource:
         return self._drawn
 
     def uniform(self) -> jax.Array:
-        """One independent uniform number per lane."""
-        if self._drawn is not None:
-            return self._drawn
-        shape = self._template.batch_shape
-        return self.map(lambda key, _: jax.random.uniform(key, shape))
+        """Uniform numbers, independent between lanes."""
+        if self._noise is not None:
+            return self._noise
+        shape = (*self._template.batch_shape, *self._template.event_shape)
+        return self._map(lambda here: jax.random.uniform(here.key, shape), 2)
 
     def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
-        """``fn(key, distribution, *arrays)`` under every enclosing ``vmap``."""
+        """``fn(here, *arrays)`` under every enclosing ``vmap``."""
+        return self._map(fn, 1, *arrays)
+
+    def _map(self, fn: Callable[..., Any], salt: int, *arrays: jax.Array) -> Any:
         count = len(arrays)
 
         def one(key: Any, *rest: Any) -> Any:
-            distribution = self._template.build(rest[count:])
-            return fn(jax.random.fold_in(key, 1), distribution, *rest[:count])
+            parts = self._template.skeleton.build(rest[count:])
+            return fn(Here(jax.random.fold_in(key, salt), *parts), *rest[:count])
 
         mapped = over_lanes(one, self._lanes, True, *(True for _ in arrays))
         return mapped(self._key, *arrays, *self._leaves)
+
+
+def coupled_noise(template: Template, lanes: tuple[Lanes, ...], key: Any) -> jax.Array:
+    """What a coupled estimator's samples share: ``(num_samples, *lanes, *batch, *event)``."""
+    shape = (*template.batch_shape, *template.event_shape)
+
+    def one(k: Any) -> jax.Array:
+        return template.estimator.noise(jax.random.fold_in(k, 3), shape)
+
+    for _ in lanes:  # the samples' axis stays in front
+        one = jax.vmap(one, out_axes=1)
+    return one(key)
 
 
 def split_keys(key: Any, num: int) -> Any:
@@ -300,7 +311,9 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
                 f"{_kind(distribution)}. Fix: use Enumerate() for a small finite support, or "
                 "ScoreFunction(num_samples=2, baseline='leave_one_out')."
             )
-        return distribution.sample(lane_key(key, distribution))
+        if estimator.plain:
+            return distribution.sample(lane_key(key, distribution))
     _refuse_mask(distribution, name)
     template = Template(distribution, name, estimator)
-    return sample_p.bind(_typed(key), *template.leaves(distribution), template=template, lanes=())
+    leaves = template.skeleton.leaves((distribution, estimator))
+    return sample_p.bind(_typed(key), *leaves, template=template, lanes=())

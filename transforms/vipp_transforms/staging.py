@@ -31,7 +31,7 @@ class Site:
       name: unique among the program's sites.
       template: the distribution without its array leaves.
       lanes: the enclosing ``vmap`` axes.
-      key, leaves: atoms of the program.
+      key, leaves: atoms of the program; leaves of the distribution, then of the estimator.
       var: the drawn value.
       lane_shape: sizes of all lane axes (``vmap`` lanes, then batch axes).
       log_prob: the staged log density of ``(value, *leaves)``, one entry per lane.
@@ -46,6 +46,16 @@ class Site:
     var: Any
     lane_shape: tuple[int, ...]
     log_prob: Any
+
+    @property
+    def parameters(self) -> tuple[Atom, ...]:
+        """The leaves of the distribution."""
+        return self.leaves[: self.template.num_parameters]
+
+    @property
+    def settings(self) -> tuple[Atom, ...]:
+        """The leaves of the estimator."""
+        return self.leaves[self.template.num_parameters :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +138,7 @@ def inline(traced: Traced) -> Program:
     scope: dict[Any, Any] = {}
     inliner.run(jaxpr.eqns, scope)
     out, *aux = (_lookup(v, scope) for v in jaxpr.outvars)
-    eqns = _live(inliner.eqns, [out, *aux])
+    eqns = live(inliner.eqns, [out, *aux])
     return Program(env, tuple(eqns), _sites(eqns), out, tuple(aux), traced.aux_tree)
 
 
@@ -203,8 +213,8 @@ def _names_of_sites(jaxpr: Any) -> list[str]:
     return names
 
 
-def _live(eqns: list[Any], outputs: list[Any]) -> list[Any]:
-    """Drop equations that no output needs."""
+def live(eqns: list[Any], outputs: list[Any]) -> list[Any]:
+    """The equations that some output needs."""
     needed = {v for v in outputs if not isinstance(v, _jax.Literal)}
     kept = []
     for eqn in reversed(eqns):

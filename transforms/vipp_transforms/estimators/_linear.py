@@ -7,13 +7,14 @@ zero in value and whose derivative is the coefficient of the term's value at ``s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators.base import Lot
+from vipp_transforms.estimators.base import Here, Lot, Source
 
 FIRST_ORDER = 1
 
@@ -27,6 +28,11 @@ def combine(value: jax.Array, weights: Any, potential: jax.Array) -> jax.Array:
     """``sum_s weights[s] value[s] + sg(value[s]) potential[s]`` along the leading axis."""
     weights = jnp.reshape(jnp.asarray(weights, value.dtype), (-1,) + (1,) * (value.ndim - 1))
     return (weights * value + jax.lax.stop_gradient(value) * potential).sum(0)
+
+
+def per_lane(source: Source, fn: Callable[[Here], Any]) -> jax.Array:
+    """``fn(here)``, a value for each batch element or one for all, at every lane."""
+    return source.map(lambda here: jnp.broadcast_to(fn(here), here.distribution.batch_shape))
 
 
 def num_together(lot: Lot) -> int:

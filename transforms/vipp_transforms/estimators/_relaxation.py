@@ -16,7 +16,7 @@ import numpy as np
 from vipp_transforms import _jax
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators._linear import is_binary, logit
-from vipp_transforms.estimators.base import Lot, Source
+from vipp_transforms.estimators.base import Here, Lot, Source
 
 
 def is_one_hot(lot: Lot) -> bool:
@@ -55,17 +55,17 @@ def require_temperature(estimator: str, temperature: Any) -> None:
         raise ValueError(f"{estimator}: temperature must be positive, got {temperature!r}.")
 
 
-def relax(lot: Lot, source: Source, fn: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> Any:
-    """The site's value ``fn(key, logits, one_hot_draw)``, all with a last axis of categories."""
+def relax(lot: Lot, source: Source, fn: Callable[[Here, jax.Array, jax.Array], jax.Array]) -> Any:
+    """The site's value ``fn(here, logits, one_hot_draw)``, all with a last axis of categories."""
     binary = is_binary(lot)
 
-    def one(key: Any, distribution: Any, drawn: jax.Array) -> jax.Array:
+    def one(here: Here, drawn: jax.Array) -> jax.Array:
         drawn = drawn.astype(jnp.result_type(float))
         if binary:
-            log_odds = logit(distribution)
+            log_odds = logit(here.distribution)
             logits = jnp.stack([jnp.zeros_like(log_odds), log_odds], -1)
-            return fn(key, logits, jnp.stack([1 - drawn, drawn], -1))[..., 1]
-        return fn(key, _log_probabilities(lot, distribution), drawn)
+            return fn(here, logits, jnp.stack([1 - drawn, drawn], -1))[..., 1]
+        return fn(here, _log_probabilities(lot, here.distribution), drawn)
 
     return source.map(one, source.draw())
 

@@ -9,8 +9,10 @@ estimators in one program is then unbiased.
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -52,22 +54,45 @@ class Lot(NamedTuple):
     mixed: tuple[bool, ...]
 
 
+class Here(NamedTuple):
+    """What an estimator sees of a site inside every enclosing ``vmap``.
+
+    Attributes:
+      key: a PRNG key, independent of :meth:`Source.draw`'s and :meth:`Source.uniform`'s.
+      distribution: only its own batch axes are left.
+      estimator: with its array parameters.
+    """
+
+    key: Any
+    distribution: Any
+    estimator: Any
+
+
 class Source(Protocol):
-    """Where an estimator gets its randomness and the distribution from."""
+    """Where an estimator gets its randomness and the distribution from.
+
+    Attributes:
+      step: zero, along which an estimator with a ``tangent`` is differentiated.
+    """
+
+    step: Any
 
     def draw(self) -> jax.Array:
         """One independent draw per lane, ``(*lanes, *event)``, without gradient."""
         ...
 
     def uniform(self) -> jax.Array:
-        """One independent uniform number in (0, 1) per lane, ``(*lanes,)``."""
+        """Uniform numbers in (0, 1), ``(*lanes, *event)``, independent between lanes.
+
+        For an estimator that is ``coupled``, this sample's part of its :meth:`Estimator.noise`.
+        """
         ...
 
     def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
-        """``fn(key, distribution, *arrays)`` under every enclosing ``vmap``.
+        """``fn(here, *arrays)`` under every enclosing ``vmap``; ``here`` is a :class:`Here`.
 
         ``arrays`` and the results have all lanes in front; inside ``fn`` only the distribution's
-        own batch axes are left. The key is independent of :meth:`draw`'s and :meth:`uniform`'s.
+        own batch axes are left.
         """
         ...
 
@@ -95,12 +120,17 @@ class Term(NamedTuple):
         broadcastable to ``value``: of everything that one entry of the term saw.
       lanes: the number of lanes that one entry saw.
       lot: the site.
+      mixed: per lane axis of the site, whether one entry saw all its lanes.
+      finest: whether, of all terms of the site, this one keeps the most lanes apart: what an
+        estimator adds once per site, such as a baseline, it adds here.
     """
 
     value: jax.Array
     potentials: tuple[jax.Array, ...]
     lanes: int
     lot: Lot
+    mixed: tuple[bool, ...] = ()
+    finest: bool = True
 
     @property
     def log_prob(self) -> jax.Array:
@@ -109,9 +139,10 @@ class Term(NamedTuple):
         return log_prob
 
 
-@runtime_checkable
-class Estimator(Protocol):
+class Estimator(abc.ABC):
     """How the gradient with respect to the parameters of one random choice is estimated.
+
+    A subclass is final and made by :func:`estimator`.
 
     Attributes:
       biased: whether the law holds only in a limit.
@@ -121,23 +152,86 @@ class Estimator(Protocol):
       orders: how many derivatives are unbiased; None for all.
     """
 
-    biased: ClassVar[bool]
-    draws: ClassVar[bool]
-    relaxed: ClassVar[bool]
-    orders: ClassVar[int | None]
+    biased: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    relaxed: ClassVar[bool] = False
+    orders: ClassVar[int | None] = None
 
-    def validate(self, lot: Lot) -> None:
+    @property
+    def coupled(self) -> bool:
+        """Whether the samples along its axis share the numbers that :meth:`noise` makes."""
+        return False
+
+    @property
+    def num_potentials(self) -> int:
+        """How many potentials an expansion has; one if it has none of its own."""
+        return 1
+
+    @property
+    def tangent(self) -> bool:
+        """Whether the estimate adds the derivative of itself along :attr:`Source.step`."""
+        return False
+
+    @property
+    def learns(self) -> bool:
+        """Whether its array parameters are trained: on the baseline's error, else on variance."""
+        return False
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it asks for the moments of the estimators that it mixes."""
+        return False
+
+    @property
+    def baseline_of(self) -> Any:
+        """A value for each lane that predicts what the lane contributes, or None."""
+        return None
+
+    def validate(self, lot: Lot) -> None:  # noqa: B027 (every site fits where nothing is said)
         """Raise :class:`vipp_transforms.SiteError` where the site doesn't fit."""
-        ...
 
+    @abc.abstractmethod
     def axis(self, lot: Lot) -> Axis | None:
         """The axis along which the site's values are expanded, None for a single draw."""
-        ...
 
+    def noise(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
+        """Uniform numbers ``(num_samples, *shape)`` for all samples of one lane together."""
+        raise NotImplementedError(f"{type(self).__name__} is not coupled")
+
+    @abc.abstractmethod
     def expand(self, lot: Lot, source: Source) -> Expansion:
         """The site's values."""
-        ...
 
+    @abc.abstractmethod
     def contract(self, term: Term) -> jax.Array:
         """Estimate the term's expectation without bias; a shared axis stays, an own one goes."""
-        ...
+
+
+def positive_int(what: str, value: Any) -> None:
+    """Raise unless ``value`` is an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{what} must be an int, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{what} must be positive, got {value}.")
+
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def estimator(cls: type[T]) -> type[T]:
+    """A frozen dataclass that is a pytree of its fields, so that they may be traced arrays."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+
+    def flatten(self: Any) -> tuple[list[Any], None]:
+        return [getattr(self, name) for name in names], None
+
+    def unflatten(_: None, values: Any) -> Any:
+        self = object.__new__(cls)  # not validated again: the values may be tracers or shapes
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+    return cls

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
@@ -15,11 +14,19 @@ from vipp_transforms.estimators._linear import (
     logit,
     require_binary,
 )
-from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
+from vipp_transforms.estimators.base import (
+    Axis,
+    Estimator,
+    Expansion,
+    Lot,
+    Source,
+    Term,
+    estimator,
+)
 
 
-@dataclass(frozen=True)
-class ARM:
+@estimator
+class ARM(Estimator):
     r"""Augment, REINFORCE, merge: an antithetic pair driven by one uniform number per lane.
 
     .. math::
@@ -37,9 +44,6 @@ class ARM:
       Yin and Zhou, *ARM: augment-REINFORCE-merge gradient for stochastic binary networks*, 2019.
     """
 
-    biased: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = False
     orders: ClassVar[int | None] = FIRST_ORDER
 
     def validate(self, lot: Lot) -> None:
@@ -61,8 +65,8 @@ class ARM:
         return combine(term.value, [0.5, 0.5], term.potentials[0])
 
 
-@dataclass(frozen=True)
-class DisARM:
+@estimator
+class DisARM(Estimator):
     r"""The ARM estimator with its uniform numbers averaged out given the pair (also named U2G).
 
     .. math::
@@ -82,9 +86,6 @@ class DisARM:
       gradient-based optimization* (U2G), 2020.
     """
 
-    biased: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = False
     orders: ClassVar[int | None] = FIRST_ORDER
 
     def validate(self, lot: Lot) -> None:
@@ -111,7 +112,7 @@ class DisARM:
 def _antithetic(source: Source) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Uniform numbers, log odds, and the pair they give (as the draws' integers)."""
     u = source.uniform()
-    log_odds = source.map(lambda key, distribution: logit(distribution))
+    log_odds = source.map(lambda here: logit(here.distribution))
     threshold = jax.nn.sigmoid(jax.lax.stop_gradient(log_odds))
     pair = jnp.stack([u < threshold, 1 - u < threshold])
     return u, log_odds, pair.astype(jnp.result_type(int))

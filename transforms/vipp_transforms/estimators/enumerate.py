@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
@@ -11,11 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
+from vipp_transforms.estimators.base import (
+    Axis,
+    Estimator,
+    Expansion,
+    Lot,
+    Source,
+    Term,
+    estimator,
+)
 
 
-@dataclass(frozen=True)
-class Enumerate:
+@estimator
+class Enumerate(Estimator):
     r"""Sum over the support: no variance, in value or in gradient.
 
     .. math:: E[f(x)] = \sum_k q(x = k)\, f(k)
@@ -39,10 +46,7 @@ class Enumerate:
     """
 
     max_evaluations: int = 65536
-    biased: ClassVar[bool] = False
     draws: ClassVar[bool] = False
-    relaxed: ClassVar[bool] = False
-    orders: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_evaluations, int) or self.max_evaluations < 1:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
@@ -14,11 +13,20 @@ from vipp_transforms.estimators._relaxation import (
     require_relaxable,
     require_temperature,
 )
-from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
+from vipp_transforms.estimators.base import (
+    Axis,
+    Estimator,
+    Expansion,
+    Here,
+    Lot,
+    Source,
+    Term,
+    estimator,
+)
 
 
-@dataclass(frozen=True)
-class GumbelSoftmax:
+@estimator
+class GumbelSoftmax(Estimator):
     r"""Replace a choice by a tempered softmax of its perturbed logits. Biased.
 
     .. math:: y = \mathrm{softmax}((\alpha + g) / \tau), \quad g_k \sim \mathrm{Gumbel}(0, 1)
@@ -47,7 +55,6 @@ class GumbelSoftmax:
     temperature: float = 1.0
     hard: bool = False
     biased: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
     relaxed: ClassVar[bool] = True
     orders: ClassVar[int | None] = FIRST_ORDER
 
@@ -65,8 +72,9 @@ class GumbelSoftmax:
     def expand(self, lot: Lot, source: Source) -> Expansion:
         """The relaxed value, differentiable."""
 
-        def value(key: Any, logits: jax.Array, drawn: jax.Array) -> jax.Array:
-            soft = jax.nn.softmax(gumbel_behind(key, logits, drawn) / self.temperature)
+        def value(here: Here, logits: jax.Array, drawn: jax.Array) -> jax.Array:
+            perturbed = gumbel_behind(here.key, logits, drawn)
+            soft = jax.nn.softmax(perturbed / here.estimator.temperature)
             return drawn + soft - jax.lax.stop_gradient(soft) if self.hard else soft
 
         return Expansion(relax(lot, source, value))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators._linear import FIRST_ORDER, direction, num_together, selectors, swap
-from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
+from vipp_transforms.estimators.base import (
+    Axis,
+    Estimator,
+    Expansion,
+    Here,
+    Lot,
+    Source,
+    Term,
+    estimator,
+)
 
 
-@dataclass(frozen=True)
-class LocalExpectation:
+@estimator
+class LocalExpectation(Estimator):
     r"""Sum exactly over each lane in turn, the lanes that a term mixes it with being drawn.
 
     .. math::
@@ -40,9 +48,6 @@ class LocalExpectation:
     """
 
     max_evaluations: int = 4096
-    biased: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = False
     orders: ClassVar[int | None] = FIRST_ORDER
 
     def __post_init__(self) -> None:
@@ -98,7 +103,7 @@ class LocalExpectation:
 def probability(source: Source, values: jax.Array) -> jax.Array:
     """The probability that each lane takes the value given for it."""
 
-    def one(key: Any, distribution: Any, value: jax.Array) -> jax.Array:
-        return jnp.exp(distribution.log_prob(value))
+    def one(here: Here, value: jax.Array) -> jax.Array:
+        return jnp.exp(here.distribution.log_prob(value))
 
     return source.map(one, values)

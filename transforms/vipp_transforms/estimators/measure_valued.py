@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -19,7 +18,15 @@ from vipp_transforms.estimators._linear import (
     selectors,
     swap,
 )
-from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
+from vipp_transforms.estimators.base import (
+    Axis,
+    Estimator,
+    Expansion,
+    Lot,
+    Source,
+    Term,
+    estimator,
+)
 
 
 class Weak(NamedTuple):
@@ -36,8 +43,8 @@ class Weak(NamedTuple):
     negative: jax.Array
 
 
-@dataclass(frozen=True)
-class MeasureValued:
+@estimator
+class MeasureValued(Estimator):
     r"""The derivative of a density as a difference of two densities.
 
     .. math::
@@ -62,9 +69,6 @@ class MeasureValued:
       2020, section 6 and table 1.
     """
 
-    biased: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = False
     orders: ClassVar[int | None] = FIRST_ORDER
 
     def validate(self, lot: Lot) -> None:
@@ -87,11 +91,13 @@ class MeasureValued:
         base = source.draw()
         _, decompose = _DECOMPOSITIONS[lot.kind]
         if lot.support is not None:
-            parts = source.map(lambda key, d, x: _finite(d, lot.support, x), base)
+            parts = source.map(lambda here, x: _finite(here.distribution, lot.support, x), base)
             signed = [(slope, value) for slope, value in parts]
             score = jnp.zeros(lot.lane_shape)
         else:
-            weak, score = source.map(lambda key, d, x: decompose(key, d, x), base)
+            weak, score = source.map(
+                lambda here, x: decompose(here.key, here.distribution, x), base
+            )
             signed = [
                 pair for w in weak for pair in ((w.slope, w.positive), (-w.slope, w.negative))
             ]

@@ -1,15 +1,15 @@
-"""The REBAR estimator: the score function with a relaxed control variate."""
+"""The REBAR and RELAX estimators: the score function with a relaxed control variate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.estimators._linear import FIRST_ORDER
+from vipp_transforms.errors import SiteError
+from vipp_transforms.estimators._linear import FIRST_ORDER, per_lane
 from vipp_transforms.estimators._relaxation import (
     gumbel_behind,
     gumbel_given,
@@ -17,19 +17,30 @@ from vipp_transforms.estimators._relaxation import (
     require_relaxable,
     require_temperature,
 )
-from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
+from vipp_transforms.estimators.base import (
+    Axis,
+    Estimator,
+    Expansion,
+    Here,
+    Lot,
+    Source,
+    Term,
+    estimator,
+    positive_int,
+)
 
 
-@dataclass(frozen=True)
-class Rebar:
+@estimator
+class Rebar(Estimator):
     r"""The score function, less the relaxed program's, plus the relaxed program's own gradient.
 
     .. math::
         [f(b) - \eta f(\tilde y)]\,\nabla \log q(b) + \eta \nabla f(y) - \eta \nabla f(\tilde y)
 
     with :math:`b` the choice, :math:`y = \mathrm{softmax}(z / \tau)` its relaxation and
-    :math:`\tilde y` another given :math:`b`: unbiased for every temperature and :math:`\eta`. The
-    program must be differentiable at relaxed values; three evaluations.
+    :math:`\tilde y` one given :math:`b`, coupled to have the same value: unbiased for every
+    temperature and :math:`\eta`. The program must be differentiable at relaxed values; three
+    evaluations.
 
     Args:
       temperature: :math:`\tau`, positive.
@@ -48,10 +59,8 @@ class Rebar:
       estimates for discrete latent variable models*, 2017, equation 7.
     """
 
-    temperature: float = 0.5
-    eta: float = 1.0
-    biased: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
+    temperature: Any = 0.5
+    eta: Any = 1.0
     relaxed: ClassVar[bool] = True
     orders: ClassVar[int | None] = FIRST_ORDER
 
@@ -62,29 +71,162 @@ class Rebar:
         """A Bernoulli or a one-hot choice."""
         require_relaxable(lot, "Rebar")
 
+    @property
+    def num_potentials(self) -> int:
+        """The log probability and the scale."""
+        return 2
+
     def axis(self, lot: Lot) -> Axis | None:
-        """The choice, its relaxation, and another given the choice."""
+        """The choice, its relaxation, and one given the choice."""
         return Axis(f"site:{lot.name}", 3)
 
     def expand(self, lot: Lot, source: Source) -> Expansion:
-        """The three values, and the log probability of the choice."""
-        drawn = source.draw().astype(jnp.result_type(float))
-
-        def soften(perturb: Callable[..., jax.Array], salt: int) -> jax.Array:
-            def value(key: Any, logits: jax.Array, one_hot: jax.Array) -> jax.Array:
-                perturbed = perturb(jax.random.fold_in(key, salt), logits, one_hot)
-                return jax.nn.softmax(perturbed / self.temperature)
-
-            return relax(lot, source, value)
-
-        values = jnp.stack([drawn, soften(gumbel_behind, 0), soften(gumbel_given, 1)])
-        log_prob = source.map(lambda key, distribution, x: distribution.log_prob(x), drawn)
-        return Expansion(values, (jnp.broadcast_to(log_prob, (3, *log_prob.shape)),))
+        """The three values; the log probability of the choice, and the scale."""
+        values = _relaxations(lot, source, lambda here: here.estimator.temperature)
+        scale = lambda here: here.estimator.eta
+        return Expansion(values, (_log_prob(source), per_lane(source, scale)[None]))
 
     def contract(self, term: Term) -> jax.Array:
         """The score function of what the control variate leaves, and the control variate's own."""
-        hard, soft, given = term.value
-        log_prob = term.log_prob[0]
-        ratio = jnp.exp(log_prob - jax.lax.stop_gradient(log_prob))
-        control = jax.lax.stop_gradient(given)
-        return hard * ratio + self.eta * (soft - given - control * (ratio - 1.0))
+        log_prob, eta = (p[0] for p in term.potentials)
+        return _combine(term, log_prob, eta / term.lanes, 0.0, 0.0)
+
+
+@estimator
+class Relax(Estimator):
+    r"""REBAR with a control variate that learns, by gradient descent on the variance.
+
+    .. math::
+        c_\phi(y) = \eta f(\mathrm{softmax}(z / \tau)) + r_\psi(y), \qquad
+        \min_\phi \mathrm{Var}[\hat g_\phi] \;\text{by}\; \nabla_\phi \hat g_\phi^2
+
+    in place of REBAR's :math:`\eta f`, with :math:`\phi = (\tau, \eta, \psi)` and :math:`r_\psi` a
+    network of one hidden layer over the choices of one batch element. The parameters are those of
+    one more ``numpyro.param`` site, named after this one, which ``vipp.sample`` or
+    ``vipp.with_estimators`` makes; training does not change what the objective is. Unbiased for any
+    :math:`\phi`. Three evaluations, and three more (with their derivatives) to learn.
+
+    Args:
+      hidden: units of the hidden layer, at least 1.
+      parameters: :math:`\phi`, made by :meth:`init`; None where vipp is to keep them.
+
+    Raises:
+      ValueError: if ``hidden`` is not a positive int.
+
+    Example:
+      >>> import vipp_transforms as vt
+      >>> vt.Relax(hidden=8)
+      Relax(hidden=8, parameters=None)
+
+    References:
+      Grathwohl, Choi, Wu, Roeder and Duvenaud, *Backpropagation through the void*, 2018.
+    """
+
+    hidden: int = 16
+    parameters: Any = None
+    relaxed: ClassVar[bool] = True
+    orders: ClassVar[int | None] = FIRST_ORDER
+
+    def __post_init__(self) -> None:
+        positive_int("Relax: hidden", self.hidden)
+
+    @property
+    def learns(self) -> bool:
+        """On the variance."""
+        return True
+
+    def init(self, key: Any, size: int) -> dict[str, jax.Array]:
+        """Parameters for values of ``size`` numbers: REBAR with temperature 1/2."""
+        weights = jax.random.normal(key, (size, self.hidden)) / size**0.5
+        return {
+            "log_temperature": jnp.log(jnp.asarray(0.5)),
+            "eta": jnp.ones(()),
+            "weights": weights,
+            "bias": jnp.zeros(self.hidden),
+            "out": jnp.zeros(self.hidden),
+        }
+
+    def validate(self, lot: Lot) -> None:
+        """A Bernoulli or a one-hot choice, and parameters."""
+        require_relaxable(lot, "Relax")
+        if self.parameters is None:
+            raise SiteError(
+                f"Site '{lot.name}': Relax has parameters that the program does not know of. Fix: "
+                "set it with vipp.sample(..., estimator=) or vipp.with_estimators, not through "
+                "infer={'estimator': ...}."
+            )
+
+    def axis(self, lot: Lot) -> Axis | None:
+        """The choice, its relaxation, and one given the choice."""
+        return Axis(f"site:{lot.name}", 3)
+
+    def expand(self, lot: Lot, source: Source) -> Expansion:
+        """The three values; the log probability, the scale, and the network at the relaxations."""
+        learned = lambda here: here.estimator.parameters
+        values = _relaxations(lot, source, lambda here: jnp.exp(learned(here)["log_temperature"]))
+        scale = per_lane(source, lambda here: learned(here)["eta"])[None]
+
+        def network(here: Here, x: jax.Array) -> jax.Array:
+            return _network(learned(here), x, lot)
+
+        soft, given = (source.map(network, value)[None] for value in values[1:])
+        return Expansion(values, (_log_prob(source), scale, soft, given))
+
+    def contract(self, term: Term) -> jax.Array:
+        """As REBAR, the network's values added to the control variate's."""
+        log_prob, eta, soft, given = (p[0] for p in term.potentials)
+        size = self.parameters["weights"].shape[0]
+        together = term.mixed[len(term.mixed) - _group(term.lot, size) :]
+        if not (term.finest and all(together)):
+            soft = given = 0.0  # the network sees lanes that this term does not
+        return _combine(term, log_prob, eta / term.lanes, soft, given)
+
+
+def _relaxations(lot: Lot, source: Source, temperature: Any) -> jax.Array:
+    """The choice, and two relaxations of equal value: free, and given the choice."""
+
+    def soften(perturb: Any) -> jax.Array:
+        def value(here: Here, logits: jax.Array, one_hot: jax.Array) -> jax.Array:
+            return jax.nn.softmax(perturb(here.key, logits, one_hot) / temperature(here))
+
+        return relax(lot, source, value)
+
+    drawn = source.draw().astype(jnp.result_type(float))
+    return jnp.stack([drawn, soften(gumbel_behind), soften(gumbel_given)])
+
+
+def _log_prob(source: Source) -> jax.Array:
+    log_prob = lambda here, x: here.distribution.log_prob(x)
+    return source.map(log_prob, source.draw().astype(jnp.result_type(float)))[None]
+
+
+def _combine(term: Term, log_prob: Any, eta: Any, soft: Any, given: Any) -> jax.Array:
+    hard, at_soft, at_given = term.value
+    ratio = jnp.exp(log_prob - jax.lax.stop_gradient(log_prob))
+    free, conditional = eta * at_soft + soft, eta * at_given + given
+    # the ratio is one: its derivative takes the conditional value as it is
+    return (hard - conditional) * ratio + free
+
+
+def _group(lot: Lot, size: int) -> int:
+    """How many trailing lane axes make, with the event, ``size`` numbers."""
+    for count in range(len(lot.lane_shape) + 1):
+        together = lot.lane_shape[len(lot.lane_shape) - count :]
+        if math.prod((*together, *lot.event_shape)) == size:
+            return count
+    raise SiteError(
+        f"Site '{lot.name}': Relax has parameters for {size} numbers, expected as many as a "
+        f"batch element of its value has (lanes {lot.lane_shape}, event {lot.event_shape}). Fix: "
+        "make them with Relax.init(key, size)."
+    )
+
+
+def _network(parameters: Any, x: jax.Array, lot: Lot) -> jax.Array:
+    """The network's value for each batch element, shared out among its lanes."""
+    size = parameters["weights"].shape[0]
+    batch = x.shape[: x.ndim - len(lot.event_shape)]
+    outer = batch[: len(batch) - _group(lot, size)]
+    hidden = x.reshape((*outer, size)) @ parameters["weights"]
+    hidden = jnp.tanh(hidden + parameters["bias"].reshape((1,) * len(outer) + (-1,)))
+    value = (hidden @ parameters["out"]) / max(math.prod(batch[len(outer) :]), 1)
+    return jnp.broadcast_to(jnp.expand_dims(value, range(len(outer), len(batch))), batch)

@@ -1,78 +1,151 @@
-"""The score-function (REINFORCE) estimator and its leave-one-out baseline."""
+"""The score-function (REINFORCE) estimator and its baselines."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
+from vipp_transforms.errors import SiteError
+from vipp_transforms.estimators._baseline import Baseline, settled
+from vipp_transforms.estimators.base import (
+    Axis,
+    Estimator,
+    Expansion,
+    Here,
+    Lot,
+    Source,
+    Term,
+    estimator,
+    positive_int,
+)
+from vipp_transforms.quantile import antithetic, quantile, uniform
 
 
-@dataclass(frozen=True)
-class ScoreFunction:
+@estimator
+class ScoreFunction(Estimator):
     r"""Weigh each term by the density ratio of the lanes that it depends on.
 
     .. math::
         \hat f_i = f(x_i)\, m_i - b_i\,(m_i - 1), \qquad
         m_i = \exp(\log q(x_i) - \mathrm{sg}[\log q(x_i)]),
 
-    averaged over ``num_samples`` draws, with :math:`b_i = 0` or, leaving one out,
-    :math:`b_i = \mathrm{sg}[\frac{1}{n-1}\sum_{j \ne i} f(x_j)]`. Its value is that of ``f``; its
-    derivatives of every order are unbiased. Because each term sees only its own lanes and sites,
-    the estimator is Rao-Blackwellised by construction.
+    averaged over ``num_samples`` draws, with a baseline :math:`b_i` that does not depend on
+    :math:`x_i`: 0, or, leaving one out, :math:`\mathrm{sg}[\frac{1}{n-1}\sum_{j \ne i} f(x_j)]`, or
+    values from elsewhere. Its value is that of ``f``; its derivatives of every order are unbiased.
+    Because each term sees only its own lanes and sites, the estimator is Rao-Blackwellised by
+    construction.
 
     Several sites with equal ``num_samples`` are drawn as joint trajectories, so a program of many
     such sites costs ``num_samples`` evaluations, not ``num_samples`` to the number of sites.
 
+    Needs no derivative of ``f``: with Gaussian choices, ``antithetic=True`` is antithetic evolution
+    strategies, the gradient of a smoothed objective that itself need not be differentiable.
+
     Args:
       num_samples: independent draws, at least 1; at least 2 with the leave-one-out baseline.
-      baseline: None or ``"leave_one_out"``.
+      baseline: None, ``"leave_one_out"``, :class:`MovingAverage`, :class:`Learned`, or values
+        broadcastable to the site's ``batch_shape`` (or a function of the program's arguments that
+        makes them, for ``vipp.with_estimators``).
+      antithetic: whether draws come in pairs :math:`F^{-1}(u), F^{-1}(1 - u)`; ``num_samples`` is
+        then even, and leaving one out leaves out its partner, too.
+      coefficient: what a baseline of values is multiplied by; ``"optimal"`` estimates the best
+        number, :math:`\sum_{j \ne i} f_j b_j / \sum_{j \ne i} b_j^2`, from the other samples.
 
     Raises:
-      ValueError: for a count or a baseline that is not one of these.
+      ValueError: for a count, a baseline or a coefficient that is not one of these.
 
     Example:
       >>> import vipp_transforms as vt
-      >>> vt.ScoreFunction(num_samples=4, baseline="leave_one_out")
-      ScoreFunction(num_samples=4, baseline='leave_one_out')
+      >>> vt.ScoreFunction(num_samples=4, baseline="leave_one_out").num_samples
+      4
 
     References:
       Williams, *Simple statistical gradient-following algorithms*, 1992.
       Kool, van Hoof and Welling, *Buy 4 REINFORCE samples, get a baseline for free!*, 2019.
       Foerster et al., *DiCE: the infinitely differentiable Monte Carlo estimator*, 2018.
+      Salimans et al., *Evolution strategies as a scalable alternative to reinforcement learning*,
+      2017.
     """
 
     num_samples: int = 1
-    baseline: Literal["leave_one_out"] | None = None
-    biased: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = False
-    orders: ClassVar[int | None] = None
+    baseline: Any = None
+    antithetic: bool = False
+    coefficient: float | Literal["optimal"] = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_samples, bool) or not isinstance(self.num_samples, int):
+        positive_int("ScoreFunction: num_samples", self.num_samples)
+        if isinstance(self.baseline, str) and self.baseline != "leave_one_out":
             raise ValueError(
-                f"ScoreFunction: num_samples must be an int, got {self.num_samples!r}."
+                "ScoreFunction: baseline must be None or 'leave_one_out', MovingAverage(), "
+                f"Learned(...) or values, got {self.baseline!r}."
             )
-        if self.num_samples < 1:
+        if self.antithetic and self.num_samples % 2:
             raise ValueError(
-                f"ScoreFunction: num_samples must be positive, got {self.num_samples}."
+                "ScoreFunction: antithetic draws come in pairs, got num_samples="
+                f"{self.num_samples}, expected an even number."
             )
-        if self.baseline not in (None, "leave_one_out"):
-            raise ValueError(
-                f"ScoreFunction: baseline must be None or 'leave_one_out', got {self.baseline!r}."
-            )
-        if self.baseline == "leave_one_out" and self.num_samples < 2:
+        self._check_counts()
+
+    def _check_counts(self) -> None:
+        least = 4 if self.antithetic else 2
+        if self._leaves_out and self.num_samples < least:
             raise ValueError(
                 "ScoreFunction: baseline='leave_one_out' averages over the other samples and so "
-                f"needs num_samples of at least 2, got {self.num_samples}."
+                f"needs num_samples of at least {least}, got {self.num_samples}."
+            )
+        if self.coefficient != "optimal":
+            return
+        if self.baseline is None or self._leaves_out:
+            raise ValueError(
+                "ScoreFunction: coefficient='optimal' scales a baseline of values, got baseline="
+                f"{self.baseline!r}."
+            )
+        if self.num_samples < least:
+            raise ValueError(
+                "ScoreFunction: coefficient='optimal' is estimated from the other samples and so "
+                f"needs num_samples of at least {least}, got {self.num_samples}."
             )
 
+    @property
+    def _leaves_out(self) -> bool:
+        return isinstance(self.baseline, str)
+
+    @property
+    def coupled(self) -> bool:
+        """Antithetic draws share their noise."""
+        return self.antithetic
+
+    @property
+    def _values(self) -> Baseline | None:
+        return settled(self.baseline, self.coefficient)
+
+    @property
+    def baseline_of(self) -> Any:
+        """The values of the baseline, if it has some."""
+        values = self._values
+        return None if values is None else values.values
+
+    @property
+    def learns(self) -> bool:
+        """Whether the baseline's values are to be fitted."""
+        values = self._values
+        return values is not None and values.learned
+
+    @property
+    def num_potentials(self) -> int:
+        """The log probability, and the baseline if it has values."""
+        return 1 if self._values is None else 2
+
     def validate(self, lot: Lot) -> None:
-        """Every distribution with a density fits."""
+        """Every distribution with a density fits; a baseline must have become values."""
+        if self.baseline is not None and not self._leaves_out and self._values is None:
+            raise SiteError(
+                f"Site '{lot.name}': the baseline {self.baseline!r} has parameters or state that "
+                "the program does not know of. Fix: set the estimator with vipp.sample(..., "
+                "estimator=) or vipp.with_estimators, not through infer={'estimator': ...}."
+            )
 
     def axis(self, lot: Lot) -> Axis | None:
         """Joint trajectories, shared by all sites with as many samples."""
@@ -80,15 +153,64 @@ class ScoreFunction:
             return None
         return Axis(f"samples:{self.num_samples}", self.num_samples, shared=True)
 
+    def noise(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
+        """Pairs of uniform numbers."""
+        return antithetic(uniform(key, (self.num_samples // 2, *shape)))
+
     def expand(self, lot: Lot, source: Source) -> Expansion:
         """One draw (per trajectory)."""
-        return Expansion(source.draw())
+        if self.antithetic:
+            draw = lambda here, u: quantile(here.distribution, u, lot.support, lot.name)
+            value = jax.lax.stop_gradient(source.map(draw, source.uniform()))
+        else:
+            value = source.draw()
+        if self._values is None:
+            return Expansion(value)
+
+        def potentials(here: Here, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            log_prob = here.distribution.log_prob(x)
+            return log_prob, _broadcast(here.estimator.baseline_of, log_prob.shape, lot)
+
+        return Expansion(value, source.map(potentials, value))
 
     def contract(self, term: Term) -> jax.Array:
         """The term times the density ratio, less the baseline times what the ratio adds."""
-        ratio = jnp.exp(term.log_prob - jax.lax.stop_gradient(term.log_prob))
-        if self.baseline is None:
+        log_prob, *given = term.potentials
+        ratio = jnp.exp(log_prob - jax.lax.stop_gradient(log_prob))
+        if self._leaves_out:
+            baseline = self._mean_of_others(jax.lax.stop_gradient(term.value))
+        elif given and term.finest:
+            baseline = self._scaled(jax.lax.stop_gradient(term.value), given[0] / term.lanes)
+        else:
             return term.value * ratio
-        others = term.value.sum(0, keepdims=True) - term.value
-        baseline = jax.lax.stop_gradient(others / (self.num_samples - 1))
         return baseline + (term.value - baseline) * ratio
+
+    def _mean_of_others(self, x: jax.Array) -> jax.Array:
+        return self._others(x) / (self.num_samples - (2 if self.antithetic else 1))
+
+    def _others(self, x: jax.Array) -> jax.Array:
+        """The sum over the samples that are independent of each."""
+        own = x + jnp.roll(x, self.num_samples // 2, axis=0) if self.antithetic else x
+        return x.sum(0, keepdims=True) - own
+
+    def _scaled(self, value: jax.Array, baseline: jax.Array) -> jax.Array:
+        values = self._values
+        assert values is not None
+        if values.coefficient != "optimal":
+            return baseline * values.coefficient
+        baseline = jnp.broadcast_to(baseline, value.shape)
+        inner = lambda x: x.reshape((self.num_samples, -1)).sum(1)
+        products, squares = self._others(inner(value * baseline)), self._others(inner(baseline**2))
+        best = jnp.where(squares > 0, products / jnp.where(squares > 0, squares, 1.0), 0.0)
+        return baseline * best.reshape((-1,) + (1,) * (value.ndim - 1))
+
+
+def _broadcast(values: Any, shape: tuple[int, ...], lot: Lot) -> jax.Array:
+    try:
+        return jnp.broadcast_to(values, shape)
+    except ValueError:
+        raise SiteError(
+            f"Site '{lot.name}': the baseline has shape {jnp.shape(values)}, expected one that "
+            f"broadcasts to the batch shape {shape} of its distribution. Fix: give one value per "
+            "element of the batch."
+        ) from None

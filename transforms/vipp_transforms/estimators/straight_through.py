@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from vipp_transforms.estimators._linear import FIRST_ORDER
 from vipp_transforms.estimators._relaxation import relax, require_relaxable, require_temperature
-from vipp_transforms.estimators.base import Axis, Expansion, Lot, Source, Term
+from vipp_transforms.estimators.base import (
+    Axis,
+    Estimator,
+    Expansion,
+    Here,
+    Lot,
+    Source,
+    Term,
+    estimator,
+)
 
 
-@dataclass(frozen=True)
-class StraightThrough:
+@estimator
+class StraightThrough(Estimator):
     r"""The choice forward, its probabilities backward. Biased, except for linear terms.
 
     .. math:: y = b + \pi - \mathrm{sg}[\pi]
@@ -30,7 +38,6 @@ class StraightThrough:
     """
 
     biased: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
     relaxed: ClassVar[bool] = True
     orders: ClassVar[int | None] = FIRST_ORDER
 
@@ -45,7 +52,7 @@ class StraightThrough:
     def expand(self, lot: Lot, source: Source) -> Expansion:
         """The draw with the gradient of its probabilities."""
 
-        def value(key: Any, logits: jax.Array, drawn: jax.Array) -> jax.Array:
+        def value(here: Here, logits: jax.Array, drawn: jax.Array) -> jax.Array:
             soft = jax.nn.softmax(logits)
             return drawn + soft - jax.lax.stop_gradient(soft)
 
@@ -56,8 +63,8 @@ class StraightThrough:
         return term.value
 
 
-@dataclass(frozen=True)
-class ReinMax:
+@estimator
+class ReinMax(Estimator):
     r"""Straight-through of second order (Heun's method). Biased; exact for quadratic terms.
 
     .. math::
@@ -84,7 +91,6 @@ class ReinMax:
 
     temperature: float = 1.0
     biased: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
     relaxed: ClassVar[bool] = True
     orders: ClassVar[int | None] = FIRST_ORDER
 
@@ -102,8 +108,8 @@ class ReinMax:
     def expand(self, lot: Lot, source: Source) -> Expansion:
         """The draw with Heun's gradient."""
 
-        def value(key: Any, logits: jax.Array, drawn: jax.Array) -> jax.Array:
-            middle = (drawn + jax.nn.softmax(logits / self.temperature)) / 2
+        def value(here: Here, logits: jax.Array, drawn: jax.Array) -> jax.Array:
+            middle = (drawn + jax.nn.softmax(logits / here.estimator.temperature)) / 2
             shift = jax.lax.stop_gradient(jnp.log(middle) - logits)
             soft = 2 * jax.nn.softmax(shift + logits) - 0.5 * jax.nn.softmax(logits)
             return drawn + soft - jax.lax.stop_gradient(soft)

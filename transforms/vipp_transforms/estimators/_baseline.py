@@ -1,0 +1,98 @@
+"""Baselines of the score function that come from outside the samples themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+from vipp_transforms.estimators.base import estimator
+
+
+@estimator
+class Baseline:
+    """What each lane is predicted to contribute to the objective.
+
+    Args:
+      values: broadcastable to the distribution's ``batch_shape``; must not depend on the choice
+        itself.
+      coefficient: what the values are multiplied by; ``"optimal"`` for the least-squares
+        coefficient on the other samples.
+      learned: whether the values are functions of parameters to be fitted to the contributions.
+    """
+
+    values: Any
+    coefficient: float | Literal["optimal"] = 1.0
+    learned: bool = False
+
+
+@estimator
+class MovingAverage:
+    r"""A baseline: the exponentially weighted mean of what the site's lanes contributed before.
+
+    .. math:: b_t = \frac{1 - \rho}{1 - \rho^t} \sum_{s < t} \rho^{t - 1 - s}\, \bar f_s
+
+    One number per site, carried from step to step in NumPyro's mutable state, so that
+    ``numpyro.infer.SVI`` and ``vipp.fit`` keep it. Use it through ``vipp.sample`` or
+    ``vipp.with_estimators``.
+
+    Args:
+      decay: :math:`\rho`, from 0 to below 1.
+
+    Raises:
+      ValueError: if ``decay`` is outside of [0, 1).
+
+    Example:
+      >>> import vipp_transforms as vt
+      >>> vt.ScoreFunction(baseline=vt.MovingAverage(0.9)).baseline
+      MovingAverage(decay=0.9)
+
+    References:
+      Mnih and Gregor, *Neural variational inference and learning in belief networks*, 2014.
+    """
+
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        if isinstance(self.decay, bool) or not 0 <= float(self.decay) < 1:
+            raise ValueError(f"MovingAverage: decay must be in [0, 1), got {self.decay!r}.")
+
+
+@estimator
+class Learned:
+    r"""A baseline with parameters of its own, fitted to what the site's lanes contribute.
+
+    .. math:: \min_\psi E\Big[\sum_j (f_j - b_\psi(x)_j)^2\Big]
+
+    by the same optimiser as everything else: the term has no influence on the objective's value or
+    on any other gradient. Its parameters are ordinary ``numpyro.param`` sites or modules.
+
+    Args:
+      network: the values, broadcastable to the site's ``batch_shape``, as an array made inside the
+        program; or a function of the program's arguments that makes it, for
+        ``vipp.with_estimators``.
+
+    Example:
+      >>> import jax.numpy as jnp, vipp_transforms as vt
+      >>> vt.Learned(jnp.zeros(3)).network.shape
+      (3,)
+
+    References:
+      Mnih and Gregor, *Neural variational inference and learning in belief networks*, 2014,
+      section 2.3.
+    """
+
+    network: jax.Array | Callable[..., Any]
+
+
+def settled(baseline: Any, coefficient: Any) -> Baseline | None:
+    """``baseline`` as values, if it is given as some."""
+    if isinstance(baseline, Baseline) or baseline is None or isinstance(baseline, str):
+        return baseline if isinstance(baseline, Baseline) else None
+    if isinstance(baseline, Learned):
+        values = baseline.network
+        return None if callable(values) else Baseline(values, coefficient, learned=True)
+    if isinstance(baseline, MovingAverage) or callable(baseline):
+        return None
+    return Baseline(baseline, coefficient)

@@ -1,0 +1,59 @@
+"""Everything that is derived for a program before any of it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vipp_transforms.dependence import Dependences
+from vipp_transforms.elimination import Elimination, eliminate
+from vipp_transforms.policy import Choice, choose
+from vipp_transforms.staging import Program, Traced, inline, trace
+from vipp_transforms.terms import Split, split
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that was derived for one program, before any of it is evaluated.
+
+    Attributes:
+      program: staged.
+      depends: which sites each of its values depends on.
+      split: its value as a sum of terms.
+      elimination: the contractions, in order.
+      choices: per site index, its estimator.
+    """
+
+    program: Program
+    depends: Dependences
+    split: Split
+    elimination: Elimination
+    choices: dict[int, Choice]
+
+
+def plan(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
+    """Derive the estimator of ``E[fn(*args, **kwargs)[0]]`` without evaluating it.
+
+    Args:
+      fn: returns ``(value, aux)``; draws with :func:`vipp_transforms.sample`.
+      *args: its arguments.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      The plan.
+
+    Raises:
+      SiteError: where no sound estimator exists for a site as asked.
+      ValueError: where the value is not a real scalar.
+    """
+    return derive(trace(fn, args, kwargs))
+
+
+def derive(traced: Traced) -> Plan:
+    """The plan of a traced program."""
+    program = inline(traced)
+    depends = Dependences(program)
+    parts = split(program, depends)
+    elimination = eliminate(program, depends, parts)
+    return Plan(program, depends, parts, elimination, choose(program, elimination))
