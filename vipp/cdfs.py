@@ -46,18 +46,25 @@ def has_cdf(fn: Any) -> bool:
     Its support must not depend on parameters: a mixture of supports that move apart has no
     differentiable quantile.
     """
-    if not isinstance(fn.support, constraints.ParameterFreeConstraint):
-        return False
     if isinstance(fn, dist.TransformedDistribution):
-        monotone = all(isinstance(t, _MONOTONE) for t in fn.transforms)
-        return monotone and _has_base(fn.base_dist)
+        support = fn.base_dist.support
+        for transform in fn.transforms:
+            if not isinstance(transform, _MONOTONE) or transform.domain != support:
+                return False
+            support = transform.codomain
+        return _has_base(fn.base_dist) and not _is_angle(fn.base_dist)
     return _has_base(fn)
 
 
 def _has_base(fn: Any) -> bool:
     if isinstance(fn, dist.ExpandedDistribution):
         return _has_base(fn.base_dist)
-    return isinstance(fn, (*_CLOSED, *_OWN))
+    fixed = isinstance(fn.support, constraints.ParameterFreeConstraint)
+    return fixed and isinstance(fn, (*_CLOSED, *_OWN))
+
+
+def _is_angle(fn: Any) -> bool:
+    return fn.support is constraints.circular
 
 
 def cdf(fn: Any, x: jax.Array) -> jax.Array:
@@ -68,7 +75,7 @@ def cdf(fn: Any, x: jax.Array) -> jax.Array:
     return moving_cdf(fn, x)
 
 
-def moving_cdf(fn: Any, x: jax.Array) -> jax.Array:
+def moving_cdf(fn: Any, x: Any) -> jax.Array:
     """Up to a constant :func:`cdf`, but of an angle counted from the antimode.
 
     Its derivative in the parameters is the mass that crosses ``x``. Counted from a fixed angle,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ def implicit(fn: Any) -> bool:
     if isinstance(fn, WRAPPERS):
         return implicit(fn.base_dist)
     if isinstance(fn, _MIXTURES):
-        return all(_has_scalar_factors(c) for c in _components(fn))
+        return _has_conditionals(_components(fn))
     return isinstance(fn, dist.VonMises)
 
 
@@ -110,6 +111,8 @@ class _Terms(NamedTuple):
       crossed: the same up to a constant; its change is the mass that crosses the coordinate.
       log_prob: of each coordinate.
       slope: the derivative of ``log_prob`` in the coordinate.
+      rows: how far each coordinate's distribution shifts, negatively, with those before it,
+        ``(..., K, D, D)``; None where the coordinates are independent.
     """
 
     log_weight: jax.Array
@@ -117,33 +120,42 @@ class _Terms(NamedTuple):
     crossed: jax.Array
     log_prob: jax.Array
     slope: jax.Array
+    rows: jax.Array | None = None
 
 
 def _terms(fn: Any, x: jax.Array) -> _Terms:
     if not isinstance(fn, _MIXTURES):
         one = jnp.zeros((*x.shape, 1))
-        return _Terms(one, *(t[..., None, None] for t in _coordinate(fn, x, x.shape)))
+        return _Terms(one, *(t[..., None, None] for t in _independent(fn, x, x.shape)))
     event = tuple(fn.event_shape)
     batch = x.shape[: x.ndim - len(event)]
-    log_weight = jax.nn.log_softmax(fn.mixing_distribution.logits)
+    flat = (*batch, fn.mixture_size, math.prod(event))
+    logits: Any = fn.mixing_distribution.logits
+    log_weight = jnp.broadcast_to(jax.nn.log_softmax(logits), flat[:-1])
     if isinstance(fn, dist.MixtureSameFamily):
         shape = (*batch, fn.mixture_size, *event)
-        scalar = _scalar(fn.component_distribution)
-        parts = _coordinate(scalar, jnp.expand_dims(x, len(batch)), shape)
+        parts = _component(fn.component_distribution, jnp.expand_dims(x, len(batch)), shape)
     else:
-        each = [_coordinate(_scalar(c), x, x.shape) for c in fn.component_distributions]
+        each = [_component(c, x, x.shape) for c in fn.component_distributions]
         parts = [jnp.stack(p, len(batch)) for p in zip(*each, strict=True)]
-    flat = (*batch, fn.mixture_size, -1)
-    return _Terms(
-        jnp.broadcast_to(log_weight, flat[:-1]), *(jnp.reshape(p, flat) for p in parts)
-    )
+    rows = [p.reshape((*flat, flat[-1])) for p in parts[4:]]
+    return _Terms(log_weight, *(p.reshape(flat) for p in parts[:4]), *rows)
 
 
-def _coordinate(fn: Any, x: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
-    """:class:`_Terms` of one scalar distribution, without the weight."""
-    inside = fn.support(x)
+def _component(fn: Any, x: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
+    """:class:`_Terms` of a component, without its weight."""
+    scalar = _factor(fn)
+    if isinstance(scalar, dist.MultivariateNormal):
+        return _gaussian(scalar, x, shape)
+    return _independent(scalar, x, shape)
+
+
+def _independent(fn: Any, x: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
+    support: Any = fn.support
+    # rounding may put an angle outside; it is not
+    inside = x == x if isinstance(fn, dist.VonMises) else support(x)
     # outside its support a component has all its mass on one side, and its formulas mean nothing
-    inner = jnp.where(inside, x, fn.support.feasible_like(x))
+    inner = jnp.where(inside, x, support.feasible_like(x))
     log_prob, slope = jax.jvp(fn.log_prob, (inner,), (jnp.ones_like(inner),))
     outside = jnp.where(x > 0, 1.0, 0.0)
     below = jnp.where(inside, cdf(fn, inner), outside)
@@ -151,6 +163,19 @@ def _coordinate(fn: Any, x: jax.Array, shape: tuple[int, ...]) -> list[jax.Array
     log_prob = jnp.where(inside, log_prob, -jnp.inf)
     slope = jnp.where(inside, slope, 0.0)
     return [jnp.broadcast_to(t, shape) for t in (below, crossed, log_prob, slope)]
+
+
+def _gaussian(fn: Any, x: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
+    """Coordinate by coordinate: whitened, each is a standard normal given those before it."""
+    tril = jnp.broadcast_to(fn.scale_tril, (*shape, shape[-1]))
+    centred = jnp.broadcast_to(x - fn.loc, shape)
+    white = jax.scipy.linalg.solve_triangular(tril, centred[..., None], lower=True)[..., 0]
+    scale = jnp.diagonal(tril, axis1=-2, axis2=-1)
+    below = jax.scipy.special.ndtr(white)
+    log_prob = jax.scipy.stats.norm.logpdf(white) - jnp.log(scale)
+    eye = jnp.broadcast_to(jnp.eye(shape[-1], dtype=tril.dtype), tril.shape)
+    inverse = jax.scipy.linalg.solve_triangular(tril, eye, lower=True)
+    return [below, below, log_prob, -white / scale, jnp.tril(inverse, -1) * scale[..., None]]
 
 
 def _velocity(now: _Terms, change: _Terms) -> jax.Array:
@@ -161,25 +186,33 @@ def _velocity(now: _Terms, change: _Terms) -> jax.Array:
     coordinates :math:`x_j` before it:
 
     .. math:: \dot x_d = -\frac{\sum_k r_k \dot F_k(x_d) + \dot r_k F_k(x_d)}{\sum_k r_k p_k(x_d)}
+
+    A Gaussian component moves its distribution of :math:`x_d` along as well.
     """
 
     def step(carry: Any, at: Any) -> Any:
-        log_r, dlog_r = carry
-        below, dcrossed, log_prob, dlog_prob, slope = at
+        log_r, dlog_r, before = carry
+        index, below, dcrossed, log_prob, dlog_prob, slope, *row = at
+        lead = jnp.einsum("...kd,...d->...k", row[0], before) if row else 0.0
         after = log_r + log_prob
         log_norm = jax.nn.logsumexp(after, -1, keepdims=True)
+        log_norm = jnp.where(jnp.isneginf(log_norm), 0, log_norm)  # a draw that underflowed stays
         mean = (jax.nn.softmax(log_r) * dlog_r).sum(-1, keepdims=True)
         # r_k / p in logarithms: both may underflow where a component is far away
-        gain = jnp.exp(log_r - log_norm)
-        velocity = -(gain * (dcrossed + (dlog_r - mean) * below)).sum(-1)
-        return (after, dlog_r + dlog_prob + slope * velocity[..., None]), velocity
+        gain, share = jnp.exp(log_r - log_norm), jnp.exp(after - log_norm)
+        moved = gain * (dcrossed + (dlog_r - mean) * below) + share * lead
+        velocity = -moved.sum(-1)
+        dlog_r = dlog_r + dlog_prob + slope * (velocity[..., None] + lead)
+        return (after, dlog_r, before.at[..., index].set(velocity)), None
 
+    rows = [] if now.rows is None else [jnp.moveaxis(now.rows, -2, 0)]
     along = (now.below, change.crossed, now.log_prob, change.log_prob, now.slope)
-    start = (now.log_weight, change.log_weight)
-    if now.below.shape[-1] == 1:
-        return step(start, [t[..., 0] for t in along])[1]
-    _, velocity = jax.lax.scan(step, start, [jnp.moveaxis(t, -1, 0) for t in along])
-    return jnp.moveaxis(velocity, 0, -1)
+    start = (now.log_weight, change.log_weight, jnp.zeros_like(change.crossed[..., 0, :]))
+    index = jnp.arange(now.below.shape[-1])
+    steps = (index, *(jnp.moveaxis(t, -1, 0) for t in along), *rows)
+    if len(index) == 1:
+        return step(start, [s[0] for s in steps])[0][2]
+    return jax.lax.scan(step, start, steps)[0][2]
 
 
 def _components(fn: Any) -> list[Any]:
@@ -188,11 +221,14 @@ def _components(fn: Any) -> list[Any]:
     return list(fn.component_distributions)
 
 
-def _scalar(fn: Any) -> Any:
-    """The scalar distribution of each coordinate; its batch shape broadcasts from the right."""
-    return _scalar(fn.base_dist) if isinstance(fn, Independent | ExpandedDistribution) else fn
+def _factor(fn: Any) -> Any:
+    """What the coordinates of a component are drawn from; it broadcasts from the right."""
+    return _factor(fn.base_dist) if isinstance(fn, Independent | ExpandedDistribution) else fn
 
 
-def _has_scalar_factors(fn: Any) -> bool:
-    scalar = _scalar(fn)
-    return not scalar.event_shape and has_cdf(scalar)
+def _has_conditionals(components: list[Any]) -> bool:
+    """Whether the distribution function of each coordinate, given those before it, is known."""
+    factors = [_factor(c) for c in components]
+    if all(isinstance(f, dist.MultivariateNormal) for f in factors):
+        return components[0].event_dim == 1
+    return all(not f.event_shape and has_cdf(f) for f in factors)
