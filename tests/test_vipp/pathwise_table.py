@@ -228,7 +228,12 @@ def state_moments(transition, scale):
     for _ in range(2):
         powers.append(transition @ powers[-1])
     for s in range(2):
-        covs.append([sum(powers[s - k] @ q @ powers[t - k].T for k in range(min(s, t) + 1)) for t in range(2)])
+        covs.append(
+            [
+                sum(powers[s - k] @ q @ powers[t - k].T for k in range(min(s, t) + 1))
+                for t in range(2)
+            ]
+        )
     return jnp.zeros(4), jnp.block(covs)
 
 
@@ -329,7 +334,9 @@ def scalars():
         "Dagum": line(d.Dagum, a(1.4, 2.2, 0.9), positive),
         "Delta": Row(d.Delta, a(0.4, 0.2), curve, lambda v, _: curve(v)),
         "DoublyTruncatedPowerLaw": line(
-            d.DoublyTruncatedPowerLaw, a(-1.6, 0.4, 2.0), between(second, lambda *p: p[2]),
+            d.DoublyTruncatedPowerLaw,
+            a(-1.6, 0.4, 2.0),
+            between(second, lambda *p: p[2]),
             density=PowerLaw,
         ),
         "Exponential": line(d.Exponential, a(1.3), positive),
@@ -343,42 +350,49 @@ def scalars():
         "Laplace": line(d.Laplace, normal, real),
         "LeftTruncatedDistribution": line(
             lambda l, s, low: d.LeftTruncatedDistribution(d.Normal(l, s), low),
-            a(0.3, 0.9, -0.5), above(lambda *p: p[2]),
+            a(0.3, 0.9, -0.5),
+            above(lambda *p: p[2]),
         ),
         "LeftTruncatedGamma": line(
             lambda c, r, low: d.LeftTruncatedGamma(d.Gamma(c, r), low),
-            a(1.7, 1.2, 0.4), above(lambda *p: p[2]),
+            a(1.7, 1.2, 0.4),
+            above(lambda *p: p[2]),
         ),
         "Levy": line(d.Levy, a(-0.2, 0.6), above(lambda *p: p[0] + 5e-3), width=30.0),
         "LogNormal": line(d.LogNormal, normal, positive),
         "LogUniform": line(d.LogUniform, a(0.3, 2.0), between(first, second)),
         "Logistic": line(d.Logistic, a(0.3, 0.5), real),
-        "LowerTruncatedPowerLaw": line(
-            d.LowerTruncatedPowerLaw, a(-2.7, 0.5), above(second)
-        ),
+        "LowerTruncatedPowerLaw": line(d.LowerTruncatedPowerLaw, a(-2.7, 0.5), above(second)),
         "Normal": line(d.Normal, normal, real),
         "Pareto": line(d.Pareto, a(0.5, 2.2), above(first)),
         "RelaxedBernoulliLogits": line(
-            d.RelaxedBernoulliLogits, a(0.7, 0.4), real, lambda u: curve(jax.nn.sigmoid(u)),
+            d.RelaxedBernoulliLogits,
+            a(0.7, 0.4),
+            real,
+            lambda u: curve(jax.nn.sigmoid(u)),
             density=lambda t, l: d.Logistic(l / t, 1 / t),
         )._replace(f=curve),
         "RightTruncatedDistribution": line(
             lambda l, s, high: d.RightTruncatedDistribution(d.Logistic(l, s), high),
-            a(0.2, 0.6, 0.8), below(lambda *p: p[2]),
+            a(0.2, 0.6, 0.8),
+            below(lambda *p: p[2]),
         ),
         "RightTruncatedGamma": line(
             lambda c, r, high: d.RightTruncatedGamma(d.Gamma(c, r), high),
-            a(1.7, 1.2, 1.9), between(num(0.0), lambda *p: p[2]),
+            a(1.7, 1.2, 1.9),
+            between(num(0.0), lambda *p: p[2]),
         ),
         "SoftLaplace": line(d.SoftLaplace, normal, real),
         "StudentT": line(d.StudentT, a(1.5, 0.4, 0.8), real, width=16.0),
         "TwoSidedTruncatedDistribution": line(
             lambda l, s, low, high: d.TruncatedDistribution(d.Logistic(l, s), low, high),
-            a(0.3, 0.5, -0.9, 1.3), between(lambda *p: p[2], lambda *p: p[3]),
+            a(0.3, 0.5, -0.9, 1.3),
+            between(lambda *p: p[2], lambda *p: p[3]),
         ),
         "TwoSidedTruncatedGamma": line(
             lambda c, r, low, high: d.TwoSidedTruncatedGamma(d.Gamma(c, r), low, high),
-            a(1.7, 1.2, 0.3, 2.1), between(lambda *p: p[2], lambda *p: p[3]),
+            a(1.7, 1.2, 0.3, 2.1),
+            between(lambda *p: p[2], lambda *p: p[3]),
         ),
         "Uniform": line(d.Uniform, a(-0.6, 1.1), between(first, second)),
         "VonMises": angle(d.VonMises, a(0.4, 1.3)),
@@ -389,40 +403,64 @@ def scalars():
 
 def wrapped():
     d, normal = dist, a(0.3, 0.9)
-    affine = lambda base: lambda loc, *p: d.TransformedDistribution(
-        base(*p), transforms.AffineTransform(loc, 1.4)
+    affine = lambda base: (
+        lambda loc, *p: d.TransformedDistribution(base(*p), transforms.AffineTransform(loc, 1.4))
     )
     return {
         "ExpandedDistribution": line(
             lambda c, r: d.Gamma(c[..., None], r[..., None]).expand((*c.shape, 2)).to_event(1),
-            a(1.7, 1.2), positive, density=d.Gamma,
+            a(1.7, 1.2),
+            positive,
+            density=d.Gamma,
         )._replace(f=lambda x: curve(x).mean(-1)),
-        "FoldedDistribution": line(lambda l, s: d.FoldedDistribution(d.Normal(l, s)), normal, positive),
+        "FoldedDistribution": line(
+            lambda l, s: d.FoldedDistribution(d.Normal(l, s)), normal, positive
+        ),
         "Independent": line(
             lambda l, k: d.VonMises(l[..., None], k[..., None]).to_event(1),
-            a(0.4, 1.3), lambda u, *p: u, turn, density=d.VonMises, width=math.pi,
+            a(0.4, 1.3),
+            lambda u, *p: u,
+            turn,
+            density=d.VonMises,
+            width=math.pi,
         )._replace(f=lambda x: turn(x).sum(-1)),
         "MaskedDistribution": line(
-            lambda l, k: d.VonMises(l, k).mask(False), a(0.4, 1.3), lambda u, *p: u, turn,
-            density=d.VonMises, width=math.pi,
+            lambda l, k: d.VonMises(l, k).mask(False),
+            a(0.4, 1.3),
+            lambda u, *p: u,
+            turn,
+            density=d.VonMises,
+            width=math.pi,
         ),
-        "TransformedDistribution": line(affine(d.StudentT), a(0.2, 2.5, 0.1, 0.8), real, width=16.0),
+        "TransformedDistribution": line(
+            affine(d.StudentT), a(0.2, 2.5, 0.1, 0.8), real, width=16.0
+        ),
         "of a mixture": line(
             lambda *p: d.TransformedDistribution(mixture(d.Normal)(*p), transforms.ExpTransform()),
-            (LOGITS, LOCS, SCALES), positive,
+            (LOGITS, LOCS, SCALES),
+            positive,
         ),
         "folded angle": line(
-            lambda l, k: d.FoldedDistribution(d.VonMises(l, k)), a(0.9, 1.3),
+            lambda l, k: d.FoldedDistribution(d.VonMises(l, k)),
+            a(0.9, 1.3),
             between(lambda *p: 0.0, lambda *p: math.pi),
         ),
         "LeftCensoredDistribution": line(
-            lambda l, s: d.LeftCensoredDistribution(d.Normal(l, s), True), normal, real, density=d.Normal
+            lambda l, s: d.LeftCensoredDistribution(d.Normal(l, s), True),
+            normal,
+            real,
+            density=d.Normal,
         ),
         "RightCensoredDistribution": line(
-            lambda l, s: d.RightCensoredDistribution(d.Normal(l, s), True), normal, real, density=d.Normal
+            lambda l, s: d.RightCensoredDistribution(d.Normal(l, s), True),
+            normal,
+            real,
+            density=d.Normal,
         ),
         "IntervalCensoredDistribution": line(
-            lambda l, s: d.IntervalCensoredDistribution(d.Normal(l, s), True, False), normal, real,
+            lambda l, s: d.IntervalCensoredDistribution(d.Normal(l, s), True, False),
+            normal,
+            real,
             density=d.Normal,
         ),
     }
@@ -476,78 +514,102 @@ def vectors():
         "CAR": gaussian(car, (jnp.array([0.2, -0.3, 0.4]), *a(0.6, 1.4)), car_moments),
         "CirculantNormal": gaussian(
             lambda l, c: d.CirculantNormal(l, covariance_rfft=c),
-            a([0.2, -0.1, 0.3, 0.4], [1.2, 0.8, 0.5]), circulant_moments,
+            a([0.2, -0.1, 0.3, 0.4], [1.2, 0.8, 0.5]),
+            circulant_moments,
         ),
         "Dirichlet": Row(
-            d.Dirichlet, a([1.2, 2.0, 0.8]),
-            lambda x: 1 + (x**2) @ jnp.array([1.0, -0.5, 0.3]), dirichlet_exact,
+            d.Dirichlet,
+            a([1.2, 2.0, 0.8]),
+            lambda x: 1 + (x**2) @ jnp.array([1.0, -0.5, 0.3]),
+            dirichlet_exact,
         ),
         "EulerMaruyama": gaussian(diffusion, a(-0.6, 0.8, 0.5), diffusion_moments, lanes=True),
         "flow": Row(flow, (NET, loc), one_wave, flow_exact, lanes=True),
         "GaussianCopula": plane(
             lambda s, r: d.GaussianCopula(
                 d.HalfNormal(s),
-                correlation_cholesky=jnp.stack([
-                    jnp.stack([jnp.ones_like(r), jnp.zeros_like(r)], -1),
-                    jnp.stack([r, jnp.sqrt(1 - r**2)], -1)], -2),
+                correlation_cholesky=jnp.stack(
+                    [
+                        jnp.stack([jnp.ones_like(r), jnp.zeros_like(r)], -1),
+                        jnp.stack([r, jnp.sqrt(1 - r**2)], -1),
+                    ],
+                    -2,
+                ),
             ),
-            a([0.8, 1.3], 0.5), lambda u: jnp.exp(u), width=7.0,
+            a([0.8, 1.3], 0.5),
+            lambda u: jnp.exp(u),
+            width=7.0,
         ),
         "GaussianRandomWalk": gaussian(
             lambda s: d.GaussianRandomWalk(s, num_steps=3), a(0.8), walk_moments
         ),
         "GaussianStateSpace": gaussian(
             lambda t, s: d.GaussianStateSpace(2, t, scale_tril=lower(s)),
-            (jnp.array([[0.7, 0.2], [-0.3, 0.5]]), RAW), state_moments, lanes=True,
+            (jnp.array([[0.7, 0.2], [-0.3, 0.5]]), RAW),
+            state_moments,
+            lanes=True,
         ),
-        "InverseWishart": inverse_wishart(
-            d.InverseWishart, lambda x: quadratic(jnp.linalg.inv(x))
-        ),
+        "InverseWishart": inverse_wishart(d.InverseWishart, lambda x: quadratic(jnp.linalg.inv(x))),
         "InverseWishartCholesky": inverse_wishart(
             d.InverseWishartCholesky, lambda x: quadratic(jnp.linalg.inv(gram(x)))
         ),
         "LKJ": Row(
-            lambda c: d.LKJ(3, c), a(1.5),
-            lambda x: x[..., 0, 1] ** 2 + x[..., 1, 2] ** 2, lambda c: 2 / (2 * c + 2),
+            lambda c: d.LKJ(3, c),
+            a(1.5),
+            lambda x: x[..., 0, 1] ** 2 + x[..., 1, 2] ** 2,
+            lambda c: 2 / (2 * c + 2),
         ),
         "LKJCholesky": Row(
-            lambda c: d.LKJCholesky(3, c), a(1.5),
-            lambda x: gram(x)[..., 0, 2] ** 2, lambda c: 1 / (2 * c + 2),
+            lambda c: d.LKJCholesky(3, c),
+            a(1.5),
+            lambda x: gram(x)[..., 0, 2] ** 2,
+            lambda c: 1 / (2 * c + 2),
         ),
         "LKJCholesky by the C-vine": Row(
-            lambda c: d.LKJCholesky(3, c, sample_method="cvine"), a(1.5),
-            lambda x: gram(x)[..., 0, 2] ** 2, lambda c: 1 / (2 * c + 2),
+            lambda c: d.LKJCholesky(3, c, sample_method="cvine"),
+            a(1.5),
+            lambda x: gram(x)[..., 0, 2] ** 2,
+            lambda c: 1 / (2 * c + 2),
         ),
         "LowRankMultivariateNormal": gaussian(
-            d.LowRankMultivariateNormal, (loc, factor, jnp.array([0.5, 0.8])),
+            d.LowRankMultivariateNormal,
+            (loc, factor, jnp.array([0.5, 0.8])),
             lambda l, w, c: (l, w @ w.T + jnp.diag(c)),
         ),
         "MatrixNormal": gaussian(
-            matrix_normal, (0.3 * eye, RAW, RAW.at[1, 0].set(-0.2)),
+            matrix_normal,
+            (0.3 * eye, RAW, RAW.at[1, 0].set(-0.2)),
             lambda l, r, c: (l.reshape(-1), jnp.kron(gram(lower(r)), gram(lower(c)))),
         ),
         "MultivariateNormal": gaussian(
-            lambda l, s: d.MultivariateNormal(l, scale_tril=lower(s)), (loc, RAW),
+            lambda l, s: d.MultivariateNormal(l, scale_tril=lower(s)),
+            (loc, RAW),
             lambda l, s: (l, gram(lower(s))),
         ),
         "MultivariateNormal by covariance": gaussian(
-            lambda l, s: d.MultivariateNormal(l, covariance_matrix=spd(s)), (loc, RAW),
+            lambda l, s: d.MultivariateNormal(l, covariance_matrix=spd(s)),
+            (loc, RAW),
             lambda l, s: (l, spd(s)),
         ),
         "MultivariateNormal by precision": gaussian(
-            lambda l, s: d.MultivariateNormal(l, precision_matrix=spd(s)), (loc, RAW + eye),
+            lambda l, s: d.MultivariateNormal(l, precision_matrix=spd(s)),
+            (loc, RAW + eye),
             lambda l, s: (l, jnp.linalg.inv(spd(s))),
         ),
         "MultivariateStudentT": Row(
-            lambda n, l, s: d.MultivariateStudentT(n, l, lower(s)), (jnp.array(1.8), loc, RAW + eye),
-            lambda x: peak(x @ weights(2)), student_exact,
+            lambda n, l, s: d.MultivariateStudentT(n, l, lower(s)),
+            (jnp.array(1.8), loc, RAW + eye),
+            lambda x: peak(x @ weights(2)),
+            student_exact,
         ),
         "ProjectedNormal": Row(d.ProjectedNormal, (loc + 0.5,), wave, projected_exact),
         "Wishart": wishart(d.Wishart, quadratic),
         "WishartCholesky": wishart(d.WishartCholesky, lambda x: quadratic(gram(x))),
         "ZeroSumNormal": gaussian(
-            lambda s: d.ZeroSumNormal(s, (3,)), a(0.8),
-            lambda s: (jnp.zeros(3), s**2 * (jnp.eye(3) - 1 / 3)), lanes=True,
+            lambda s: d.ZeroSumNormal(s, (3,)),
+            a(0.8),
+            lambda s: (jnp.zeros(3), s**2 * (jnp.eye(3) - 1 / 3)),
+            lanes=True,
         ),
     }
 

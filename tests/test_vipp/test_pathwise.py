@@ -12,7 +12,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints, transforms
 from numpyro.handlers import seed, trace
-from pathwise_table import LOCS, LOGITS, ROWS, SCALES, lower, mixture, turn
+from pathwise_table import LOCS, LOGITS, ROWS, SCALES, mixture, turn
 
 import vipp
 from vipp.cdfs import cdf, moving_cdf
@@ -71,15 +71,11 @@ REFUSED = {
     ),
     "MixtureSameFamily": mixture(dist.Poisson)(LOGITS, jnp.ones(2)),
     "SineBivariateVonMises": dist.SineBivariateVonMises(0.0, 0.0, 1.0, 1.0, 0.1),
-    "SineSkewed": dist.SineSkewed(
-        dist.VonMises(jnp.zeros(1), 1.0).to_event(1), jnp.zeros(1)
-    ),
+    "SineSkewed": dist.SineSkewed(dist.VonMises(jnp.zeros(1), 1.0).to_event(1), jnp.zeros(1)),
     "TransformedDistribution": dist.TransformedDistribution(
         dist.Poisson(1.0), transforms.AffineTransform(0.0, 2.0)
     ),
-    "EulerMaruyama": dist.EulerMaruyama(
-        jnp.arange(3.0), lambda x, t: (x, 1.0), dist.Poisson(1.0)
-    ),
+    "EulerMaruyama": dist.EulerMaruyama(jnp.arange(3.0), lambda x, t: (x, 1.0), dist.Poisson(1.0)),
     "RightCensoredDistribution": dist.RightCensoredDistribution(dist.Poisson(1.0)),
 }
 NOT_IN_THE_TABLE = {
@@ -114,12 +110,8 @@ def test_every_continuous_distribution_is_accounted_for():
         if inspect.isclass(c := getattr(dist, name)) and issubclass(c, dist.Distribution)
         if c.__module__ not in discrete
     }
-    tested = {
-        cls.__name__ for row in ROWS.values() for cls in [type(row.make(*row.params))]
-    }
+    tested = {*ROWS, *(type(row.make(*row.params)).__name__ for row in ROWS.values())}
     assert sorted(classes - tested - set(REFUSED) - set(NOT_IN_THE_TABLE)) == []
-    for name in discrete:
-        assert "HurdleGamma" not in name
 
 
 def test_a_sampler_that_declares_no_parameters_is_not_trusted():
@@ -171,35 +163,30 @@ def test_second_derivatives_are_right(reference):
 
         return vipp.expectation(program)(key)
 
-    along = (jnp.array([0.3, 0.0]), jnp.array([1.0, -0.5]), jnp.array([0.4, 0.2]))
+    along = (jnp.array([0.5, -0.5]), jnp.array([1.0, 0.0]), jnp.array([-1.0, 0.0]))
 
     def second(fn):
         first = lambda p: jax.jvp(fn, (p,), (along,))[1]
         return jax.jvp(first, (row.params,), (along,))
 
-    keys = jax.random.split(jax.random.key(1), 2**16)
+    keys = jax.random.split(jax.random.key(1), DRAWS)
     got = jax.jit(jax.vmap(lambda k: second(lambda p: value(p, k))))(keys)
     want = second(lambda p: row.exact(*p))
     reference.check_unbiased(got, want, bias=0.15)
 
 
-def test_components_far_away_and_certain_give_finite_gradients():
-    def value(logits, locs, scales):
-        fn = mixture(dist.Normal)(logits, locs, scales)
+@pytest.mark.parametrize(
+    "mixing",
+    [dist.CategoricalLogits(jnp.array([0.0, -900.0])), dist.CategoricalProbs(jnp.eye(2)[0])],
+)
+def test_a_component_far_away_or_impossible_gives_finite_gradients(mixing):
+    def value(mixing, locs, scales):
+        fn = dist.MixtureSameFamily(mixing, dist.Normal(locs, scales))
         with estimate(), seed(rng_seed=0):
-            return numpyro.sample("x", fn.expand([500])).mean()
+            return numpyro.sample("x", fn.expand([50])).mean()
 
-    params = (jnp.array([0.0, -1e3, 0.0]), jnp.array([-1e4, 0.0, 1e4]), jnp.array([1e-3, 1, 1.0]))
-    gradients = jax.grad(value, (0, 1, 2))(*params)
-    assert all(np.isfinite(g).all() for g in gradients)
-    probs = lambda p: mixture(dist.Normal)(jnp.log(p), LOCS, SCALES)
-    fn = lambda p: dist.MixtureSameFamily(dist.Categorical(probs=p), probs(LOCS)._component_distribution)
-
-    def weight(p):
-        with estimate(), seed(rng_seed=0):
-            return numpyro.sample("x", fn(p).expand([500])).mean()
-
-    assert np.isfinite(jax.grad(weight)(jnp.array([0.0, 1.0]))).all()
+    params = (mixing, jnp.array([-1e4, 1e4]), jnp.array([1e-3, 1.0]))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(value, (0, 1, 2))(*params)))
 
 
 def test_draws_and_density_are_the_distributions_own():
@@ -209,7 +196,8 @@ def test_draws_and_density_are_the_distributions_own():
         x = numpyro.sample("x", fn, rng_key=key)
     assert record["x"]["fn"] is fn
     np.testing.assert_array_equal(x, fn.sample(key))
-    np.testing.assert_array_equal(fn.log_prob(x, record["x"]["intermediates"]), fn.log_prob(x))
+    scored = fn.log_prob(x, record["x"]["intermediates"])
+    np.testing.assert_allclose(scored, fn.log_prob(x), rtol=1e-6)
 
 
 def test_explicit_samplers_are_left_alone():
@@ -236,7 +224,7 @@ def test_an_implicit_draw_inside_scan_has_its_gradient(reference):
     reference.check_unbiased(got, want, bias=0.2)
 
 
-def test_a_mixture_guide_in_a_plate_fits(reference):
+def test_a_mixture_guide_in_a_plate_is_scored_by_its_own_density():
     target = dist.MixtureSameFamily(
         dist.Categorical(logits=jnp.array([0.0, 0.5])), dist.Normal(jnp.array([-1.0, 1.5]), 0.5)
     )
@@ -255,5 +243,4 @@ def test_a_mixture_guide_in_a_plate_fits(reference):
     one = vipp.value_and_grad(vipp.ELBO(), model, guide)
     value, gradient = one(jax.random.key(0), params)
     np.testing.assert_allclose(value, 0, atol=1e-5)  # the bound is tight, draw by draw
-    assert lower(jnp.zeros((2, 2))).shape == (2, 2)
     assert all(np.isfinite(g).all() for g in gradient.values())
