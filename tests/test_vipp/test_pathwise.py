@@ -12,7 +12,6 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints, transforms
 from numpyro.handlers import seed, trace
-from pathwise_table import LOCS, LOGITS, ROWS, SCALES, mixture, turn
 
 import vipp
 from vipp.cdfs import cdf, moving_cdf
@@ -20,6 +19,11 @@ from vipp.distributions import explicit, reparameterised
 from vipp.estimation import estimate
 from vipp.implicit import implicit
 
+from .pathwise_rows import turn
+from .pathwise_scalars import LOCS, LOGITS, SCALES, mixture, mixtures, scalars, wrapped
+from .pathwise_vectors import vectors
+
+ROWS = {**scalars(), **wrapped(), **mixtures(), **vectors()}
 DRAWS = 2**15
 MIXED = mixture(dist.Normal)(LOGITS, LOCS, SCALES)
 
