@@ -26,7 +26,7 @@ def curve(x):
 
 def turn(x):
     """Continuous on the circle."""
-    return 1.5 + jnp.cos(x - 0.8) + 0.3 * jnp.cos(2 * x + 1)
+    return 1.5 + jnp.cos(x - 1.8) + 0.3 * jnp.cos(2 * x + 1)
 
 
 def wave(x):

@@ -79,9 +79,11 @@ def scalars():
         "LogNormal": line(d.LogNormal, normal, positive),
         "LogUniform": line(d.LogUniform, a(0.3, 2.0), between(first, second)),
         "Logistic": line(d.Logistic, a(0.3, 0.5), real),
-        "LowerTruncatedPowerLaw": line(d.LowerTruncatedPowerLaw, a(-2.7, 0.5), above(second)),
+        "LowerTruncatedPowerLaw": line(
+            d.LowerTruncatedPowerLaw, a(-2.7, 0.5), above(second), width=14.0
+        ),
         "Normal": line(d.Normal, normal, real),
-        "Pareto": line(d.Pareto, a(0.5, 2.2), above(first)),
+        "Pareto": line(d.Pareto, a(0.5, 2.2), above(first), width=14.0),
         "RelaxedBernoulliLogits": line(
             d.RelaxedBernoulliLogits,
             a(0.7, 0.4),
@@ -131,7 +133,7 @@ def wrapped():
             density=d.Gamma,
         )._replace(f=lambda x: curve(x).mean(-1)),
         "FoldedDistribution": line(
-            lambda l, s: d.FoldedDistribution(d.Normal(l, s)), normal, positive
+            lambda l, s: d.FoldedDistribution(d.Normal(l, s)), a(1.2, 0.5), positive
         ),
         "Independent": line(
             lambda l, k: d.VonMises(l[..., None], k[..., None]).to_event(1),
@@ -159,8 +161,9 @@ def wrapped():
         ),
         "folded angle": line(
             lambda l, k: d.FoldedDistribution(d.VonMises(l, k)),
-            a(0.9, 1.3),
+            a(1.8, 2.0),
             between(lambda *p: 0.0, lambda *p: math.pi),
+            lambda x: 2 + jnp.cos(x),
         ),
         "LeftCensoredDistribution": line(
             lambda l, s: d.LeftCensoredDistribution(d.Normal(l, s), True),
