@@ -11,6 +11,7 @@ class Row(NamedTuple):
     """``make(*params)`` is the distribution, ``exact(*params)`` the expectation of ``f`` under it.
 
     ``lanes``: draw under ``vmap``, for parameters that take no batch axis.
+    ``bias``: that would be caught, relative to the largest entry of the gradient.
     """
 
     make: Any
@@ -18,6 +19,7 @@ class Row(NamedTuple):
     f: Any
     exact: Any
     lanes: bool = False
+    bias: float = 0.05
 
 
 def curve(x):

@@ -133,7 +133,7 @@ def wrapped():
             density=d.Gamma,
         )._replace(f=lambda x: curve(x).mean(-1)),
         "FoldedDistribution": line(
-            lambda l, s: d.FoldedDistribution(d.Normal(l, s)), a(1.2, 0.5), positive
+            lambda l, s: d.FoldedDistribution(d.Normal(l, s)), a(1.2, 0.5), positive, jnp.tanh
         ),
         "Independent": line(
             lambda l, k: d.VonMises(l[..., None], k[..., None]).to_event(1),
@@ -192,7 +192,7 @@ def mixtures():
     return {
         "MixtureSameFamily": line(mixture(d.Normal), two, real),
         "MixtureSameFamily of Gamma, by probs": line(
-            of_probs, a([0.3, 0.7], [1.3, 2.5], [1.9, 0.8]), positive
+            of_probs, a([0.3, 0.7], [1.3, 2.5], [1.9, 0.8]), positive, jnp.tanh
         ),
         "MixtureSameFamily of Beta": line(mixture(d.Beta), shapes, unit),
         "MixtureSameFamily of StudentT": line(

@@ -157,10 +157,16 @@ def dirichlet_exact(alpha):
     return 1 + (jnp.array([1.0, -0.5, 0.3]) * alpha * (alpha + 1)).sum() / (total * (total + 1))
 
 
+def slope(x):
+    return 1 + jnp.tanh(x @ jnp.array([1.5, 0.7]))
+
+
 def projected_exact(concentration):
     t = jnp.linspace(-math.pi, math.pi, 2001)[:-1]
     x = jnp.stack([jnp.cos(t), jnp.sin(t)], -1)
-    return (wave(x) * jnp.exp(dist.ProjectedNormal(concentration).log_prob(x))).mean() * 2 * math.pi
+    return (
+        (slope(x) * jnp.exp(dist.ProjectedNormal(concentration).log_prob(x))).mean() * 2 * math.pi
+    )
 
 
 def vectors():
@@ -258,8 +264,9 @@ def vectors():
             (jnp.array(1.8), loc, RAW + eye),
             lambda x: peak(x @ weights(2)),
             student_exact,
+            bias=0.08,
         ),
-        "ProjectedNormal": Row(d.ProjectedNormal, (loc + 0.5,), wave, projected_exact),
+        "ProjectedNormal": Row(d.ProjectedNormal, (loc + 0.5,), slope, projected_exact),
         "Wishart": wishart(d.Wishart, quadratic),
         "WishartCholesky": wishart(d.WishartCholesky, lambda x: quadratic(gram(x))),
         "ZeroSumNormal": gaussian(

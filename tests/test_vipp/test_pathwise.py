@@ -48,13 +48,15 @@ def values_and_gradients(row):
     return values, gradients
 
 
+# the reference evaluates a component of a mixture outside its support
+@pytest.mark.filterwarnings("ignore:Out-of-support values:UserWarning:numpyro")
 @pytest.mark.parametrize("name", ROWS)
 def test_expected_gradient_in_every_parameter(name, reference):
     row = ROWS[name]
     assert reparameterised(row.make(*row.params))
     values, gradients = values_and_gradients(row)
     exact, slopes = jax.value_and_grad(lambda p: row.exact(*p))(row.params)
-    reference.check_unbiased((values, *gradients), (exact, *slopes))
+    reference.check_unbiased((values, *gradients), (exact, *slopes), bias=row.bias)
     for got, want in zip(gradients, slopes, strict=True):
         if jax.tree.reduce(lambda m, x: max(m, float(abs(x).max())), want, 0.0) > 0.01:
             reference.check_unbiased((values, got), (exact, want), bias=0.25)
