@@ -264,9 +264,9 @@ def vectors():
             (jnp.array(1.8), loc, RAW + eye),
             lambda x: peak(x @ weights(2)),
             student_exact,
-            bias=0.08,
+            bias=0.15,
         ),
-        "ProjectedNormal": Row(d.ProjectedNormal, (loc + 0.5,), slope, projected_exact),
+        "ProjectedNormal": Row(d.ProjectedNormal, (loc + 0.5,), slope, projected_exact, bias=0.08),
         "Wishart": wishart(d.Wishart, quadratic),
         "WishartCholesky": wishart(d.WishartCholesky, lambda x: quadratic(gram(x))),
         "ZeroSumNormal": gaussian(
