@@ -11,6 +11,8 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
+from vipp.implicit import WRAPPERS, implicit
+
 
 @jax.custom_jvp
 def _softplus(x: jax.Array) -> jax.Array:
@@ -82,5 +84,71 @@ def lane_distribution(fn: Any) -> Any:
 
 
 def reparameterised(fn: Any) -> bool:
-    """Whether gradients flow through ``fn``'s sampler to all its parameters."""
-    return bool(fn.has_rsample)
+    """Whether a draw of ``fn`` has a gradient in every parameter, explicit or implicit."""
+    return implicit(fn) or explicit(fn)
+
+
+# NumPyro declares no reparameterised parameters for these, but their samplers reach them all
+_DECLARED_NONE = (
+    dist.EulerMaruyama,
+    dist.IntervalCensoredDistribution,
+    dist.InverseWishartCholesky,
+    dist.LeftCensoredDistribution,
+    dist.Levy,
+    dist.RightCensoredDistribution,
+    dist.WishartCholesky,
+)
+# drawn through the quantiles of what they are built from
+_BY_QUANTILE = (
+    dist.GaussianCopula,
+    dist.LeftTruncatedDistribution,
+    dist.RightTruncatedDistribution,
+    dist.TwoSidedTruncatedDistribution,
+)
+# whose quantiles NumPyro writes out; those of Beta, Gamma and StudentT need another package
+_QUANTILE = (
+    dist.AsymmetricLaplace,
+    dist.Cauchy,
+    dist.Dagum,
+    dist.Exponential,
+    dist.Gompertz,
+    dist.Gumbel,
+    dist.HalfCauchy,
+    dist.HalfNormal,
+    dist.Laplace,
+    dist.Levy,
+    dist.LogNormal,
+    dist.Logistic,
+    dist.LowerTruncatedPowerLaw,
+    dist.Normal,
+    dist.Pareto,
+    dist.SoftLaplace,
+    dist.Uniform,
+)
+
+
+def explicit(fn: Any) -> bool:
+    """Whether gradients flow through ``fn``'s own sampler to all its parameters.
+
+    NumPyro's ``has_rsample`` compares the names of parameters: it says yes of a distribution that
+    declares none, and does not ask what a distribution is built from.
+    """
+    if isinstance(fn, WRAPPERS):
+        return explicit(fn.base_dist)
+    if isinstance(fn, _BY_QUANTILE):
+        base = fn.marginal_dist if isinstance(fn, dist.GaussianCopula) else fn.base_dist
+        return isinstance(base, _QUANTILE)
+    if isinstance(fn, _DECLARED_NONE):
+        return all(map(explicit, _parts(fn)))
+    declared = fn.arg_constraints or type(fn).has_rsample is not dist.Distribution.has_rsample
+    if not declared and not isinstance(fn, dist.TruncatedPolyaGamma):  # that has no parameters
+        return False
+    return bool(fn.has_rsample) and all(map(explicit, _parts(fn)))
+
+
+def _parts(fn: Any) -> list[Any]:
+    """The distributions that ``fn`` is built from."""
+    held = jax.tree_util.tree_leaves(
+        list(vars(fn).values()), is_leaf=lambda x: isinstance(x, dist.Distribution)
+    )
+    return [x for x in held if isinstance(x, dist.Distribution)]
