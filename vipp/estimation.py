@@ -10,7 +10,7 @@ from numpyro.primitives import Messenger
 import vipp_transforms as vt
 from vipp.adaptive import aligned
 from vipp.distributions import lane_distribution, reparameterised
-from vipp.implicit import differentiable_sampler, implicit
+from vipp.implicit import circular, differentiable_sampler, implicit
 
 
 class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
@@ -37,17 +37,18 @@ class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro'
             _move_implicitly(msg)
             return
         fn = fn.expand_by(kwargs["sample_shape"]) if kwargs["sample_shape"] else fn
-        estimator = aligned(msg["name"], fn, estimator)
-        msg["value"] = vt.sample(
-            kwargs["rng_key"], lane_distribution(fn), estimator, name=msg["name"]
-        )
+        estimator, drawn = aligned(msg["name"], fn, estimator), lane_distribution(fn)
+        if isinstance(estimator, vt.Pathwise):
+            drawn = differentiable_sampler(drawn)
+        msg["value"] = vt.sample(kwargs["rng_key"], drawn, estimator, name=msg["name"])
 
 
 def estimator_of(msg: Any) -> Any:
     """The estimator of a latent site: the one asked for, checked, or the default."""
     name, fn, asked = msg["name"], msg["fn"], msg["infer"].get("estimator")
     if asked is None:
-        return vt.Pathwise() if reparameterised(fn) else vt.Automatic()
+        # of an angle the gradient is right for functions continuous on the circle alone: ask for it
+        return vt.Pathwise() if reparameterised(fn) and not circular(fn) else vt.Automatic()
     if isinstance(asked, type) or not isinstance(asked, vt.Estimator):
         raise TypeError(
             f"Site '{name}': infer['estimator'] must be an estimator such as vipp.Enumerate(), "

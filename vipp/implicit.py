@@ -32,6 +32,11 @@ def implicit(fn: Any) -> bool:
     return isinstance(fn, dist.VonMises)
 
 
+def circular(fn: Any) -> bool:
+    """Whether an implicit draw moves on the circle, where what is not continuous at pi misleads."""
+    return circular(fn.base_dist) if isinstance(fn, WRAPPERS) else isinstance(fn, dist.VonMises)
+
+
 def differentiable_sampler(fn: Any) -> Any:
     r"""``fn`` with a sampler that carries the gradient of every parameter.
 
@@ -49,7 +54,7 @@ def differentiable_sampler(fn: Any) -> Any:
       fn: a distribution that :func:`implicit` is true of.
 
     Returns:
-      A distribution to draw from, not to score; ``fn`` itself if nothing in it is implicit.
+      A distribution to draw from; ``fn`` itself if nothing in it is implicit.
 
     References:
       Figurnov, Mohamed and Mnih, *Implicit Reparameterization Gradients*, 2018;
@@ -67,12 +72,22 @@ def differentiable_sampler(fn: Any) -> Any:
 class _Implicit(dist.Distribution):
     """The draws of a distribution, with their derivative."""
 
+    pytree_data_fields = ("fn",)
+    has_rsample = True  # pyright: ignore[reportAssignmentType]
+
     def __init__(self, fn: Any):
         self.fn = fn
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         return _transport(self.fn, jax.lax.stop_gradient(self.fn.sample(key, sample_shape)))
+
+    def log_prob(self, value: Any) -> jax.Array:
+        return self.fn.log_prob(value)
+
+    @property
+    def mean(self) -> jax.Array:
+        return self.fn.mean
 
 
 def _transport(fn: Any, x: jax.Array) -> jax.Array:

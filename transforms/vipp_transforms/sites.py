@@ -323,7 +323,9 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
       SiteError: for a pathwise choice without a differentiable sampler, or a masked distribution.
     """
     if isinstance(estimator, Pathwise):
-        if not getattr(distribution, "has_rsample", hasattr(distribution, "rsample")):
+        declared = getattr(distribution, "has_rsample", hasattr(distribution, "rsample"))
+        # some continuous distributions don't declare what their samplers can do
+        if not declared and getattr(distribution, "is_discrete", True):
             raise SiteError(
                 f"Site '{name}': Pathwise needs a distribution with a differentiable sampler, got "
                 f"{_kind(distribution)}. Fix: use Enumerate() for a small finite support, or "
