@@ -126,6 +126,14 @@ def _next(name: str, state: Any, report: Mapping[str, Any]) -> Any:
 
 def aligned(name: str, fn: Any, estimator: Any) -> Any:
     """A baseline's values with one axis for each of the site's lanes, the event's included."""
+    scheduled = [] if isinstance(estimator, vt.ScoreFunction) else list(_schedules(estimator))
+    if scheduled:
+        raise vt.SiteError(
+            f"Site '{name}': {type(estimator).__name__} has a schedule for '{scheduled[0]}', and "
+            "so state that the program does not know of. Fix: set the estimator with "
+            "vipp.sample(..., estimator=) or vipp.with_estimators, not through "
+            "infer={'estimator': ...}."
+        )
     if not isinstance(estimator, vt.ScoreFunction) or estimator.baseline_of is None:
         return estimator
     learned = isinstance(estimator.baseline, vt.Learned)

@@ -180,9 +180,10 @@ def _short(value: Any) -> str:
         return f"{len(value)} arrays"
     if not isinstance(value, vt.Estimator | vt.Learned | vt.Baseline):
         return repr(value)
+    names: Any = value
     arguments = [
         f"{f.name}={_short(given)}"
-        for f in fields(value)
+        for f in fields(names)
         if not _same(given := getattr(value, f.name), f.default)
     ]
     return type(value).__name__ + (f"({', '.join(arguments)})" if arguments else "")
