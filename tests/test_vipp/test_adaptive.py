@@ -178,9 +178,7 @@ def test_unbiased_at_any_average(reference):
     """Summed over all draws; and the state is not a parameter of the objective."""
     state = {"sum": jnp.float32(-3.7), "weight": jnp.float32(0.5), "decay": jnp.float32(0.8)}
     guide = plated_guide(vipp.ScoreFunction(baseline=MOVING))
-    value, grad = reference.mean(
-        vipp.ELBO(), plated_model, guide, {**PARAMS, STATE: state}, (X,)
-    )
+    value, grad = reference.mean(vipp.ELBO(), plated_model, guide, {**PARAMS, STATE: state}, (X,))
     bound = reference.bound(plated_model, guide, (X,))
     want, slope = jax.value_and_grad(bound)(PARAMS)
     np.testing.assert_allclose(value, want, rtol=1e-4)
@@ -251,7 +249,9 @@ class Echo(vt.Estimator):
         return None
 
     def expand(self, lot, source):
-        return vt.Expansion(source.map(lambda here, z: 0 * z + here.estimator.number, source.draw()))
+        return vt.Expansion(
+            source.map(lambda here, z: 0 * z + here.estimator.number, source.draw())
+        )
 
     def contract(self, term):
         return term.value
@@ -332,7 +332,10 @@ def test_predictive_takes_the_parameters_as_they_are():
 @pytest.mark.parametrize(
     ("estimator", "match"),
     [
-        (vipp.ScoreFunction(baseline=MOVING), r"MovingAverage\(decay=0.8\) has parameters or state"),
+        (
+            vipp.ScoreFunction(baseline=MOVING),
+            r"MovingAverage\(decay=0.8\) has parameters or state",
+        ),
         (vipp.ScoreFunction(baseline=vipp.Learned(lambda: 0.0)), "has parameters or state"),
         (vipp.ScoreFunction(baseline=lambda: 0.0), "has parameters or state"),
         (vipp.Relax(2), "Relax has parameters"),
