@@ -37,6 +37,18 @@ class _BernoulliLogits(dist.BernoulliLogits):
         return value * logits - _softplus(logits)
 
 
+class _BernoulliProbs(dist.BernoulliProbs):
+    """A Bernoulli whose log probability is also defined between zero and one, linear in the value.
+
+    Estimators that relax a choice score the model there, where NumPyro's validation says ``-inf``.
+    """
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
+        linear = super().log_prob(value)
+        # what goes straight through is zero or one but for rounding
+        return jnp.where(jnp.abs(value - 0.5) <= 0.501, linear, -jnp.inf)
+
+
 class _BinomialLogits(dist.BinomialLogits):
     """A Binomial whose log probability has the right gradient at logits of exactly zero."""
 
@@ -54,9 +66,11 @@ def _finite(logits: Any, times: Any = 1) -> jax.Array:
 
 
 def exact(fn: Any) -> Any:
-    """``fn``, a Bernoulli or Binomial in logits replaced by one with the right gradient at zero."""
+    """``fn``, a Bernoulli or Binomial replaced by one that is right at all logits and values."""
     if type(fn) is dist.BernoulliLogits:
         return _BernoulliLogits(fn.logits, validate_args=False)
+    if type(fn) is dist.BernoulliProbs:
+        return _BernoulliProbs(fn.probs, validate_args=False)
     if type(fn) is dist.BinomialLogits:
         return _BinomialLogits(fn.logits, fn.total_count, validate_args=False)
     if isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
