@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import vipp_transforms as vt
 from contexts import (
     CONTEXTS,
     FAMILIES,
@@ -34,14 +36,12 @@ from contexts import (
     upstream,
 )
 
-import vipp_transforms as vt
-
 
 class Estimator(NamedTuple):
     make: Any
     draws: int  # per lane and per value of what is upstream
     admits: Callable[[str, Family], bool] = lambda name, family: True
-    contexts: tuple[Any, ...] = tuple(CONTEXTS)
+    contexts: tuple[Any, ...] = (pair, *CONTEXTS)
     values: int | None = None  # of one draw, if not those of the family
     expands: int = 1  # values that what is downstream sees of two lanes
 
