@@ -19,6 +19,7 @@ import pytest
 
 import vipp_transforms as vt
 from vipp_transforms.evaluation import Evaluation
+from vipp_transforms.lifting import Lifted
 
 LARGEST = 2**17  # joint assignments of one estimate
 
@@ -46,21 +47,25 @@ class Grid(NamedTuple):
 class Engine:
     """Draws through the engine."""
 
-    def __init__(self, key, estimators, default=None):
+    def __init__(self, key, estimators, default=None, noise=None):
         self.key, self.estimators, self.default = key, estimators, default
+        self.noise_key = key if noise is None else noise
 
     def __call__(self, name, distribution):
         estimator = self.estimators.get(name, self.default)
         return vt.sample(_key(self.key, name), distribution, estimator, name=name)
 
     def noise(self, name, loc, scale):
-        return vt.sample(_key(self.key, name), dist.Normal(loc, scale), vt.Pathwise(), name=name)
+        key = _key(self.noise_key, name)
+        return vt.sample(key, dist.Normal(loc, scale), vt.Pathwise(), name=name)
 
     def lanes(self, fn, size, *args, keys=True):
         """``fn(rv, *args[i])`` for every ``i``, stacked; with one key for all lanes or one each."""
         key = jax.random.split(self.key, size) if keys else self.key
-        run = lambda k, *xs: fn(Engine(k, self.estimators, self.default), *xs)
-        return jax.vmap(run, in_axes=(0 if keys else None, *(0 for _ in args)))(key, *args)
+        noise = jax.random.split(self.noise_key, size)
+        run = lambda k, n, *xs: fn(Engine(k, self.estimators, self.default, n), *xs)
+        axes = (0 if keys else None, 0, *(0 for _ in args))
+        return jax.vmap(run, in_axes=axes)(key, noise, *args)
 
 
 class Given:
@@ -144,32 +149,64 @@ def _compiled(fn, *args):
     return jax.jit(fn).lower(*args).compile(options)(*args)
 
 
+def _antithetic(site):
+    """Whether a site's estimator is driven by uniform numbers in place of draws."""
+    return isinstance(site.template.estimator, vt.ARM | vt.DisARM)
+
+
+# A pair's estimate is a polynomial in each uniform number between the two where its values change:
+# two Gauss-Legendre nodes on each of three pieces are exact up to the third degree.
+PIECES = Grid(np.arange(6), np.zeros(6))
+NODES = np.tile((1 - 3**-0.5) / 2 + np.array([0.0, 3**-0.5]), 3)
+
+
+def _quadrature(index, probability):
+    """Uniform numbers in (0, 1) and their weights, the pieces being those of ``probability``."""
+    low, high = jnp.minimum(probability, 1 - probability), jnp.maximum(probability, 1 - probability)
+    edges = jnp.stack([jnp.zeros_like(low), low, high, jnp.ones_like(low)])
+    start, end = (jnp.take_along_axis(edges, (index // 2 + i)[None], 0)[0] for i in (0, 1))
+    return start + (end - start) * jnp.asarray(NODES, low.dtype)[index], (end - start) / 2
+
+
 def exact_estimate(fn, theta, grids: Mapping[str, Grid] | None = None, orders: int = 2) -> Moments:
     """The engine's estimate for ``fn(theta) -> (value, aux)``, averaged over all of its draws."""
     grids, needs = grids or {}, {}
 
     def dry(site, shape):
         name, support = site.template.name, site.template.support
-        grid = grids.get(name) or Grid(support, np.zeros(len(support)))
+        grid = PIECES if _antithetic(site) else grids.get(name)
+        grid = grid or Grid(support, np.zeros(len(support)))
         needs[site.index] = grid, math.prod(shape) // math.prod(site.template.event_shape), shape
-        return jnp.zeros(shape, site.var.aval.dtype)
+        return jnp.zeros(shape, float if _antithetic(site) else site.var.aval.dtype)
 
     jax.eval_shape(lambda t: Evaluation(vt.plan(fn, t), dry).value(), theta)
     values, log_weights = _assignments(needs)
 
     def one(given, log_weight):
         def estimate(t):
-            forced = lambda site, _: jnp.asarray(given[site.index], site.var.aval.dtype)
+            uniform_weights = []
+
+            def forced(site, shape):
+                if not _antithetic(site):
+                    return jnp.asarray(given[site.index], site.var.aval.dtype)
+                ones = Lifted(jnp.ones(site.var.aval.shape, site.var.aval.dtype))
+                probability = jnp.exp(jax.lax.stop_gradient(evaluation.log_prob(site, ones).array))
+                assert probability.shape == shape
+                u, weight = _quadrature(given[site.index], probability)
+                uniform_weights.append(jnp.prod(weight))
+                return u
+
             evaluation = Evaluation(vt.plan(fn, t), forced)
             value = evaluation.value()
             assert value.shape == (), value.shape
             log_prob = log_weight
             for site in evaluation.plan.program.sites.values():
-                if site.index in given:
-                    each = evaluation.log_prob(site).array
+                if site.index in given and not _antithetic(site):
+                    each = evaluation.log_prob(site, evaluation.drawn[site.index]).array
                     assert each.size == needs[site.index][1]  # one entry per independent draw
                     log_prob = log_prob + each.sum()
-            return value, jnp.exp(log_prob)
+            weight = jnp.exp(log_prob)
+            return value, math.prod(uniform_weights, start=weight)
 
         return _derivatives(estimate, theta, orders)
 
@@ -205,12 +242,40 @@ def true_expectation(program, theta, grids: Mapping[str, Grid] | None = None) ->
     return Moments(*moments, mass)
 
 
+def sampled(program, theta, estimators=None, default=None, draws=1, seed=1):
+    """Independent values and gradients of the estimate; reparameterised noise is that of `Given`."""
+
+    def one(key):
+        def estimate(t):
+            rv = Engine(key, estimators or {}, default, jax.random.key(0))
+            return vt.surrogate(lambda t: (program(t, rv), None))(t)[0]
+
+        return jax.value_and_grad(estimate)(theta)
+
+    keys = jax.random.split(jax.random.key(seed), draws)
+    return tuple(np.asarray(x, np.float64) for x in _compiled(jax.vmap(one), keys))
+
+
+def check_mean(drawn, exact, bias=0.05):
+    """The mean of ``drawn`` is ``exact``; there are enough draws to see a relative ``bias``.
+
+    At a sixth of that bias per standard error, one of its size is seen 39 times out of 40.
+    """
+    exact = np.asarray(exact, np.float64)
+    size, error = np.abs(exact).max(), drawn.std(0) / math.sqrt(len(drawn))
+    assert np.isfinite(drawn).all()
+    assert error.max() <= bias * size / 6, f"too few draws: error {error.max()} of {size}"
+    np.testing.assert_array_less(np.abs(drawn.mean(0) - exact), 4 * error + 1e-4 * (1 + size))
+
+
 class Exact:
     """What the tests use of this file."""
 
     Grid = Grid
     estimate = staticmethod(exact_estimate)
     expectation = staticmethod(true_expectation)
+    sampled = staticmethod(sampled)
+    check_mean = staticmethod(check_mean)
 
     def __init__(self):
         self._known = {}
@@ -233,6 +298,14 @@ class Exact:
             np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=f"{name}, order {order}")
         assert abs(float(got.mass) - 1) < rtol
         return want
+
+    def check_sampled(self, program, theta, draws, estimators=None, default=None, grids=None):
+        """The estimate's mean over ``draws`` is the true value and gradient."""
+        want = self._expectation(program, theta, grids)
+        assert abs(float(want.mass) - 1) < 1e-4, "the assignments don't exhaust the support"
+        got = sampled(program, theta, estimators, default, draws)
+        for drawn, exact in zip(got, want[:2], strict=True):
+            check_mean(drawn, exact)
 
     def _expectation(self, program, theta, grids):
         """Programs that are module constants or cached are summed once for all estimators."""

@@ -33,6 +33,7 @@ class Evaluation:
       step: zero, along which estimators with a tangent are differentiated.
 
     Attributes:
+      drawn: by index of a site, the values that ``draws`` gave.
       costs: by index of a site that asks for it, what each of its lanes contributed to the value.
     """
 
@@ -47,6 +48,7 @@ class Evaluation:
         self.plan = planned
         self.draws, self.given, self.probes = draws, given or {}, probes or {}
         self.step = step
+        self.drawn: dict[int, Lifted] = {}
         self.costs: dict[int, jax.Array] = {}
         self.axes = Axes()
         self.axis_of: dict[int, Axis | None] = {}
@@ -145,7 +147,8 @@ class Evaluation:
         if self.draws is not None:
             names = self.axes.union(operands)
             shape = (*(self.axes.sizes[n] for n in names), *site.var.aval.shape)
-            operands.insert(0, Lifted(self.draws(site, shape), names))
+            self.drawn[site.index] = Lifted(self.draws(site, shape), names)
+            operands.insert(0, self.drawn[site.index])
         if noise is not None:
             operands.insert(0, noise)
 

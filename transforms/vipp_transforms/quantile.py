@@ -39,8 +39,8 @@ def quantile(distribution: Any, u: jax.Array, support: np.ndarray | None, name: 
         return value
     try:
         return distribution.icdf(u)
-    except (NotImplementedError, AttributeError):
-        pass
+    except (NotImplementedError, AttributeError, ImportError):
+        pass  # some of NumPyro's need TensorFlow Probability
     if hasattr(distribution, "base_dist"):
         return quantile(distribution.base_dist, u, None, name)
     raise SiteError(

@@ -88,7 +88,7 @@ class LocalExpectation(Estimator):
         values = jnp.concatenate([swap(lot, base, constant) for constant in constants])
         chosen = selectors(lot)
         probabilities = [probability(source, constant) for constant in constants]
-        potentials = jnp.concatenate([chosen * p for p in probabilities])
+        potentials = jnp.concatenate([chosen * p[None] for p in probabilities])
         return Expansion(values, (potentials,))
 
     def contract(self, term: Term) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators._linear import (
@@ -33,7 +34,7 @@ class Weak(NamedTuple):
     """One parameter's weak derivative: ``slope`` times the difference of two densities.
 
     Attributes:
-      slope: the constant times the parameter, zero in value, one entry per lane.
+      slope: the constant times the parameter, zero in value, one entry per number drawn.
       positive: a draw from the first density.
       negative: a draw from the second, coupled to the first.
     """
@@ -52,12 +53,14 @@ class MeasureValued(Estimator):
         \nabla_\theta E[f(x)] = c_\theta\,(E_{q^+}[f] - E_{q^-}[f])
 
     with the two draws coupled by common random numbers. Lanes that no term mixes are perturbed side
-    by side; lanes that a term mixes one at a time, which costs evaluations in proportion but keeps
-    the estimator's small variance. Needs no derivative of ``f``.
+    by side; lanes that a term mixes one at a time, and so the entries of one draw, which costs
+    evaluations in proportion but keeps the estimator's small variance. Needs no derivative of
+    ``f``.
 
-    Takes Bernoulli, Categorical, Normal (mean and scale; so also a diagonal multivariate Normal
-    written with ``to_event``), Poisson, Exponential, Gamma and Weibull. The shape parameters of the
-    last two have no such decomposition: their derivative is that of the score function.
+    Takes Bernoulli, Categorical, Normal (mean and scale), Poisson, Exponential, Gamma and Weibull,
+    all but the first two also with ``to_event`` (for instance a diagonal multivariate Normal). The
+    shape parameters of the last two have no such decomposition: their derivative is that of the
+    score function.
 
     Example:
       >>> import vipp_transforms as vt
@@ -79,11 +82,18 @@ class MeasureValued(Estimator):
                 f"expected one of {sorted(_DECOMPOSITIONS)}. Fix: use Pathwise(), or "
                 "ScoreFunction(num_samples=2, baseline='leave_one_out')."
             )
+        if _DECOMPOSITIONS[lot.kind] == (1, _finite) and lot.support is None:
+            raise SiteError(
+                f"Site '{lot.name}': MeasureValued needs a finite support that is known before "
+                f"compilation, got {lot.kind} with event shape {lot.event_shape}. Fix: draw "
+                "without to_event."
+            )
 
     def axis(self, lot: Lot) -> Axis | None:
-        """The draw, then both perturbed values of each parameter and lane changed on its own."""
+        """The draw, then both perturbed values of each parameter and number changed on its own."""
         count, _ = _DECOMPOSITIONS[lot.kind]
-        pairs = lot.support.shape[0] if lot.support is not None else 2 * count
+        count = 2 * count * math.prod(lot.event_shape)
+        pairs = count if lot.support is None else lot.support.shape[0]
         return Axis(f"site:{lot.name}", 1 + pairs * num_together(lot))
 
     def expand(self, lot: Lot, source: Source) -> Expansion:
@@ -98,18 +108,32 @@ class MeasureValued(Estimator):
             weak, score = source.map(
                 lambda here, x: decompose(here.key, here.distribution, x), base
             )
-            signed = [
-                pair for w in weak for pair in ((w.slope, w.positive), (-w.slope, w.negative))
-            ]
+            score = score.sum(tuple(range(len(lot.lane_shape), score.ndim)))
+            signed = [pair for w in weak for pair in _one_by_one(w, base, lot.event_shape)]
         chosen = selectors(lot)
         values = [base[None], *(swap(lot, base, value.astype(base.dtype)) for _, value in signed)]
-        slopes = [score[None], *(chosen * slope for slope, _ in signed)]
+        slopes = [score[None], *(chosen * slope[None] for slope, _ in signed)]
         return Expansion(jnp.concatenate(values), (jnp.concatenate(slopes),))
 
     def contract(self, term: Term) -> jax.Array:
         """The term at the draw, sloped by the perturbed values."""
         first = [1.0] + [0.0] * (term.value.shape[0] - 1)
         return combine(term.value, first, term.potentials[0])
+
+
+def _one_by_one(
+    weak: Weak, base: jax.Array, event_shape: tuple[int, ...]
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Slopes per lane and values that differ from ``base`` in one entry of the event."""
+    signed = []
+    for index in np.ndindex(event_shape):
+        here = np.zeros(event_shape, bool)
+        here[index] = True
+        here = here.reshape((1,) * (base.ndim - len(event_shape)) + event_shape)
+        slope = weak.slope[(..., *index)]
+        signed.append((slope, jnp.where(here, weak.positive.astype(base.dtype), base)))
+        signed.append((-slope, jnp.where(here, weak.negative.astype(base.dtype), base)))
+    return signed
 
 
 def _finite(distribution: Any, support: Any, base: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
@@ -119,7 +143,7 @@ def _finite(distribution: Any, support: Any, base: jax.Array) -> list[tuple[jax.
 
 
 def _parameter(distribution: Any, name: str) -> jax.Array:
-    shape = distribution.batch_shape
+    shape = (*distribution.batch_shape, *distribution.event_shape)
     while not hasattr(distribution, name):
         distribution = distribution.base_dist
     return jnp.broadcast_to(getattr(distribution, name), shape)
