@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def compiled(fn: Callable[..., Any], *args: Any) -> Any:
@@ -56,6 +57,20 @@ def paired(
         name: base * statistics.median(a / b for a, b in zip(values, first, strict=True))
         for name, values in taken.items()
     }
+
+
+def moments(
+    draw: Callable[[Any], jax.Array], keys: Sequence[Any] | jax.Array
+) -> tuple[float, np.ndarray]:
+    """Variance summed over coordinates, and mean, of ``draw(key)``'s rows over all keys."""
+    count, shift, first, second = 0, np.zeros(()), np.zeros(()), np.zeros(())
+    for key in keys:
+        rows = np.asarray(draw(key), np.float64)
+        shift = rows[0] if count == 0 else shift  # so that squares do not cancel
+        count, rows = count + len(rows), rows - shift
+        first, second = first + rows.sum(0), second + (rows**2).sum(0)
+    mean = first / count
+    return float((second / count - mean**2).sum() * count / (count - 1)), shift + mean
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -1,5 +1,6 @@
 """Programmable variational inference for NumPyro and JAX."""
 
+from vipp.bias import BiasedEstimatorWarning
 from vipp.expectation import expectation
 from vipp.explain import Explanation, explain
 from vipp.fit import FitResult, NonFiniteError, fit
@@ -35,6 +36,7 @@ from vipp_transforms import (
 __all__ = [
     "ARM",
     "Automatic",
+    "BiasedEstimatorWarning",
     "DisARM",
     "ELBO",
     "Enumerate",

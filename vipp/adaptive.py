@@ -36,7 +36,9 @@ def settle(name: str, fn: Any, estimator: Any, call: Callable[..., Any] | None =
     """
     if isinstance(estimator, vt.Relax) and estimator.parameters is None:
         size = max(1, math.prod(fn.event_shape))
-        learned = numpyro.param(name + SUFFIX, lambda key: estimator.init(key, size))
+        init = lambda key: estimator.init(key, size)
+        learned = numpyro.param(name + SUFFIX, init)
+        _check_own(name, learned, jax.eval_shape(init, jax.random.key(0)))
         return dataclasses.replace(estimator, parameters=learned)
     if isinstance(estimator, vt.ScoreFunction):
         return _with_baseline(name, estimator, call)
@@ -88,7 +90,20 @@ def _moments(name: str, zero: jax.Array, decay: float) -> tuple[jax.Array, jax.A
 
 def _state(name: str, start: dict[str, Any]) -> Any:
     initial: Any = start  # NumPyro's annotation knows arrays alone
-    return mutable(name + SUFFIX, initial)
+    state = mutable(name + SUFFIX, initial)
+    _check_own(name, state, start)
+    return state
+
+
+def _check_own(name: str, kept: Any, start: Any) -> None:
+    """Raise if what is kept for a site is that of another estimator."""
+    shapes = lambda tree: jax.tree.map(lambda x: tuple(jnp.shape(x)), tree)
+    if jax.tree.structure(kept) != jax.tree.structure(start) or shapes(kept) != shapes(start):
+        raise vt.SiteError(
+            f"Site '{name}': its estimator found {shapes(kept)} under '{name}{SUFFIX}', expected "
+            f"{shapes(start)}. Fix: give the site the same estimator in model and guide, and go on "
+            "only from a state or parameters that this estimator has made."
+        )
 
 
 def advance(states: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +126,14 @@ def _next(name: str, state: Any, report: Mapping[str, Any]) -> Any:
 
 def aligned(name: str, fn: Any, estimator: Any) -> Any:
     """A baseline's values with one axis for each of the site's lanes, the event's included."""
+    scheduled = [] if isinstance(estimator, vt.ScoreFunction) else list(_schedules(estimator))
+    if scheduled:
+        raise vt.SiteError(
+            f"Site '{name}': {type(estimator).__name__} has a schedule for '{scheduled[0]}', and "
+            "so state that the program does not know of. Fix: set the estimator with "
+            "vipp.sample(..., estimator=) or vipp.with_estimators, not through "
+            "infer={'estimator': ...}."
+        )
     if not isinstance(estimator, vt.ScoreFunction) or estimator.baseline_of is None:
         return estimator
     learned = isinstance(estimator.baseline, vt.Learned)

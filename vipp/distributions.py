@@ -11,6 +11,8 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
+from vipp.implicit import WRAPPERS, implicit
+
 
 @jax.custom_jvp
 def _softplus(x: jax.Array) -> jax.Array:
@@ -35,6 +37,18 @@ class _BernoulliLogits(dist.BernoulliLogits):
         return value * logits - _softplus(logits)
 
 
+class _BernoulliProbs(dist.BernoulliProbs):
+    """A Bernoulli whose log probability is also defined between zero and one, linear in the value.
+
+    Estimators that relax a choice score the model there, where NumPyro's validation says ``-inf``.
+    """
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
+        linear = super().log_prob(value)
+        # what goes straight through is zero or one but for rounding
+        return jnp.where(jnp.abs(value - 0.5) <= 0.501, linear, -jnp.inf)
+
+
 class _BinomialLogits(dist.BinomialLogits):
     """A Binomial whose log probability has the right gradient at logits of exactly zero."""
 
@@ -52,9 +66,11 @@ def _finite(logits: Any, times: Any = 1) -> jax.Array:
 
 
 def exact(fn: Any) -> Any:
-    """``fn``, a Bernoulli or Binomial in logits replaced by one with the right gradient at zero."""
+    """``fn``, a Bernoulli or Binomial replaced by one that is right at all logits and values."""
     if type(fn) is dist.BernoulliLogits:
         return _BernoulliLogits(fn.logits, validate_args=False)
+    if type(fn) is dist.BernoulliProbs:
+        return _BernoulliProbs(fn.probs, validate_args=False)
     if type(fn) is dist.BinomialLogits:
         return _BinomialLogits(fn.logits, fn.total_count, validate_args=False)
     if isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
@@ -82,5 +98,71 @@ def lane_distribution(fn: Any) -> Any:
 
 
 def reparameterised(fn: Any) -> bool:
-    """Whether gradients flow through ``fn``'s sampler to all its parameters."""
-    return bool(fn.has_rsample)
+    """Whether a draw of ``fn`` has a gradient in every parameter, explicit or implicit."""
+    return implicit(fn) or explicit(fn)
+
+
+# NumPyro declares no reparameterised parameters for these, but their samplers reach them all
+_DECLARED_NONE = (
+    dist.EulerMaruyama,
+    dist.IntervalCensoredDistribution,
+    dist.InverseWishartCholesky,
+    dist.LeftCensoredDistribution,
+    dist.Levy,
+    dist.RightCensoredDistribution,
+    dist.WishartCholesky,
+)
+# drawn through the quantiles of what they are built from
+_BY_QUANTILE = (
+    dist.GaussianCopula,
+    dist.LeftTruncatedDistribution,
+    dist.RightTruncatedDistribution,
+    dist.TwoSidedTruncatedDistribution,
+)
+# whose quantiles NumPyro writes out; those of Beta, Gamma and StudentT need another package
+_QUANTILE = (
+    dist.AsymmetricLaplace,
+    dist.Cauchy,
+    dist.Dagum,
+    dist.Exponential,
+    dist.Gompertz,
+    dist.Gumbel,
+    dist.HalfCauchy,
+    dist.HalfNormal,
+    dist.Laplace,
+    dist.Levy,
+    dist.LogNormal,
+    dist.Logistic,
+    dist.LowerTruncatedPowerLaw,
+    dist.Normal,
+    dist.Pareto,
+    dist.SoftLaplace,
+    dist.Uniform,
+)
+
+
+def explicit(fn: Any) -> bool:
+    """Whether gradients flow through ``fn``'s own sampler to all its parameters.
+
+    NumPyro's ``has_rsample`` compares the names of parameters: it says yes of a distribution that
+    declares none, and does not ask what a distribution is built from.
+    """
+    if isinstance(fn, WRAPPERS):
+        return explicit(fn.base_dist)
+    if isinstance(fn, _BY_QUANTILE):
+        base = fn.marginal_dist if isinstance(fn, dist.GaussianCopula) else fn.base_dist
+        return isinstance(base, _QUANTILE)
+    if isinstance(fn, _DECLARED_NONE):
+        return all(map(explicit, _parts(fn)))
+    declared = fn.arg_constraints or type(fn).has_rsample is not dist.Distribution.has_rsample
+    if not declared and not isinstance(fn, dist.TruncatedPolyaGamma):  # that has no parameters
+        return False
+    return bool(fn.has_rsample) and all(map(explicit, _parts(fn)))
+
+
+def _parts(fn: Any) -> list[Any]:
+    """The distributions that ``fn`` is built from."""
+    held = jax.tree_util.tree_leaves(
+        list(vars(fn).values()), is_leaf=lambda x: isinstance(x, dist.Distribution)
+    )
+    return [x for x in held if isinstance(x, dist.Distribution)]

@@ -10,6 +10,7 @@ from numpyro.primitives import Messenger
 import vipp_transforms as vt
 from vipp.adaptive import aligned
 from vipp.distributions import lane_distribution, reparameterised
+from vipp.implicit import circular, differentiable_sampler, implicit
 
 
 class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
@@ -18,7 +19,7 @@ class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro'
     def process_message(self, msg: Any) -> None:
         """Draw the site, unless a handler further in gave it a value."""
         if msg["type"] == "control_flow":
-            msg["kwargs"]["substitute_stack"].append(("substitute", _refuse_in_control_flow))
+            msg["kwargs"]["substitute_stack"].append(("substitute", _draw_in_control_flow))
         if msg["type"] != "sample":
             return
         check_infer(msg)
@@ -33,19 +34,21 @@ class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro'
         fn, kwargs = msg["fn"], msg["kwargs"]
         if isinstance(estimator, vt.Pathwise) and estimator.plain:
             kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], fn)
+            _move_implicitly(msg)
             return
         fn = fn.expand_by(kwargs["sample_shape"]) if kwargs["sample_shape"] else fn
-        estimator = aligned(msg["name"], fn, estimator)
-        msg["value"] = vt.sample(
-            kwargs["rng_key"], lane_distribution(fn), estimator, name=msg["name"]
-        )
+        estimator, drawn = aligned(msg["name"], fn, estimator), lane_distribution(fn)
+        if isinstance(estimator, vt.Pathwise):
+            drawn = differentiable_sampler(drawn)
+        msg["value"] = vt.sample(kwargs["rng_key"], drawn, estimator, name=msg["name"])
 
 
 def estimator_of(msg: Any) -> Any:
     """The estimator of a latent site: the one asked for, checked, or the default."""
     name, fn, asked = msg["name"], msg["fn"], msg["infer"].get("estimator")
     if asked is None:
-        return vt.Pathwise() if reparameterised(fn) else vt.Automatic()
+        # of an angle the gradient is right for functions continuous on the circle alone: ask for it
+        return vt.Pathwise() if reparameterised(fn) and not circular(fn) else vt.Automatic()
     if isinstance(asked, type) or not isinstance(asked, vt.Estimator):
         raise TypeError(
             f"Site '{name}': infer['estimator'] must be an estimator such as vipp.Enumerate(), "
@@ -61,6 +64,18 @@ def estimator_of(msg: Any) -> Any:
     return asked
 
 
+def _move_implicitly(msg: Any) -> None:
+    """Draw the site here if its own sampler does not carry the gradient; else leave it alone."""
+    fn = msg["fn"]
+    if implicit(fn):
+        sampler, kwargs = differentiable_sampler(fn), msg["kwargs"]
+        msg["value"], msg["intermediates"] = sampler(
+            rng_key=kwargs["rng_key"],
+            sample_shape=kwargs["sample_shape"],
+            sample_intermediates=True,
+        )
+
+
 def check_infer(msg: Any) -> None:
     """Refuse a misspelt ``estimator`` key, which would silently do nothing."""
     for key in msg["infer"]:
@@ -73,7 +88,7 @@ def check_infer(msg: Any) -> None:
             )
 
 
-def _refuse_in_control_flow(msg: Any) -> None:
+def _draw_in_control_flow(msg: Any) -> None:
     """Called at each site of a NumPyro ``scan`` or ``cond`` body."""
     if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
         return
@@ -85,3 +100,5 @@ def _refuse_in_control_flow(msg: Any) -> None:
             f"{estimator!r}; only Pathwise choices may be drawn there. Fix: use a "
             "reparameterisable distribution, or draw it outside the loop under a plate."
         )
+    if msg["kwargs"]["rng_key"] is not None:
+        _move_implicitly(msg)

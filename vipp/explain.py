@@ -23,7 +23,7 @@ class SiteReport:
       site: name of the random choice.
       distribution: what it is drawn from.
       estimator: how its gradient is estimated.
-      reason: why it has this estimator.
+      reason: why it has this estimator, and whether its gradient is biased.
       lanes: independent draws, by axis; an axis that some term mixes is starred.
       terms: the number of groups of terms credited to it.
       evaluations: how many values of it the program is evaluated at.
@@ -165,20 +165,33 @@ def _estimated(plan: vt.Plan, site: Any) -> SiteReport:
         f"{n}*" if m else f"{n}" for n, m in zip(lot.lane_shape, lot.mixed, strict=True)
     )
     groups = sum(step.site is site for step in plan.elimination.steps)
+    reason = f"{reason}; biased" if estimator.biased else reason
     return SiteReport(
         site.name, lot.kind, _short(estimator), reason, lanes or "1", str(groups),
         1 if axis is None else axis.size,
     )  # fmt: skip
 
 
-def _short(estimator: Any) -> str:
-    """The estimator without the arguments left at their defaults."""
+def _short(value: Any) -> str:
+    """An estimator without the arguments left at their defaults; arrays by type and shape."""
+    if isinstance(value, jax.ShapeDtypeStruct | jax.Array):
+        return f"{value.dtype.name}{list(value.shape)}"
+    if isinstance(value, dict):  # the parameters of one that learns
+        return f"{len(value)} arrays"
+    if not isinstance(value, vt.Estimator | vt.Learned | vt.Baseline):
+        return repr(value)
+    names: Any = value
     arguments = [
-        f"{f.name}={getattr(estimator, f.name)!r}"
-        for f in fields(estimator)
-        if getattr(estimator, f.name) != f.default
+        f"{f.name}={_short(given)}"
+        for f in fields(names)
+        if not _same(given := getattr(value, f.name), f.default)
     ]
-    return type(estimator).__name__ + (f"({', '.join(arguments)})" if arguments else "")
+    return type(value).__name__ + (f"({', '.join(arguments)})" if arguments else "")
+
+
+def _same(given: Any, default: Any) -> bool:
+    arrays = isinstance(given, jax.ShapeDtypeStruct | jax.Array | dict)
+    return not arrays and bool(given == default)
 
 
 def _kind(fn: Any) -> str:

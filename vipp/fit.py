@@ -14,6 +14,7 @@ import tqdm
 from numpyro.infer import SVI, Predictive
 from numpyro.infer.svi import SVIState
 
+from vipp.bias import noting_biased
 from vipp.objective import Objective
 from vipp.replicate import positive_int
 
@@ -102,6 +103,9 @@ def fit(
     Returns:
       A :class:`FitResult`.
 
+    Warns:
+      BiasedEstimatorWarning: once, naming the sites whose estimators are biased, if there are any.
+
     Raises:
       TypeError: if ``objective`` is not an :class:`vipp.Objective`.
       ValueError: if ``num_steps`` is not a positive int, or as the objective raises.
@@ -124,8 +128,11 @@ def fit(
             f"{objective!r}. Fix: call the class, or decorate the function with @vipp.objective."
         )
     svi = SVI(model, guide, optim, loss=objective)
-    state = svi.init(rng_key, *args, init_params=init_params, **kwargs)
-    state = state if init_state is None else init_state
+    biased = noting_biased()
+    with biased:
+        state = svi.init(rng_key, *args, init_params=init_params, **kwargs)
+    biased.warn("fit", stacklevel=2)
+    state = state if init_state is None else _continued(init_state, state)
     bound_guide = jax.tree_util.Partial(guide, *args, **kwargs)
 
     def result(state: SVIState, losses: list[np.ndarray]) -> FitResult:
@@ -151,6 +158,15 @@ def fit(
             if time.perf_counter() - started < _SECONDS_AT_ONCE:
                 chunk *= 2
     return result(state, losses)
+
+
+def _continued(state: SVIState, fresh: SVIState) -> SVIState:
+    """An earlier state, with the start of the mutable state that it doesn't have yet.
+
+    SVI passes on what a state has: what it lacks would stay at its start, silently.
+    """
+    mutable = {**(fresh.mutable_state or {}), **(state.mutable_state or {})}
+    return state._replace(mutable_state=mutable or None)
 
 
 def _advance(svi: SVI, args: Any, kwargs: Any, capacity: int) -> Callable[..., Any]:

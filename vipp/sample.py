@@ -9,7 +9,7 @@ from typing import Any
 import numpyro
 from numpyro.primitives import Messenger
 
-from vipp.adaptive import settle
+from vipp.adaptive import SUFFIX, settle
 
 
 def sample(name: str, fn: Any, estimator: Any = None, obs: Any = None, **kwargs: Any) -> Any:
@@ -79,8 +79,14 @@ class _Configure(Messenger):
         self.call = call
         self.estimators = dict(estimators)
         self.seen: set[str] = set()
+        self.settling: str | None = None
 
     def process_message(self, msg: Any) -> None:
+        if self.settling is not None and msg["type"] in ("param", "mutable"):
+            if msg["name"].endswith(self.settling + SUFFIX):
+                # a numpyro.handlers.scope further in has named the site already
+                msg["name"] = self.settling + SUFFIX
+            return
         if msg["type"] == "control_flow":
             msg["kwargs"]["substitute_stack"].append(("substitute", self._configure))
         else:
@@ -89,9 +95,12 @@ class _Configure(Messenger):
     def _configure(self, msg: Any) -> None:
         if msg["type"] != "sample":
             return
-        self.seen.add(msg["name"])
-        if msg["name"] in self.estimators:
-            estimator = settle(msg["name"], msg["fn"], self.estimators[msg["name"]], self.call)
+        name = msg["name"]
+        self.seen.add(name)
+        if name in self.estimators:
+            self.settling = name
+            estimator = settle(name, msg["fn"], self.estimators[name], self.call)
+            self.settling = None
             msg["infer"] = {**msg["infer"], "estimator": estimator}
 
     def check(self) -> None:

@@ -95,6 +95,22 @@ def is_dropped(var: Any) -> bool:
 
 
 @functools.cache
+def _context() -> Any:
+    # made on first use, as importing must not touch JAX's state
+    make = getattr(jax, "make_user_context", None)
+    return None if make is None else make(default_value=False)
+
+
+def apart_from_caches() -> Any:
+    """A context in which JAX traces every function anew, or None where JAX has no such thing.
+
+    A compiled function that was traced before would hide from Python what it draws.
+    """
+    context = _context()
+    return None if context is None else context(True)
+
+
+@functools.cache
 def _debug_info() -> Any:
     return jax.make_jaxpr(lambda: ())().jaxpr.debug_info
 

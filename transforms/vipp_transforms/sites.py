@@ -239,6 +239,7 @@ sample_p = define_primitive(
 
 class _Mode(threading.local):
     lifting = False
+    direct = False
 
 
 _MODE = _Mode()
@@ -252,6 +253,23 @@ def lifting() -> Iterator[None]:
         yield
     finally:
         _MODE.lifting = before
+
+
+class NeedsStaging(BaseException):
+    """A program run as it is met a choice that is not an ordinary pathwise one.
+
+    Not an ``Exception``, so that no handler of the program's own takes it for an error.
+    """
+
+
+@contextlib.contextmanager
+def running_directly(direct: bool) -> Iterator[None]:
+    """Whether a choice that is not an ordinary pathwise one raises :class:`NeedsStaging`."""
+    before, _MODE.direct = _MODE.direct, direct
+    try:
+        yield
+    finally:
+        _MODE.direct = before
 
 
 def _key_batch(operands: Any, dims: Any) -> tuple[Any, Any]:
@@ -305,7 +323,9 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
       SiteError: for a pathwise choice without a differentiable sampler, or a masked distribution.
     """
     if isinstance(estimator, Pathwise):
-        if not getattr(distribution, "has_rsample", hasattr(distribution, "rsample")):
+        declared = getattr(distribution, "has_rsample", hasattr(distribution, "rsample"))
+        # some continuous distributions don't declare what their samplers can do
+        if not declared and getattr(distribution, "is_discrete", True):
             raise SiteError(
                 f"Site '{name}': Pathwise needs a distribution with a differentiable sampler, got "
                 f"{_kind(distribution)}. Fix: use Enumerate() for a small finite support, or "
@@ -313,6 +333,8 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
             )
         if estimator.plain:
             return distribution.sample(lane_key(key, distribution))
+    if _MODE.direct:
+        raise NeedsStaging(name)
     _refuse_mask(distribution, name)
     template = Template(distribution, name, estimator)
     leaves = template.skeleton.leaves((distribution, estimator))

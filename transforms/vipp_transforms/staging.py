@@ -16,6 +16,7 @@ from vipp_transforms.sites import (
     Template,
     lane_key_p,
     lane_log_prob,
+    running_directly,
     sample_p,
 )
 
@@ -120,7 +121,8 @@ def trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
         check_scalar(value)
         return value, aux
 
-    closed, shape = _jax.trace(flat, *arrays)
+    with running_directly(False):
+        closed, shape = _jax.trace(flat, *arrays)
     return Traced(closed, arrays, jax.tree_util.tree_structure(shape[1]))
 
 

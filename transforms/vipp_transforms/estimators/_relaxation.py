@@ -89,7 +89,7 @@ def gumbel_given(key: Any, logits: jax.Array, one_hot: jax.Array) -> jax.Array:
       Maddison, Tarlow and Minka, *A* sampling*, 2014; Tucker et al., *REBAR*, 2017, appendix C.
     """
     log_probs = jax.nn.log_softmax(logits)
-    noise = -jnp.log(jax.random.exponential(key, logits.shape))
+    noise = jax.random.gumbel(key, logits.shape)  # never infinite, as -log(exponential) may be
     top = (one_hot * noise).sum(-1, keepdims=True)
     others = -jnp.logaddexp(-(log_probs + noise), -top)
     return jnp.where(one_hot > 0.5, top, others)

@@ -1,0 +1,75 @@
+"""The table of what was derived."""
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import vipp
+
+X = jnp.array([0.3, -1.2, 2.0])
+
+
+def model(x):
+    m = numpyro.sample("m", dist.Normal(0.0, 2.0))
+    with numpyro.plate("N", len(x)):
+        k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3))
+        n = numpyro.sample("n", dist.Poisson(2.0))
+        numpyro.sample("x", dist.Normal(m + k + n, 1.0), obs=x)
+    numpyro.factor("f", jnp.sin(k.sum()))
+
+
+def guide(x):
+    numpyro.sample("m", dist.Normal(numpyro.param("m_loc", 0.0), 1.0))
+    with numpyro.plate("N", len(x)):
+        numpyro.sample("k", dist.Categorical(logits=jnp.zeros((len(x), 3))))
+        numpyro.sample("n", dist.Poisson(numpyro.param("rate", 1.5)))
+
+
+def explained(objective=None, **estimators):
+    chosen = vipp.with_estimators(guide, estimators)
+    return vipp.explain(objective or vipp.ELBO(), model, chosen, X)
+
+
+def test_defaults_and_their_reasons():
+    table = explained()
+    assert [row.site for row in table.rows] == ["m", "k", "n"]
+    assert (table["m"].estimator, table["m"].reason) == ("Pathwise", "reparameterisable")
+    assert "no finite support" in table["n"].reason
+    assert "leave_one_out" in table["n"].estimator
+    # 27 joint values of the mixed lanes are more than the default enumerates
+    assert "3^3" in table["k"].reason and "leave_one_out" in table["k"].estimator
+
+
+def test_what_was_asked_for():
+    table = explained(k=vipp.Enumerate(), n=vipp.ScoreFunction())
+    row = table["k"]
+    assert (row.estimator, row.reason, row.evaluations) == ("Enumerate", "asked for", 27)
+    assert row.lanes == "3*" and int(row.terms) >= 1
+    assert table["n"].lanes == "3" and table["n"].evaluations == 1
+
+
+def test_lanes_of_particles():
+    table = explained(vipp.IWAE(num_particles=5, per_plate=None), k=vipp.ScoreFunction())
+    assert table["k"].lanes == "5*x3*"
+
+
+def test_prints_every_site_in_columns():
+    lines = str(explained(k=vipp.LocalExpectation())).splitlines()
+    assert lines[0] == "ELBO(num_particles=1)"
+    assert [line.split()[0] for line in lines[3:]] == ["m", "k", "n"]
+    assert "LocalExpectation" in lines[4]
+
+
+def test_shows_as_html():
+    assert "<td>Pathwise</td>" in explained()._repr_html_()
+
+
+def test_an_unknown_site():
+    with pytest.raises(KeyError, match="no site 'q'"):
+        explained()["q"]
+
+
+def test_raises_what_would_be_raised_in_training():
+    with pytest.raises(vipp.SiteError, match="'n'.*finite support.*Fix"):
+        explained(n=vipp.Enumerate())

@@ -1,0 +1,155 @@
+"""Training: the loop, its result, going on from it, and stopping in time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.infer import SVI, Predictive
+
+import vipp
+from vipp import fit as fit_function
+
+KEY = jax.random.key(0)
+X = jnp.array([0.3, -1.2, 2.0, 1.1])
+
+
+def model(x, *, scale=1.0):
+    z = numpyro.sample("z", dist.Normal(0.0, 2.0))
+    with numpyro.plate("N", len(x)):
+        c = numpyro.sample("c", dist.Bernoulli(0.3))
+        numpyro.sample("x", dist.Normal(z + c, scale), obs=x)
+
+
+def guide(x, *, scale=1.0):
+    sd = numpyro.param("sd", 0.7, constraint=dist.constraints.positive)
+    numpyro.sample("z", dist.Normal(numpyro.param("m", 0.2), sd))
+    with numpyro.plate("N", len(x)):
+        probs = numpyro.param("p", jnp.full(4, 0.4), constraint=dist.constraints.unit_interval)
+        numpyro.sample("c", dist.Bernoulli(probs))
+
+
+def train(steps=60, key=KEY, objective=None, optim=None, **kwargs):
+    objective = objective or vipp.ELBO()
+    optim = optax.adam(0.03) if optim is None else optim
+    return vipp.fit(key, objective, model, guide, optim, steps, X, progress_bar=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train()
+
+
+def close(a, b, **kwargs):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, **kwargs), a, b)
+
+
+def test_same_steps_as_svi(trained):
+    svi = SVI(model, guide, optax.adam(0.03), vipp.ELBO())
+    theirs = svi.run(KEY, 60, X, progress_bar=False)
+    np.testing.assert_allclose(trained.losses, theirs.losses, rtol=2e-4)
+    close(trained.params, theirs.params, atol=1e-5)
+
+
+def test_result(trained):
+    assert trained.losses.shape == (60,)
+    assert set(trained.params) == {"m", "sd", "p"}
+    assert trained.params["sd"] > 0 and (0 < trained.params["p"]).all()
+    params, losses, state, _ = trained
+    assert losses[-20:].mean() < losses[:20].mean()
+    assert params is trained.params and state is trained.state
+
+
+def test_the_progress_bar_changes_nothing(trained, capsys):
+    shown = vipp.fit(KEY, vipp.ELBO(), model, guide, optax.adam(0.03), 60, X)
+    np.testing.assert_allclose(shown.losses, trained.losses, rtol=1e-5)
+    assert "60/60" in capsys.readouterr().err
+
+
+def test_going_on_from_a_state(trained):
+    half = train(30)
+    rest = train(30, init_state=half.state)
+    np.testing.assert_allclose(
+        np.concatenate([half.losses, rest.losses]), trained.losses, rtol=2e-4
+    )
+    close(rest.params, trained.params, atol=1e-5)
+
+
+def test_initial_values():
+    start = {"m": jnp.array(-3.0), "sd": jnp.array(0.25), "p": jnp.full(4, 0.9)}
+    one = train(1, optim=optax.sgd(0.0), init_params=start)
+    close(one.params, start)
+
+
+def test_keyword_arguments_reach_the_programs(trained):
+    assert abs(train(1, scale=5.0).losses[0] - trained.losses[0]) > 0.5
+
+
+def test_samples_of_the_posterior(trained):
+    draws = trained.sample_posterior(jax.random.key(1), num_samples=500)
+    assert draws["z"].shape == (500,) and draws["c"].shape == (500, 4)
+    m, sd = trained.params["m"], trained.params["sd"]
+    assert abs(draws["z"].mean() - m) < 4.5 * sd / 500**0.5
+    assert trained.sample_posterior(KEY)["z"].shape == (1,)
+    with pytest.raises(ValueError, match="num_samples must be a positive int, got 0"):
+        trained.sample_posterior(KEY, num_samples=0)
+
+
+def test_predictive_takes_the_parameters(trained):
+    predict = Predictive(model, guide=guide, params=trained.params, num_samples=7)
+    assert predict(KEY, X)["x"].shape == (7, 4)
+
+
+def test_one_trace_however_many_steps():
+    traces = 0
+
+    def counted(x):
+        nonlocal traces
+        traces += 1
+        model(x)
+
+    def run(steps):
+        nonlocal traces
+        traces = 0
+        vipp.fit(KEY, vipp.ELBO(), counted, guide, optax.adam(0.03), steps, X)
+        return traces
+
+    assert run(50) == run(5)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.0, True])
+def test_number_of_steps(steps):
+    with pytest.raises(ValueError, match="num_steps must be a positive int"):
+        train(steps)
+
+
+@pytest.mark.parametrize("objective", [vipp.ELBO, "elbo", lambda p, q: 0.0])
+def test_not_an_objective(objective):
+    with pytest.raises(TypeError, match=r"must be an instance of vipp.Objective.*Fix"):
+        train(objective=objective)
+
+
+def test_a_bad_step_stops_the_run():
+    """With the step, the last good state, and the losses so far."""
+
+    def exploding(x):
+        w = numpyro.param("w", 1.0)
+        numpyro.factor("f", jnp.where(w > 1.35, jnp.nan, w))
+
+    with pytest.raises(vipp.NonFiniteError, match="step 4.*Fix") as caught:
+        vipp.fit(
+            KEY, vipp.ELBO(), exploding, lambda x: None, optax.sgd(0.1), 50, X, progress_bar=False
+        )
+    result = caught.value.result
+    assert caught.value.step == 4 and len(result.losses) == 5
+    assert np.isfinite(result.params["w"]) and 1.35 < result.params["w"] < 1.45
+
+
+def test_data_that_are_not_a_number():
+    with pytest.raises(vipp.NonFiniteError, match="step 0"):
+        fit_function(
+            KEY, vipp.ELBO(), model, guide, optax.adam(0.1), 5, X.at[1].set(jnp.nan),
+            progress_bar=False,
+        )  # fmt: skip
