@@ -18,7 +18,7 @@ import numpy as np
 
 from vipp_transforms._jax import define_primitive, is_tracer, shaped_array
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators.base import Estimator, Here
+from vipp_transforms.estimators.base import Estimator, Here, Lot
 from vipp_transforms.estimators.pathwise import Pathwise
 from vipp_transforms.skeleton import Skeleton, shapes
 
@@ -53,6 +53,11 @@ class Template:
         self.batch_shape = tuple(distribution.batch_shape)
         self.event_shape = tuple(distribution.event_shape)
         self.support = finite_support(distribution)
+
+    def lot(self) -> Lot:
+        """The site on its own, as far as it is known before the program is."""
+        apart = (False,) * len(self.batch_shape)
+        return Lot(self.name, self.kind, self.support, self.batch_shape, self.event_shape, apart)
 
     def build(self, leaves: Any) -> Any:
         """The distribution with these array leaves (and the estimator's behind them)."""
@@ -337,5 +342,7 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
         raise NeedsStaging(name)
     _refuse_mask(distribution, name)
     template = Template(distribution, name, estimator)
+    if estimator.relaxed:  # a density that takes indices alone would fail first, and say less
+        template.estimator.validate(template.lot())
     leaves = template.skeleton.leaves((distribution, estimator))
     return sample_p.bind(_typed(key), *leaves, template=template, lanes=())

@@ -78,7 +78,7 @@ class MeasureValued(Estimator):
         """A distribution with a known decomposition."""
         if lot.kind not in _DECOMPOSITIONS:
             raise SiteError(
-                f"Site '{lot.name}': MeasureValued knows no weak derivative of {lot.kind}, "
+                f"Site '{lot.name}': MeasureValued knows no weak derivative, got {lot.kind}, "
                 f"expected one of {sorted(_DECOMPOSITIONS)}. Fix: use Pathwise(), or "
                 "ScoreFunction(num_samples=2, baseline='leave_one_out')."
             )
