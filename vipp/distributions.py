@@ -52,9 +52,14 @@ def _finite(logits: Any, times: Any = 1) -> jax.Array:
 
 
 def exact(fn: Any) -> Any:
-    """``fn``, a Bernoulli or Binomial in logits replaced by one with the right gradient at zero."""
+    """``fn``, a Bernoulli or Binomial in logits replaced by one with the right gradient at zero.
+
+    A Bernoulli of either kind scores any number, as estimators that relax a choice need.
+    """
     if type(fn) is dist.BernoulliLogits:
         return _BernoulliLogits(fn.logits, validate_args=False)
+    if type(fn) is dist.BernoulliProbs:  # NumPyro's validation makes it -inf between 0 and 1
+        return dist.BernoulliProbs(fn.probs, validate_args=False)
     if type(fn) is dist.BinomialLogits:
         return _BinomialLogits(fn.logits, fn.total_count, validate_args=False)
     if isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
