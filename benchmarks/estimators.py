@@ -123,7 +123,7 @@ def finite(binary: bool) -> dict[str, Any]:
         **({"ScoreFunction(4, antithetic, leave-one-out)": four} if binary else {}),
         "LocalExpectation": vipp.LocalExpectation(),
         **({"ARM": vipp.ARM(), "DisARM": vipp.DisARM()} if binary else {}),
-        "MeasureValued": vipp.MeasureValued(),
+        **({"MeasureValued": vipp.MeasureValued()} if binary else {}),
         "Rebar": vipp.Rebar(),
         "Relax": vipp.Relax(),
         **({"Mix(DisARM, leave-one-out of 2)": mix} if binary else {}),
