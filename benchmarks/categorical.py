@@ -149,7 +149,8 @@ def picture(path: pathlib.Path, losses: Any, curves: Any, checkpoints: list[int]
     ends = [-b for curve in curves.values() for _, b in curve]
     right.set(ylim=(min(ends) - 0.3, min(ends) + 6.0), ylabel="minus the bound (nats per image)")
     right.set(xlabel="training step", title=f"Held out, {PARTICLES} particles")
-    right.legend(frameon=False, loc="upper right")
+    handles, names = right.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(path, dpi=130)
 
 
@@ -180,10 +181,12 @@ def main() -> None:
         params = adapted(under(estimator), common, data[0], 500) if name == "Relax" else common
         variance = gradient_variance(under(estimator), params, data[0], options.draws)
         biased = "yes" if estimator.biased else "no"
-        rows.append((name, biased, *curves[name][-1], variance, times[name],
+        train_elbo, last = curves[name][-1]
+        best, step = max((b, s) for s, (_, b) in zip(checkpoints, curves[name], strict=True))
+        rows.append((name, biased, train_elbo, last, best, step, variance, times[name],
                      times[name] / times[COMMON]))  # fmt: skip
-    header = ("estimator", "biased", "train ELBO", "held-out IWAE", "gradient variance",
-              "s / 1,000 steps", "time ratio")  # fmt: skip
+    header = ("estimator", "biased", "train ELBO", "held-out IWAE", "best", "at step",
+              "gradient variance", "s / 1,000 steps", "time ratio")  # fmt: skip
     table(f"After {options.steps} steps, nats per image", header, rows)
     table("Held-out bound by training step", ("estimator", *checkpoints),
           [(name, *(b for _, b in curve)) for name, curve in curves.items()])  # fmt: skip

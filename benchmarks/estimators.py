@@ -123,7 +123,7 @@ def finite(binary: bool) -> dict[str, Any]:
         **({"ScoreFunction(4, antithetic, leave-one-out)": four} if binary else {}),
         "LocalExpectation": vipp.LocalExpectation(),
         **({"ARM": vipp.ARM(), "DisARM": vipp.DisARM()} if binary else {}),
-        "MeasureValued": vipp.MeasureValued(),
+        **({"MeasureValued": vipp.MeasureValued()} if binary else {}),
         "Rebar": vipp.Rebar(),
         "Relax": vipp.Relax(),
         **({"Mix(DisARM, leave-one-out of 2)": mix} if binary else {}),
@@ -306,6 +306,8 @@ def report(problem: Problem, calls: int, rounds: int) -> None:
     lanes = told["z"].lanes
     table(f"{problem.title} (lanes {lanes}; {count} draws)", header[: len(rows[0])], rows)
     for low, high in problem.laws:
+        if not {low, high} <= set(found):
+            continue
         met = found[low][0] <= found[high][0]
         ratio = found[low][0] / found[high][0] if found[high][0] else float("nan")
         print(f"- variance of {low} <= {high}: {'met' if met else 'MISSED'}, ratio {ratio:.3g}")
@@ -319,12 +321,15 @@ def main() -> None:
     parser.add_argument("--adapt", type=int, default=500, help="steps that Relax and Mix learn")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", help="names of problems")
+    parser.add_argument("--estimators", nargs="*", help="names of estimators; all by default")
     options = parser.parse_args()
     small = small_problems()
     for name in options.only or (*small, "bernoulli", "categorical"):
         started = time.perf_counter()
         problems = [small[name]()] if name in small else autoencoders(name, options.steps)
         for problem in problems:
+            chosen = {*(options.estimators or problem.estimators), problem.exact}
+            problem.estimators = {n: e for n, e in problem.estimators.items() if n in chosen}
             compile_all(problem, options.adapt)
             calls = options.draws // CHUNK if problem.together else options.vae_draws
             report(problem, max(calls, 2), options.rounds)

@@ -290,3 +290,22 @@ def test_iwae(name, reference, bound_and_grad):
     agree(bound_and_grad(objective, model, with_all(guide, vipp.Enumerate()), params), exact)
     guide = with_all(guide, vipp.ScoreFunction())
     agree(reference.mean(objective, model, guide, params, draws=2), exact)
+
+
+@pytest.mark.parametrize("kind", ["probs", "logits"])
+@pytest.mark.parametrize(
+    "estimator", [vipp.GumbelSoftmax(), vipp.Rebar(), vipp.SparseMixer()], ids=repr
+)
+def test_a_relaxed_choice_is_scored_by_either_kind_of_bernoulli(kind, estimator):
+    def program(name):
+        number = numpyro.param(name, jnp.full(3, 0.3))
+        vipp.sample("z", dist.Bernoulli(**{kind: number}).to_event(1), estimator=estimator)
+
+    evaluate = jax.jit(
+        vipp.value_and_grad(vipp.ELBO(), lambda: program("prior"), lambda: program("posterior"))
+    )
+    params = {"prior": jnp.full(3, 0.3), "posterior": jnp.full(3, 0.6)}
+    value, grad = evaluate(jax.random.key(0), params)
+    assert np.isfinite(value)
+    assert np.isfinite(grad["posterior"]).all()
+    assert (grad["prior"] != 0).all()
