@@ -89,6 +89,7 @@ def mvn(eta):
 FAMILIES = {
     "bernoulli-logits-zero": Family(lambda e: ExactBernoulli(zero(e)), 2),
     "bernoulli-logits": Family(lambda e: dist.Bernoulli(logits=e), 2),
+    "bernoulli-relaxed": Family(lambda e: dist.Bernoulli(logits=e, validate_args=False), 2),
     "bernoulli-probs": Family(lambda e: dist.Bernoulli(jax.nn.sigmoid(e)), 2),
     "bernoulli-expanded": Family(
         lambda e: dist.Bernoulli(logits=e.sum()).expand(e.shape) if e.shape else
@@ -215,6 +216,17 @@ def particles_in_plate(theta, rv, family):
     )
 
 
+def mixing(theta, rv, family):
+    """Only one term, of all lanes."""
+    z = family.feature(rv("z", family.make(eta(theta, 3))))
+    return logsumexp(curve(theta, z)) + theta[1]
+
+
+def mixing_in_lanes(theta, rv, family):
+    one = lambda rv, t: logsumexp(curve(theta, family.feature(rv("z", family.make(eta(t, 2))))))
+    return rv.lanes(one, 2, jnp.stack([theta[:2], 0.5 * theta[:2]])).sum()
+
+
 def particles(theta, rv, family):
     one = lambda rv: curve(theta, family.feature(rv("z", family.make(eta(theta)))))
     return logsumexp(rv.lanes(one, 3)) - math.log(3)
@@ -290,6 +302,14 @@ def before(theta, rv, family):
     return (jnp.sin(theta[2] + z) * (0.5 + a)).sum() + theta[0] * a
 
 
+def between(theta, rv, family):
+    """Downstream of one choice and upstream of another."""
+    a = rv("a", dist.Bernoulli(logits=theta[1]))
+    z = family.feature(rv("z", family.make(eta(theta, 2) - 0.6 * a)))
+    b = rv("b", dist.Bernoulli(logits=theta[2] + jnp.tanh(z).sum()))
+    return (jnp.sin(theta[2] + z) * (0.5 + b)).sum() + theta[0] * a * jnp.prod(jnp.cos(0.4 * z))
+
+
 CONTEXTS = [
     scalar, plate, nested, lanes, lanes_by_parameter, lanes_by_key, plate_in_lanes, particles_in_plate,
     particles, self_normalised, scaled, masked, masked_rows, upstream, downstream, unrelated,
@@ -297,7 +317,7 @@ CONTEXTS = [
 ]  # fmt: skip
 SITES = {scalar: 1, pair: 2, nested: 4, plate_in_lanes: 4, masked_rows: 4, particles_in_plate: 4,
          scaled: 2, upstream: 2, downstream: 2, unrelated: 2, log_density_ratio: 2, after: 2,
-         before: 2}  # fmt: skip
+         before: 2, mixing_in_lanes: 4}  # fmt: skip
 
 
 @functools.cache

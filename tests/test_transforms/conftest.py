@@ -21,6 +21,7 @@ import vipp_transforms as vt
 from vipp_transforms.evaluation import Evaluation
 from vipp_transforms.lifting import Lifted
 
+OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 LARGEST = 2**17  # joint assignments of one estimate
 
 
@@ -145,8 +146,7 @@ def _derivatives(fn, theta, orders):
 
 def _compiled(fn, *args):
     """Compiled for a single use: fast to compile, slow to run."""
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(fn).lower(*args).compile(options)(*args)
+    return jax.jit(fn).lower(*args).compile(OPTIONS)(*args)
 
 
 def _antithetic(site):
@@ -242,8 +242,11 @@ def true_expectation(program, theta, grids: Mapping[str, Grid] | None = None) ->
     return Moments(*moments, mass)
 
 
-def sampled(program, theta, estimators=None, default=None, draws=1, seed=1):
-    """Independent values and gradients of the estimate; reparameterised noise is that of `Given`."""
+BATCH, MOST = 10_000, 400_000  # draws
+
+
+def estimates(program, theta, estimators=None, default=None, batch=BATCH):
+    """``seed -> batch`` independent values and gradients; `Given`'s reparameterised noise."""
 
     def one(key):
         def estimate(t):
@@ -252,19 +255,26 @@ def sampled(program, theta, estimators=None, default=None, draws=1, seed=1):
 
         return jax.value_and_grad(estimate)(theta)
 
-    keys = jax.random.split(jax.random.key(seed), draws)
-    return tuple(np.asarray(x, np.float64) for x in _compiled(jax.vmap(one), keys))
+    keys = lambda seed: jax.random.split(jax.random.key(seed), batch)
+    run = jax.jit(jax.vmap(one)).lower(keys(0)).compile(OPTIONS)
+    return lambda seed: tuple(np.asarray(x, np.float64) for x in run(keys(seed)))
 
 
-def check_mean(drawn, exact, bias=0.05):
-    """The mean of ``drawn`` is ``exact``; there are enough draws to see a relative ``bias``.
+def precise(drawn, exact, bias=0.05):
+    """Whether there are enough draws to see a relative ``bias`` in the mean.
 
-    At a sixth of that bias per standard error, one of its size is seen 39 times out of 40.
+    At a sixth of it per standard error, one of its size is seen 39 times out of 40.
     """
-    exact = np.asarray(exact, np.float64)
-    size, error = np.abs(exact).max(), drawn.std(0) / math.sqrt(len(drawn))
     assert np.isfinite(drawn).all()
-    assert error.max() <= bias * size / 6, f"too few draws: error {error.max()} of {size}"
+    error = drawn.std(0).max() / math.sqrt(len(drawn))
+    return error <= bias * np.abs(exact).max() / 6
+
+
+def check_mean(drawn, exact):
+    """The mean of ``drawn`` is ``exact``, and a bias of 5% would have been seen."""
+    exact = np.asarray(exact, np.float64)
+    assert precise(drawn, exact), f"too few draws: {len(drawn)}"
+    error, size = drawn.std(0) / math.sqrt(len(drawn)), np.abs(exact).max()
     np.testing.assert_array_less(np.abs(drawn.mean(0) - exact), 4 * error + 1e-4 * (1 + size))
 
 
@@ -274,7 +284,7 @@ class Exact:
     Grid = Grid
     estimate = staticmethod(exact_estimate)
     expectation = staticmethod(true_expectation)
-    sampled = staticmethod(sampled)
+    estimates = staticmethod(estimates)
     check_mean = staticmethod(check_mean)
 
     def __init__(self):
@@ -299,13 +309,17 @@ class Exact:
         assert abs(float(got.mass) - 1) < rtol
         return want
 
-    def check_sampled(self, program, theta, draws, estimators=None, default=None, grids=None):
-        """The estimate's mean over ``draws`` is the true value and gradient."""
+    def check_sampled(self, program, theta, estimators=None, default=None, grids=None):
+        """The mean of as many estimates as it takes is the true value and gradient."""
         want = self._expectation(program, theta, grids)
         assert abs(float(want.mass) - 1) < 1e-4, "the assignments don't exhaust the support"
-        got = sampled(program, theta, estimators, default, draws)
-        for drawn, exact in zip(got, want[:2], strict=True):
-            check_mean(drawn, exact)
+        run = estimates(program, theta, estimators, default)
+        drawn = [run(0)]
+        enough = lambda: all(map(precise, map(np.concatenate, zip(*drawn)), want[:2]))
+        while not enough() and len(drawn) * BATCH < MOST:
+            drawn.append(run(len(drawn)))
+        for got, exact in zip(map(np.concatenate, zip(*drawn)), want[:2], strict=True):
+            check_mean(got, exact)
 
     def _expectation(self, program, theta, grids):
         """Programs that are module constants or cached are summed once for all estimators."""
