@@ -302,6 +302,14 @@ def before(theta, rv, family):
     return (jnp.sin(theta[2] + z) * (0.5 + a)).sum() + theta[0] * a
 
 
+def between(theta, rv, family):
+    """Downstream of one choice and upstream of another."""
+    a = rv("a", dist.Bernoulli(logits=theta[1]))
+    z = family.feature(rv("z", family.make(eta(theta, 2) - 0.6 * a)))
+    b = rv("b", dist.Bernoulli(logits=theta[2] + jnp.tanh(z).sum()))
+    return (jnp.sin(theta[2] + z) * (0.5 + b)).sum() + theta[0] * a * jnp.prod(jnp.cos(0.4 * z))
+
+
 CONTEXTS = [
     scalar, plate, nested, lanes, lanes_by_parameter, lanes_by_key, plate_in_lanes, particles_in_plate,
     particles, self_normalised, scaled, masked, masked_rows, upstream, downstream, unrelated,

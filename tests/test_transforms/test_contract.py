@@ -104,6 +104,7 @@ PARTNERS = {  # and their draws, and the values that what is downstream sees
     "score2-loo": (vt.ScoreFunction(2, "leave_one_out"), 2, 2),
     "enumerate": (vt.Enumerate(), 0, 2),
 }
+IN_MIXTURES = ("score", "score3", "score2-loo", "score3-loo", "enumerate", "automatic")
 LIMIT = 40_000  # joint assignments of one case; at least one estimator of each kind stays below
 
 # What has continuous randomness besides a discrete draw, and what is exact only in a limit.
@@ -128,7 +129,11 @@ def cases():
             if fits and size <= LIMIT:
                 yield context, family, estimator, None
     for estimator, row in ESTIMATORS.items():
+        if estimator in IN_MIXTURES:
+            continue
         for partner, (_, draws, values) in PARTNERS.items():
+            if partner == "score2-loo" and row.draws < 2:
+                continue  # no trajectories to share
             own = (row.values or 2) ** (2 * row.draws)
             if 2**draws * own**values <= LIMIT:
                 yield after, "bernoulli-logits", estimator, partner

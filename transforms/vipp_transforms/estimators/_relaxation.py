@@ -48,10 +48,10 @@ def require_relaxable(lot: Lot, estimator: str) -> None:
 
 
 def require_temperature(estimator: str, temperature: Any) -> None:
-    """Raise unless a temperature is a positive number (or traced, or a schedule)."""
+    """Raise unless a temperature is positive (or traced, or a schedule)."""
     if callable(temperature) or _jax.is_tracer(temperature):
         return
-    if isinstance(temperature, bool) or not float(temperature) > 0:
+    if isinstance(temperature, bool) or not np.all(np.asarray(temperature, float) > 0):
         raise ValueError(f"{estimator}: temperature must be positive, got {temperature!r}.")
 
 

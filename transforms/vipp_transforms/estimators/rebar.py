@@ -210,13 +210,17 @@ def _combine(term: Term, log_prob: Any, eta: Any, soft: Any, given: Any) -> jax.
 
 def _group(lot: Lot, size: int) -> int:
     """How many trailing lane axes make, with the event, ``size`` numbers."""
-    for count in range(len(lot.lane_shape) + 1):
-        together = lot.lane_shape[len(lot.lane_shape) - count :]
+    return _trailing(lot, lot.lane_shape, size)
+
+
+def _trailing(lot: Lot, lanes: tuple[int, ...], size: int) -> int:
+    for count in range(len(lanes) + 1):
+        together = lanes[len(lanes) - count :]
         if math.prod((*together, *lot.event_shape)) == size:
             return count
     raise SiteError(
         f"Site '{lot.name}': Relax has parameters for {size} numbers, expected as many as a "
-        f"batch element of its value has (lanes {lot.lane_shape}, event {lot.event_shape}). Fix: "
+        f"batch element of its value has (lanes {lanes}, event {lot.event_shape}). Fix: "
         "make them with Relax.init(key, size)."
     )
 
@@ -225,7 +229,7 @@ def _network(parameters: Any, x: jax.Array, lot: Lot) -> jax.Array:
     """The network's value for each batch element, shared out among its lanes."""
     size = parameters["weights"].shape[0]
     batch = x.shape[: x.ndim - len(lot.event_shape)]
-    outer = batch[: len(batch) - _group(lot, size)]
+    outer = batch[: len(batch) - _trailing(lot, batch, size)]  # never lanes of a vmap
     hidden = x.reshape((*outer, size)) @ parameters["weights"]
     hidden = jnp.tanh(hidden + parameters["bias"].reshape((1,) * len(outer) + (-1,)))
     value = (hidden @ parameters["out"]) / max(math.prod(batch[len(outer) :]), 1)

@@ -1,0 +1,131 @@
+"""Which estimator varies less than which, and where one does not vary at all. Fixed keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import vipp_transforms as vt
+
+LOGIT = 0.3
+P = 1 / (1 + np.exp(-LOGIT))
+LOO = vt.ScoreFunction(2, "leave_one_out")
+DRAWS = 40_000
+
+
+def coin(theta, rv):
+    """Worth 1 or 2."""
+    return 1.0 + rv("z", dist.Bernoulli(logits=theta[0]))
+
+
+def coins(theta, rv):
+    """A term that mixes all lanes."""
+    return jnp.exp(0.5 * rv("z", dist.Bernoulli(logits=theta)).sum())
+
+
+def variance(exact, program, estimator, theta, batch=DRAWS):
+    _, grad = exact.estimates(program, jnp.asarray(theta, jnp.float32), None, estimator, batch)(0)
+    return grad.var(0)
+
+
+def analytic():
+    """The variances for `coin`, of the gradient in the logit (which is ``P (1 - P)``)."""
+    variance = P * (1 - P)
+    plain = variance * (4 * (1 - P) + P) - variance**2
+    return {
+        "plain": plain / 2,  # of two samples
+        "loo": variance / 2 - variance**2,
+        "disarm": variance * max(P, 1 - P) / 2 - variance**2,
+    }
+
+
+def test_binary_variances_are_the_analytic_ones(exact):
+    got = {
+        name: variance(exact, coin, estimator, [LOGIT])[0]
+        for name, estimator in [
+            ("plain", vt.ScoreFunction(2)),
+            ("loo", LOO),
+            ("disarm", vt.DisARM()),
+        ]
+    }
+    want = analytic()
+    assert want["disarm"] < want["loo"] / 2 < want["plain"] / 4
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=0.05)
+
+
+def test_binary_variances_where_lanes_are_mixed(exact):
+    estimators = (vt.DisARM(), vt.ARM(), LOO, vt.ScoreFunction(2))
+    of = lambda e: variance(exact, coins, e, [0.3, -0.2, 0.1]).sum()
+    disarm, arm, loo, plain = map(of, estimators)
+    assert disarm < 0.8 * loo < 0.5 * plain
+    assert disarm < 0.8 * arm
+
+
+RELAXED = vt.Relax(2).init(jax.random.key(0), 1)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [vt.Rebar(), vt.Relax(2, {**RELAXED, "out": jnp.full(2, 0.05)})],
+    ids=["rebar", "relax"],
+)
+def test_a_relaxed_control_variate_lowers_the_variance(exact, estimator):
+    for program, theta in [(coin, [LOGIT]), (coins, [0.3, -0.2, 0.1])]:
+        plain = variance(exact, program, vt.ScoreFunction(), theta).sum()
+        assert variance(exact, program, estimator, theta).sum() < 0.5 * plain
+
+
+def bowl(theta, rv):
+    """Quadratic, all lanes mixed; in the locations and the scales."""
+    x = rv("x", dist.Normal(theta[:2], jnp.exp(theta[2:])))
+    return 0.5 * jnp.square(x.sum() - 1.0) + x[0]
+
+
+def slope(theta, rv):
+    return 2.0 * rv("x", dist.Normal(theta[:2], jnp.exp(theta[2:]))).sum()
+
+
+TAYLOR, PAIR = vt.Pathwise(control_variate="taylor"), vt.Pathwise(2, antithetic=True)
+REAL = np.array([0.3, -0.4, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("estimator", [TAYLOR, PAIR], ids=["taylor", "antithetic"])
+def test_quadratic_terms_leave_no_variance_in_the_location(exact, estimator):
+    got, plain = (variance(exact, bowl, e, REAL, 2_000) for e in (estimator, vt.Pathwise(2)))
+    assert got[:2].max() < 1e-9 < 0.1 < plain[:2].min()
+    assert got[2:].min() > 1e-3
+
+
+@pytest.mark.parametrize("estimator", [TAYLOR, PAIR], ids=["taylor", "antithetic"])
+def test_linear_terms_leave_none_at_all(exact, estimator):
+    value, grad = exact.estimates(slope, jnp.asarray(REAL, jnp.float32), None, estimator, 2_000)(0)
+    assert value.var() < 1e-9
+    assert grad.var(0).max() < 1e-9
+
+
+def test_quasi_random_numbers_lower_the_variance(exact):
+    smooth = lambda theta, rv: jnp.exp(0.3 * slope(theta, rv))
+    quasi, plain = (
+        variance(exact, smooth, vt.Pathwise(8, quasi=q), REAL, 4_000) for q in (True, False)
+    )
+    assert (quasi < 0.4 * plain).all()
+
+
+def test_the_best_weight_of_a_mixture(exact):
+    """Of independent estimators: in inverse proportion to their variances."""
+    of = analytic()
+    best = of["loo"] / (of["disarm"] + of["loo"])
+    estimator = vt.Mix(vt.DisARM(), LOO, jnp.float32(0.5), learning=True)
+
+    def program(theta, key):
+        z = vt.sample(key, dist.Bernoulli(logits=theta), estimator, name="z")
+        return 1.0 + z, None
+
+    moments = jax.vmap(lambda key: vt.estimate(program, jnp.float32(LOGIT), key)[2]["z"])
+    inner, square = jax.jit(moments)(jax.random.split(jax.random.key(0), DRAWS)).mean(0)
+    np.testing.assert_allclose(inner / square, best, rtol=0.02)
+    np.testing.assert_allclose(square, of["disarm"] + of["loo"], rtol=0.03)
+    mixed = variance(exact, coin, vt.Mix(vt.DisARM(), LOO, best), [LOGIT])[0]
+    np.testing.assert_allclose(mixed, 1 / (1 / of["disarm"] + 1 / of["loo"]), rtol=0.05)
