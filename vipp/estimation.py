@@ -69,6 +69,7 @@ def _move_implicitly(msg: Any) -> None:
     fn = msg["fn"]
     if implicit(fn):
         sampler, kwargs = differentiable_sampler(fn), msg["kwargs"]
+        msg["drawn_implicitly"] = True  # a value, but not one that was given
         msg["value"], msg["intermediates"] = sampler(
             rng_key=kwargs["rng_key"],
             sample_shape=kwargs["sample_shape"],

@@ -147,7 +147,8 @@ class _Drawn(Messenger):
             self._note(msg)
 
     def _note(self, msg: Any) -> None:
-        if msg["type"] == "sample" and not msg["is_observed"] and msg["value"] is None:
+        drawn = msg["value"] is None or msg.get("drawn_implicitly")
+        if msg["type"] == "sample" and not msg["is_observed"] and drawn:
             self.pathwise[msg["name"]] = msg
 
 
