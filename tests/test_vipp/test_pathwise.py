@@ -230,7 +230,7 @@ def test_an_implicit_draw_inside_scan_has_its_gradient(reference):
     def value(kappa, key):
         def program():
             def step(carry, _):
-                x = numpyro.sample("x", dist.VonMises(0.4, kappa))
+                x = vipp.sample("x", dist.VonMises(0.4, kappa), vipp.Pathwise())
                 return carry + turn(x), None
 
             return scan(step, 0.0, None, length=2)[0]
