@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
 from vipp_transforms import axis_rules
+from vipp_transforms._jax import scan_arity
 from vipp_transforms.axis_rules import axis_maps
 
 # Rules for names that no public function of this JAX release leads to.
@@ -31,6 +32,9 @@ NOT_REACHED = {
     "eq_to", "geqrf",
     "threefry2x32",
 }  # fmt: skip
+
+# Reached or not, as JAX's own functions are written in one release or another.
+VARIES = {"le_to", "lt_to"}
 
 # Kernels whose rounding may depend on the whole batch; everything else must agree to the bit.
 ROUNDING = {"dot_general", "conv_general_dilated", "fft", "triangular_solve", "tridiagonal_solve",
@@ -78,7 +82,7 @@ def walk(jaxpr, consts, args, visit):
             outs = walk(*call, values, visit)
         else:
             if call:  # the first step
-                fixed = eqn.params["num_consts"] + eqn.params["num_carry"]
+                fixed = sum(scan_arity(eqn))
                 walk(*call, (*values[:fixed], *(x[0] for x in values[fixed:])), visit)
             run = runner(eqn)
             visit(eqn, values, run)
@@ -581,7 +585,7 @@ def test_every_rule_has_a_program():
                 yield from names(call[0])
 
     seen = {primitive for name in PROGRAMS for primitive in names(traced(name).jaxpr)}
-    assert set(axis_rules._RULES) - seen == NOT_REACHED | MISSING
+    assert set(axis_rules._RULES) - seen - VARIES == NOT_REACHED | MISSING
 
 
 def first(primitive, fn, *args):
