@@ -78,7 +78,7 @@ def test_exact_up_to_a_degree_and_not_beyond(exact, x64, name, choice):
 def sampled(exact, estimator, choice, curve, draws):
     """Mean and standard error of the gradient, and the true one."""
     program, theta = both(choice, curve), jnp.asarray(THETA)
-    _, drawn = exact.sampled(program, theta, default=estimator, draws=draws)
+    _, drawn = exact.estimates(program, theta, default=estimator, batch=draws)(1)
     want = np.asarray(exact.expectation(program, theta).grad)
     return drawn.mean(0), drawn.std(0) / draws**0.5, want
 
