@@ -4,8 +4,24 @@ from vipp.bias import BiasedEstimatorWarning
 from vipp.expectation import expectation
 from vipp.explain import Explanation, explain
 from vipp.fit import FitResult, NonFiniteError, fit
+from vipp.marginal import marginal
+from vipp.normalize import normalize
 from vipp.objective import Objective, objective, value_and_grad
-from vipp.objectives import ELBO, IWAE
+from vipp.objectives import (
+    CIWAE,
+    CUBO,
+    ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    TVO,
+    VIMCO,
+    AnnealedBound,
+    ForwardKL,
+    Renyi,
+    ReweightedWakeSleep,
+    VarGrad,
+)
 from vipp.one_hot import OneHotCategorical
 from vipp.program import Program
 from vipp.replicate import replicate
@@ -31,44 +47,59 @@ from vipp_transforms import (
     SiteError,
     SparseMixer,
     StraightThrough,
+    constant,
 )
 
 __all__ = [
+    "AnnealedBound",
     "ARM",
     "Automatic",
     "BiasedEstimatorWarning",
+    "CIWAE",
+    "constant",
+    "CUBO",
     "DisARM",
     "ELBO",
     "Enumerate",
+    "expectation",
+    "explain",
     "Explanation",
+    "fit",
     "FitResult",
+    "ForwardKL",
     "GumbelSoftmax",
     "IWAE",
     "Learned",
     "LocalExpectation",
+    "marginal",
     "MeasureValued",
+    "MIWAE",
     "Mix",
     "MovingAverage",
     "NonFiniteError",
+    "normalize",
     "Objective",
+    "objective",
     "OneHotCategorical",
     "Pathwise",
+    "PIWAE",
     "Program",
-    "ReSTE",
     "Rebar",
     "ReinMax",
     "Relax",
+    "Renyi",
+    "replicate",
+    "ReSTE",
+    "ReweightedWakeSleep",
+    "sample",
     "ScoreFunction",
     "SiteError",
     "SparseMixer",
     "StraightThrough",
     "Trace",
-    "expectation",
-    "explain",
-    "fit",
-    "objective",
-    "replicate",
-    "sample",
+    "TVO",
     "value_and_grad",
+    "VarGrad",
+    "VIMCO",
     "with_estimators",
 ]

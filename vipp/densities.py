@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from vipp.distributions import exact
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SiteDensity:
     """One site's log density.
 
@@ -23,6 +23,9 @@ class SiteDensity:
       scale: what the site counts, or None for once.
       plates: enclosing plates by name, with their (negative) dimension in ``log_prob``.
       subsampling: by plate name, full size over subsample size.
+      fn: its distribution; None for the density of several sites together.
+      observed: whether its value is data.
+      infer: its configuration, the estimator included.
     """
 
     name: str
@@ -30,10 +33,13 @@ class SiteDensity:
     scale: Any
     plates: Mapping[str, int]
     subsampling: Mapping[str, float]
+    fn: Any = None
+    observed: bool = False
+    infer: Mapping[str, Any] = field(default_factory=dict)
 
     def total(self) -> jax.Array:
         """The site's contribution to the joint log density."""
-        return _scaled(self.log_prob, self.scale).sum()
+        return scaled(self.log_prob, self.scale).sum()
 
     def per_plate(self, names: tuple[str, ...]) -> jax.Array:
         """The contribution per element of the plates ``names``, without their subsampling scale."""
@@ -48,12 +54,13 @@ class SiteDensity:
         scale = self.scale if self.scale is None or taken == 1 else self.scale / taken
         ndim = self.log_prob.ndim
         kept = [ndim + self.plates[n] for n in names]
-        summed = _scaled(self.log_prob, scale).sum([a for a in range(ndim) if a not in kept])
+        summed = scaled(self.log_prob, scale).sum([a for a in range(ndim) if a not in kept])
         order = sorted(kept)
         return jnp.transpose(summed, [order.index(a) for a in kept])
 
 
-def _scaled(log_prob: jax.Array, scale: Any) -> jax.Array:
+def scaled(log_prob: jax.Array, scale: Any) -> jax.Array:
+    """``log_prob`` times what its site counts."""
     if scale is None or (isinstance(scale, int | float) and scale == 1):
         return log_prob
     return scale * log_prob
@@ -74,9 +81,9 @@ def _site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDens
         log_prob = jnp.broadcast_to(log_prob, fn.batch_shape)
     frames = site["cond_indep_stack"]
     ratios = {f.name: _full_size(trace, f) / f.size for f in frames}
-    return SiteDensity(
-        site["name"], log_prob, site["scale"], {f.name: f.dim for f in frames}, ratios
-    )
+    plates = {f.name: f.dim for f in frames}
+    about = (site["fn"], site["is_observed"], site["infer"])
+    return SiteDensity(site["name"], log_prob, site["scale"], plates, ratios, *about)
 
 
 def _full_size(trace: Mapping[str, Any], frame: Any) -> int:

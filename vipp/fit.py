@@ -132,6 +132,8 @@ def fit(
     with biased:
         state = svi.init(rng_key, *args, init_params=init_params, **kwargs)
     biased.warn("fit", stacklevel=2)
+    mutable = {**(state.mutable_state or {}), **objective.init_state()}
+    state = state._replace(mutable_state=mutable or None)
     state = state if init_state is None else _continued(init_state, state)
     bound_guide = jax.tree_util.Partial(guide, *args, **kwargs)
 

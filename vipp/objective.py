@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from numpyro.handlers import seed
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 
 import vipp_transforms as vt
-from vipp.adaptive import advance
+from vipp.adaptive import SUFFIX, advance
+from vipp.construct import Binding
 from vipp.estimation import estimate
-from vipp.program import Program
+from vipp.program import AbstractProgram
 from vipp.replicate import positive_int
+
+_STEP = "objective" + SUFFIX  # counted by vipp.adaptive, like the step of an estimator's schedule
 
 
 class Objective(NumPyroELBO):
@@ -28,6 +33,7 @@ class Objective(NumPyroELBO):
 
     can_infer_discrete = True
     program: Callable[..., Any]
+    check: Callable[[dict[str, Any]], None] | None = None
 
     def __init__(self, **config: Any):
         name = type(self).__name__
@@ -39,17 +45,46 @@ class Objective(NumPyroELBO):
         for key in config:
             if key not in known:
                 raise TypeError(f"{name}: unknown argument {key!r}, expected one of {list(known)}.")
-        self.config = {**known, **config}
+        self.defaults, self.config = known, {**known, **config}
         for key, value in self.config.items():
             if value is inspect.Parameter.empty:
                 raise TypeError(f"{name}: argument {key!r} is required.")
             if key.startswith("num_"):
                 positive_int(f"{name}: {key}", value)
+        if self.check is not None:
+            self.check(self.config)
+        self.schedules = {
+            key: value
+            for key, value in config.items()
+            if callable(value) and isinstance(known[key], int | float)
+        }
         super().__init__(num_particles=self.config.get("num_particles", 1))
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self.config.items())
+        shown = {k: v for k, v in self.config.items() if v is not self.defaults[k]}
+        arguments = ", ".join(f"{k}={v!r}" for k, v in shown.items())
         return f"{type(self).__name__}({arguments})"
+
+    @property
+    def parts(self) -> tuple[tuple[float, Objective], ...]:
+        """The objectives it is the weighted sum of."""
+        return ((1.0, self),)
+
+    def __add__(self, other: Any) -> Objective:
+        return _Sum(self.parts + other.parts) if isinstance(other, Objective) else NotImplemented
+
+    def __mul__(self, factor: Any) -> Objective:
+        if isinstance(factor, Objective) or jnp.ndim(factor):
+            return NotImplemented
+        return _Sum(tuple((factor * c, part) for c, part in self.parts))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Objective:
+        return -1.0 * self
+
+    def __sub__(self, other: Any) -> Objective:
+        return self + -1.0 * other if isinstance(other, Objective) else NotImplemented
 
     def draw(
         self,
@@ -62,12 +97,33 @@ class Objective(NumPyroELBO):
     ) -> tuple[Any, dict[str, Any]]:
         """Run the objective once: its value and the mutable state. To be given to the engine."""
         plate_key, rng_key = jax.random.split(rng_key)
-        mutable: dict[str, Any] = {}
-        p = Program(model, params, args, kwargs, plate_key, mutable)
-        q = Program(guide, params, args, kwargs, plate_key, mutable)
+        mutable: dict[str, Any] = self._own_state(params)
+        binding = Binding(params, args, kwargs, plate_key, mutable)
+        p, q = binding.program(model), binding.program(guide)
         with estimate(), seed(rng_seed=rng_key):
-            value = type(self).program(p, q, **self.config)
+            value = self.value(p, q, mutable)
         return value, mutable
+
+    def value(self, p: AbstractProgram, q: AbstractProgram, state: Mapping[str, Any]) -> Any:
+        """What the function returns for these programs, schedules being read off at this step."""
+        now = {key: schedule(state[_STEP]["step"]) for key, schedule in self.schedules.items()}
+        return type(self).program(p, q, **{**self.config, **now})
+
+    def init_state(self) -> dict[str, Any]:
+        """The mutable state that the objective keeps from step to step, besides the programs'."""
+        return {_STEP: {"step": jnp.zeros((), int)}} if self.schedules else {}
+
+    def _own_state(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        own = self.init_state()
+        for name in own:
+            if name not in params:
+                raise ValueError(
+                    f"{type(self).__name__} has a schedule for {list(self.schedules)}, and so a "
+                    "count of steps that is not in the state. Fix: use vipp.fit, or start "
+                    "numpyro.infer.SVI from svi.init(...)._replace(mutable_state="
+                    "objective.init_state())."
+                )
+        return {name: params[name] for name in own}
 
     def estimate(
         self, rng_key: Any, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
@@ -91,21 +147,48 @@ class Objective(NumPyroELBO):
         return {"loss": -value, "mutable_state": mutable or None}
 
 
-def objective(fn: Callable[..., Any]) -> type[Objective]:
+class _Sum(Objective):
+    """A weighted sum of objectives, each with draws of its own."""
+
+    def __init__(self, parts: tuple[tuple[float, Objective], ...]):
+        NumPyroELBO.__init__(self)
+        self.terms = parts
+        self.schedules = {k: v for _, part in parts for k, v in part.schedules.items()}
+
+    @property
+    def parts(self) -> tuple[tuple[float, Objective], ...]:
+        return self.terms
+
+    def __repr__(self) -> str:
+        factor = lambda c: "" if isinstance(c, float) and c == 1.0 else f"{c} * "
+        return " + ".join(f"{factor(c)}{part!r}" for c, part in self.terms)
+
+    def value(self, p: AbstractProgram, q: AbstractProgram, state: Mapping[str, Any]) -> Any:
+        return sum((c * part.value(p, q, state) for c, part in self.terms), start=jnp.zeros(()))
+
+
+def objective(
+    fn: Callable[..., Any] | None = None,
+    *,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> Any:
     """Make an objective of a function of two programs.
 
-    Its value is the *expectation* of what the function returns; gradients are derived.
+    Its value is the *expectation* of what the function returns; gradients are derived. A term that
+    is to count and not to be optimised stands under :func:`vipp.constant`.
 
     Args:
       fn: ``fn(p, q, *, **config)`` returning a real scalar, ``p`` the model and ``q`` the guide
-        as :class:`vipp.Program`. Arguments named ``num_...`` must be positive ints.
+        as :class:`vipp.Program`. Arguments named ``num_...`` must be positive ints; one whose
+        default is a number may be given a schedule, a function of the step.
+      check: called with ``config`` when an objective is made; raises if it makes no sense.
 
     Returns:
       A class of objectives whose constructor takes ``config``.
 
     Raises:
       TypeError: when instantiated with an argument that ``fn`` doesn't have.
-      ValueError: when instantiated with a non-positive ``num_...``.
+      ValueError: when instantiated with a non-positive ``num_...``, or as ``check`` raises.
 
     Example:
       >>> import vipp
@@ -120,8 +203,11 @@ def objective(fn: Callable[..., Any]) -> type[Objective]:
       Becker, Lew et al., *Probabilistic programming with programmable variational inference*,
       PLDI 2024.
     """
+    if fn is None:
+        return partial(objective, check=check)
     members = {
         "program": staticmethod(fn),
+        "check": None if check is None else staticmethod(check),
         "__doc__": fn.__doc__,
         "__module__": fn.__module__,
         "__qualname__": fn.__qualname__,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+from numpyro.distributions import Unit
 from numpyro.handlers import seed, substitute, trace
 from numpyro.primitives import Messenger
 
+import vipp_transforms as vt
 from vipp.densities import SiteDensity, joint, joint_per_plate, site_densities
 from vipp.replicate import random_key
 from vipp.trace import Trace
@@ -18,8 +22,85 @@ from vipp.trace import Trace
 PerPlate = str | tuple[str, ...] | None
 
 
+class AbstractProgram(abc.ABC):
+    """What an objective draws from and scores: a NumPyro program, or one made of others."""
+
+    def simulate(
+        self,
+        *,
+        per_plate: PerPlate = None,
+        stick_the_landing: bool = False,
+        constant: bool = False,
+    ) -> tuple[Trace, jax.Array]:
+        r"""Run the program.
+
+        Args:
+          per_plate: as in :meth:`log_density`.
+          stick_the_landing: score the draw with constant parameters, so that the gradient keeps
+            the path through the draw alone (Roeder, Wu and Duvenaud 2017): still unbiased, with
+            no variance where the guide is exact; it costs a second run.
+          constant: draw from the program as it is now: the values carry no gradient, whatever the
+            estimators of its sites, and only their log density does. For objectives whose draws
+            are not theirs to optimise.
+
+        Returns:
+          The latent values, and :math:`\log w` with :math:`E[1/w] = 1/q(z)` given the values:
+          their log density, unless that is only estimated. A scalar, or one entry per plate
+          element.
+
+        References:
+          Lew, Ghavamizadeh, Rinard and Mansinghka, *Probabilistic programming with stochastic
+          probabilities*, PLDI 2023.
+        """
+        drawn, sites = self.simulate_sites(constant=constant)
+        if stick_the_landing:
+            return drawn, self.stop_gradient().log_density(drawn, per_plate)
+        return drawn, _reduce(sites, per_plate)
+
+    def log_density(self, trace: Trace, per_plate: PerPlate = None) -> jax.Array:
+        r"""The log density of latent values and observations.
+
+        Args:
+          trace: a value for every latent site.
+          per_plate: name(s) of plates that enclose every site; the density is then given per
+            element, without the scale of those plates' subsampling.
+
+        Returns:
+          :math:`\log w` with :math:`E[w] = p(z)`: a scalar, or an array with one axis per named
+          plate.
+
+        Raises:
+          ValueError: naming a latent site without a value, or a value without a site.
+        """
+        return _reduce(self.log_density_sites(trace), per_plate)
+
+    @abc.abstractmethod
+    def stop_gradient(self) -> AbstractProgram:
+        """The same program with its parameters constant."""
+
+    @abc.abstractmethod
+    def __call__(self) -> Any:
+        """Run it for its return value."""
+
+    @abc.abstractmethod
+    def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
+        """Like :meth:`simulate`, with the density site by site."""
+
+    @abc.abstractmethod
+    def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
+        """Like :meth:`log_density`, site by site."""
+
+    @abc.abstractmethod
+    def complete(self, trace: Trace) -> tuple[Trace, list[SiteDensity], tuple[str, ...]]:
+        """Draw the sites that ``trace`` has no value for, the others being given.
+
+        Returns:
+          All values, all densities, and the names of the sites drawn.
+        """
+
+
 @dataclass(frozen=True)
-class Program:
+class Program(AbstractProgram):
     r"""A model or guide as an objective sees it: something to draw from and to score.
 
     Args:
@@ -48,41 +129,6 @@ class Program:
     plate_key: Any = None
     mutable: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def simulate(
-        self, *, per_plate: PerPlate = None, stick_the_landing: bool = False
-    ) -> tuple[Trace, jax.Array]:
-        """Run the program.
-
-        Args:
-          per_plate: as in :meth:`log_density`.
-          stick_the_landing: score the draw with constant parameters, so that the gradient keeps
-            the path through the draw alone (Roeder, Wu and Duvenaud 2017): still unbiased, with
-            no variance where the guide is exact; it costs a second run.
-
-        Returns:
-          The latent values, and their log density: a scalar, or one entry per plate element.
-        """
-        drawn, sites = self.simulate_sites()
-        if stick_the_landing:
-            return drawn, self.stop_gradient().log_density(drawn, per_plate)
-        return drawn, _reduce(sites, per_plate)
-
-    def log_density(self, trace: Trace, per_plate: PerPlate = None) -> jax.Array:
-        """The log density of latent values and observations.
-
-        Args:
-          trace: a value for every latent site.
-          per_plate: name(s) of plates that enclose every site; the density is then given per
-            element, without the scale of those plates' subsampling.
-
-        Returns:
-          A scalar, or an array with one axis per named plate.
-
-        Raises:
-          ValueError: naming a latent site without a value, or a value without a site.
-        """
-        return _reduce(self.log_density_sites(trace), per_plate)
-
     def stop_gradient(self) -> Program:
         """The same program with its parameters constant."""
         return replace(self, params=jax.lax.stop_gradient(dict(self.params)))
@@ -91,9 +137,9 @@ class Program:
         """Run it for its return value."""
         return self._run({})[1]
 
-    def simulate_sites(self) -> tuple[Trace, list[SiteDensity]]:
+    def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
         """Like :meth:`simulate`, with the density site by site."""
-        record, _ = self._run({})
+        record, _ = self._run({}, constant=constant)
         return _drawn(record), site_densities(record)
 
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
@@ -109,14 +155,46 @@ class Program:
                 )
         return site_densities(record)
 
-    def _run(self, data: Mapping[str, Any], given: Trace | None = None) -> tuple[Any, Any]:
-        key, fn = random_key("A Program"), self.fn
-        if self.plate_key is not None:
-            fn = _PlateKeys(fn, self.plate_key)
+    def complete(
+        self, trace: Trace, *, constant: bool = False
+    ) -> tuple[Trace, list[SiteDensity], tuple[str, ...]]:
+        """Draw the sites that ``trace`` has no value for, the others being given."""
+        record, _ = self._run({**trace.values, **trace.subsamples}, constant=constant)
+        drawn = _drawn(record)
+        new = tuple(name for name in drawn if name not in trace)
+        return drawn, site_densities(record), new
+
+    def simulate_data(self) -> tuple[Trace, dict[str, Any]]:
+        """Run the program forward, its data drawn as well; nothing carries a gradient.
+
+        Returns:
+          The latent values, and those of the observed sites by name.
+        """
+        observed = _Unobserve()
+        record, _ = self._run({}, constant=True, inner=observed)
+        drawn = _drawn(record)
+        data = {n: record[n]["value"] for n in observed.names}
+        latent = {n: x for n, x in drawn.values.items() if n not in data}
+        return Trace(latent, drawn.subsamples, drawn.auxiliary), data
+
+    def keyed(self) -> Callable[..., Any]:
+        """The NumPyro program, its subsampled plates drawing the objective's minibatch."""
+        return self.fn if self.plate_key is None else _PlateKeys(self.fn, self.plate_key)
+
+    def _run(
+        self,
+        data: Mapping[str, Any],
+        given: Trace | None = None,
+        constant: bool = False,
+        inner: Any = None,
+    ) -> tuple[Any, Any]:
+        key, fn = random_key("A Program"), self.keyed()
         with (
             trace() as record,
+            _Constant() if constant else nullcontext(),
             seed(rng_seed=key),
             _Given({**self.params, **self.mutable, **data}, given),
+            inner or nullcontext(),
         ):
             result = fn(*self.args, **self.kwargs)
         for name, site in record.items():
@@ -148,9 +226,47 @@ class _Given(substitute):
         self.given = given
 
     def process_message(self, msg: Any) -> None:
+        if msg["type"] == "construct":
+            kind = type(msg["construct"]).__name__.lower()
+            raise ValueError(
+                f"vipp.{kind}(...) runs inside another program or under a handler, where its "
+                "density would be lost. Fix: give it to the objective itself, and apply handlers "
+                f"to the programs inside: vipp.{kind}(handler(program), ...)."
+            )
         super().process_message(msg)
         if self.given is not None and _latent(msg) and msg["value"] is None:
             raise _missing(msg["name"], self.given)
+
+
+class _Constant(Messenger):
+    """Draws latent sites without gradient, whatever their estimators."""
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            msg["kwargs"]["substitute_stack"].append(("substitute", self._draw))
+        elif msg["type"] == "sample" and _latent(msg) and msg["value"] is None:
+            msg["value"] = self._draw(msg)
+
+    @staticmethod
+    def _draw(msg: Any) -> Any:
+        if msg["type"] != "sample" or not _latent(msg) or msg["kwargs"]["rng_key"] is None:
+            return None
+        key = vt.lane_key(msg["kwargs"]["rng_key"], msg["fn"])
+        value = msg["fn"](rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
+        return jax.lax.stop_gradient(value)
+
+
+class _Unobserve(Messenger):
+    """Draws observed sites instead of taking the data; factors stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and msg["is_observed"] and not isinstance(msg["fn"], Unit):
+            self.names.append(msg["name"])
+            msg["is_observed"], msg["value"] = False, None
 
 
 def _latent(site: Mapping[str, Any]) -> bool:

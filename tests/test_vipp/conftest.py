@@ -86,10 +86,17 @@ def _picks(num, count):
     return np.array(list(itertools.product(range(num), repeat=count)))
 
 
-def exact_bound(model, guide, args=(), *, particles=None, plates=(), fixed=None):
+def _importance_weighted(log_w):
+    return jax.scipy.special.logsumexp(log_w, axis=0) - math.log(len(log_w))
+
+
+def exact_bound(
+    model, guide, args=(), *, particles=None, plates=(), fixed=None, formula=_importance_weighted
+):
     """``params -> bound``, enumerated over all draws of all particles (None: the ELBO).
 
     ``plates``: one bound for each of their elements. ``fixed``: values of subsampled plates.
+    ``formula``: the bound of log weights, particles along the first axis.
     """
     fixed = fixed or {}
 
@@ -103,7 +110,7 @@ def exact_bound(model, guide, args=(), *, particles=None, plates=(), fixed=None)
 
         log_w, count = jax.vmap(log_weight)(joint), particles or 1
         picks = _picks(len(log_q), count)
-        several = jax.scipy.special.logsumexp(log_w[picks], axis=1) - math.log(count)
+        several = jax.vmap(formula)(log_w[picks])
         each = several.reshape((len(picks), -1)).sum(1)
         record = _run(guide, {**params, **fixed}, args)
         sizes = [(record[n]["args"][0], np.size(record[n]["value"])) for n in plates if n in record]
@@ -164,6 +171,7 @@ def reference():
     """The brute-force references."""
     return SimpleNamespace(
         bound=exact_bound,
+        outcomes=outcomes,
         mean=exact_mean,
         check_unbiased=check_unbiased,
     )

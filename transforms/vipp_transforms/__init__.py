@@ -1,5 +1,6 @@
 """Transformations of JAX programs that draw random values into unbiased gradient estimators."""
 
+from vipp_transforms.constant import constant
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators import (
     ARM,
@@ -65,6 +66,7 @@ __all__ = [
     "SparseMixer",
     "StraightThrough",
     "Term",
+    "constant",
     "estimate",
     "estimator",
     "lane_key",

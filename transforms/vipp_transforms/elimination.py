@@ -47,6 +47,7 @@ class Step:
       layout: of the result.
       result: the number of the new term.
       finest: whether it keeps the most lanes apart of all steps of its site.
+      constant: whether nothing that was drawn gets a gradient from it.
     """
 
     site: Site
@@ -56,6 +57,7 @@ class Step:
     layout: Layout
     result: int
     finest: bool
+    constant: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,18 +87,23 @@ def eliminate(program: Program, depends: Dependences, split: Split) -> Eliminati
     """Plan the elimination of every site from the terms of ``split``."""
     leaves = tuple(layout(v.aval.shape, depends[v]) for v in split.leaves)
     alive = {k: leaf.form for k, leaf in enumerate(leaves)}
+    constants = {k for k in alive if split.constant[k]}
     steps: list[Step] = []
     number = len(leaves)
     for site in reversed(program.sites.values()):
         groups: dict[Any, list[int]] = {}
         for k, form in alive.items():
             if site.index in form.depends:
-                groups.setdefault(_signature(form), []).append(k)
-        finest = max(groups.values(), key=lambda g: _apart(site, alive[g[0]]), default=None)
+                groups.setdefault((k in constants, *_signature(form)), []).append(k)
+        live = [g for g in groups.values() if g[0] not in constants]
+        finest = max(live, key=lambda g: _apart(site, alive[g[0]]), default=None)
         for members in groups.values():
             form = alive[members[0]]
-            step = _contraction(site, members, form, depends, number, members is finest)
+            constant = members[0] in constants
+            step = _contraction(site, members, form, depends, number, members is finest, constant)
             steps.append(step)
+            if constant:
+                constants.add(number)
             for k in members:
                 del alive[k]
             alive[number] = step.layout.form
@@ -128,11 +135,18 @@ def _signature(form: Form) -> Any:
 
 
 def _contraction(
-    site: Site, members: list[int], form: Form, depends: Dependences, number: int, finest: bool
+    site: Site,
+    members: list[int],
+    form: Form,
+    depends: Dependences,
+    number: int,
+    finest: bool,
+    constant: bool,
 ) -> Step:
     lanes = form.depends[site.index]
     rest = {r: axes for r, axes in form.depends.items() if r != site.index}
     density: Mapping[int, Any] = depends.log_prob(site)
     earlier = {r: axes for r, axes in density.items() if r != site.index}
     left = join((rest, relabel(earlier, lanes)))
-    return Step(site, tuple(members), form, lanes, layout(form.shape, left), number, finest)
+    after = layout(form.shape, left)
+    return Step(site, tuple(members), form, lanes, after, number, finest, constant)

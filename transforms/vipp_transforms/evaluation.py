@@ -202,7 +202,10 @@ class Evaluation:
         )
         axis = self.axis_of[step.site.index]
         operands = [self.axes.add(members), *self._potentials_of(step)]
-        if estimator.baseline_of is not None:
+        if step.constant:
+            stopped = [jax.lax.stop_gradient(x.array) for x in operands[1:]]
+            operands[1:] = [x._replace(array=a) for x, a in zip(operands[1:], stopped, strict=True)]
+        elif estimator.baseline_of is not None:
             self._watch(step, operands[0])
         if axis is not None:
             operands = [self.axes.first(x, axis.name) for x in operands]

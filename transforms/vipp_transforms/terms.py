@@ -5,6 +5,9 @@ reshapes, broadcasts, scaling by what is not random) writes it as
 ``sum_k sum(weight_k * leaf_k)``. A leaf that depends on fewer sites, or keeps more of their lanes
 apart, than the total lets the estimators credit each choice with what it influenced alone. The walk
 goes on only where that is gained.
+
+A leaf under :func:`vipp_transforms.constant` counts in the value, and neither what is inside nor
+the choices it depends on get a gradient from it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax
+from vipp_transforms.constant import is_constant
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.staging import Program
 
@@ -31,10 +35,12 @@ class Split:
     Attributes:
       opened: equations walked through, last first, each with the operands the sum goes on through.
       leaves: the atoms that it ended at.
+      constant: per leaf, whether it is one of :func:`vipp_transforms.constant`.
     """
 
     opened: tuple[tuple[Any, tuple[int, ...]], ...]
     leaves: tuple[Any, ...]
+    constant: tuple[bool, ...]
 
     @property
     def masked(self) -> bool:
@@ -54,8 +60,9 @@ def split(program: Program, depends: Dependences) -> Split:
     gains = _gains(program, depends, linear)
     producer = {v: e for e in program.eqns for v in e.outvars}
     active, leaves, opened = {program.out: None}, [], []
+    held = {v for e in program.eqns if is_constant(e) for v in e.outvars if depends[v]}
     if isinstance(program.out, _jax.Literal) or program.out not in producer:
-        return Split((), (program.out,))
+        return Split((), (program.out,), (False,))
     for eqn in reversed(program.eqns):
         if not any(v in active for v in eqn.outvars):
             continue
@@ -72,16 +79,25 @@ def split(program: Program, depends: Dependences) -> Split:
                 active[atom] = None
                 if atom not in producer:
                     leaves.append(atom)
-    return Split(tuple(opened), tuple(leaves))
+    constant = [not isinstance(v, _jax.Literal) and v in held for v in leaves]
+    if sum(constant) < len(held):
+        raise ValueError(
+            "constant(x) was used inside the formula of a term, where there is no expectation to "
+            "hold constant. Fix: only add it to the value, or multiply it by what was not drawn; "
+            "inside a formula use jax.lax.stop_gradient."
+        )
+    return Split(tuple(opened), tuple(leaves), tuple(constant))
 
 
 def _gains(program: Program, depends: Dependences, linear: Mapping[int, Any]) -> dict[Any, bool]:
     """Whether walking through the equation that made a value separates anything.
 
-    Separating something random with other lanes is always worth it. Separating something that is
-    not random at all is so only between whole terms, not inside the formula of one.
+    Separating something random with other lanes, or a constant, is always worth it. Separating
+    something that is not random at all is so only between whole terms, not inside the formula of
+    one.
     """
     gains: dict[Any, _Gain] = {}
+    held = {v for eqn in program.eqns if is_constant(eqn) for v in eqn.outvars}
     for eqn in program.eqns:
         operands = [eqn.invars[i] for i in linear[id(eqn)]]
         if not operands:
@@ -92,7 +108,7 @@ def _gains(program: Program, depends: Dependences, linear: Mapping[int, Any]) ->
         fixed = any(not depends[v] and not isinstance(v, _jax.Literal) for v in operands)
         whole = eqn.primitive.name != "select_n" and _all_lanes(out, depends[out])
         inherited = [gains.get(v, _NO_GAIN) for v in random]
-        lanes = finer or any(g.lanes for g in inherited)
+        lanes = finer or any(g.lanes for g in inherited) or any(v in held for v in random)
         parts = whole and (fixed or any(g.parts for g in inherited))
         gains[out] = _Gain(lanes, parts)
     return {v: gain.lanes or gain.parts for v, gain in gains.items()}

@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 
-from vipp.densities import SiteDensity, common_plates, joint_per_plate, subsampling
-from vipp.program import PerPlate, Program
+import vipp_transforms as vt
+from vipp.densities import joint_per_plate, subsampling
+from vipp.program import AbstractProgram, PerPlate
 from vipp.replicate import replicate
+from vipp.weights import enclosing_plates
 
 
-def log_weights(
-    p: Program, q: Program, num_particles: int, per_plate: PerPlate = "auto"
-) -> tuple[jax.Array, float]:
-    r"""Log importance weights, one set per element of the plates that enclose the whole model.
+class Weights(NamedTuple):
+    """Log densities of a guide's draws, of shape ``(num_particles, *plates)``.
+
+    Attributes:
+      log_p: of the model.
+      log_q: of the guide.
+      scale: what a sum over the plates is to be multiplied by for subsampling.
+      score: the guide's, without scales: that of which the gradient is the score.
+    """
+
+    log_p: jax.Array
+    log_q: jax.Array
+    scale: float
+    score: jax.Array
+
+    @property
+    def log_w(self) -> jax.Array:
+        """The log importance weights."""
+        return self.log_p - self.log_q
+
+    def total(self, bound: jax.Array) -> jax.Array:
+        """The sum over the plates."""
+        return bound.sum() if self.scale == 1 else self.scale * bound.sum()
+
+
+def weigh(
+    p: AbstractProgram,
+    q: AbstractProgram,
+    num_particles: int,
+    per_plate: PerPlate = "auto",
+    *,
+    constant: bool = False,
+) -> Weights:
+    r"""Draw particles, one set per element of the plates that enclose the whole model.
 
     .. math:: \log w_k = \log p(x, z_k) - \log q(z_k), \quad z_k \sim q
 
@@ -24,10 +57,10 @@ def log_weights(
       num_particles: the number of draws.
       per_plate: ``"auto"`` for all plates that enclose every site of both programs, their names,
         or None for one set of weights.
+      constant: draw without gradient, see :meth:`vipp.Program.simulate`.
 
     Returns:
-      The weights, shape ``(num_particles, *plates)``, and what the sum over plates is to be scaled
-      by for subsampling.
+      The densities.
 
     Raises:
       ValueError: naming a site outside a named plate, or subsampled in a plate that is not one of
@@ -35,32 +68,18 @@ def log_weights(
     """
     scale: list[float] = []
 
-    def log_weight() -> jax.Array:
-        z, of_q = q.simulate_sites()
+    def particle() -> tuple[jax.Array, jax.Array, jax.Array]:
+        z, of_q = q.simulate_sites(constant=constant)
         of_p = p.log_density_sites(z)
-        names = _plates(per_plate, [*of_p, *of_q])
-        log_w = joint_per_plate(of_p, names) - joint_per_plate(of_q, names)
+        names = enclosing_plates(per_plate, [*of_p, *of_q])
         scale.append(subsampling([*of_p, *of_q], names))
-        return log_w
+        score = joint_per_plate([replace(s, scale=None) for s in of_q], names) if constant else 0.0
+        return joint_per_plate(of_p, names), joint_per_plate(of_q, names), score
 
-    log_w = replicate(log_weight, num_particles)
-    return log_w, scale[0]
+    log_p, log_q, score = replicate(particle, num_particles)
+    return Weights(log_p, log_q, scale[0], score)
 
 
-def _plates(per_plate: Any, sites: list[SiteDensity]) -> tuple[str, ...]:
-    if per_plate is None:
-        names: tuple[str, ...] = ()
-    elif per_plate == "auto":
-        names = common_plates(sites)
-    else:
-        names = (per_plate,) if isinstance(per_plate, str) else tuple(per_plate)
-    for site in sites:
-        for plate, ratio in site.subsampling.items():
-            if ratio != 1 and plate not in names:
-                raise ValueError(
-                    f"Site '{site.name}' is subsampled by plate '{plate}', which does not enclose "
-                    "the whole model and guide: the logarithm of an average over particles is not "
-                    "a bound when its density is itself an estimate. Fix: move every site into "
-                    f"'{plate}', use ELBO, or drop subsample_size."
-                )
-    return names
+def gradient_only(x: jax.Array) -> jax.Array:
+    r"""Zero, with the gradient of :math:`E[x]`."""
+    return x - vt.constant(x)

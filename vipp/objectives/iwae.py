@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 
 from vipp.objective import objective
-from vipp.objectives.importance import log_weights
-from vipp.program import PerPlate, Program
+from vipp.objectives.double_reparameterisation import weigh_doubly_reparameterised
+from vipp.objectives.importance import weigh
+from vipp.program import AbstractProgram, PerPlate
+from vipp.weights import log_mean_exp
 
 
 @objective
 def IWAE(  # noqa: N802
-    p: Program, q: Program, *, num_particles: int, per_plate: PerPlate = "auto"
+    p: AbstractProgram,
+    q: AbstractProgram,
+    *,
+    num_particles: int,
+    per_plate: PerPlate = "auto",
+    doubly_reparameterised: bool = False,
 ) -> jax.Array:
     r"""The importance weighted bound, tighter than the ELBO as the particles grow.
 
@@ -27,10 +32,13 @@ def IWAE(  # noqa: N802
       num_particles: ``K``, at least 1; with 1 it is the ELBO.
       per_plate: ``"auto"``, the name(s) of plates that enclose every site, or None for one bound
         over everything.
+      doubly_reparameterised: use the guide's doubly reparameterised gradient (DReG), whose signal
+        does not drown in noise as ``K`` grows; every latent site must be pathwise. It costs another
+        evaluation of both programs.
 
     Raises:
       ValueError: if ``num_particles`` is not a positive int; when traced, naming a site outside
-        the plate.
+        the plate, or one that is not pathwise where it must be.
 
     Example:
       >>> import vipp
@@ -39,7 +47,9 @@ def IWAE(  # noqa: N802
 
     References:
       Burda, Grosse and Salakhutdinov, *Importance weighted autoencoders*, 2016, equation 8.
+      Tucker, Lawson, Gu and Maddison, *Doubly reparameterized gradient estimators*, 2019,
+      equation 8.
     """
-    log_w, scale = log_weights(p, q, num_particles, per_plate)
-    bound = jax.nn.logsumexp(log_w, axis=0) - math.log(num_particles)
-    return bound.sum() if scale == 1 else scale * bound.sum()
+    draw = weigh_doubly_reparameterised if doubly_reparameterised else weigh
+    weights = draw(p, q, num_particles, per_plate)
+    return weights.total(log_mean_exp(weights.log_w))

@@ -1,0 +1,441 @@
+"""Every objective against its exactly computed expectation, in value and gradient."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.scipy.special import logsumexp
+from numpyro import handlers
+
+import vipp
+
+X = jnp.array([0.3, 2.1])
+
+
+def model(x=X):
+    w = numpyro.param("w", 0.8)
+    with numpyro.plate("N", 2):
+        z = numpyro.sample("z", dist.Bernoulli(0.35))
+        numpyro.sample("x", dist.Normal(2.0 * w * z, 1.0), obs=x)
+
+
+def guide(x=X):
+    with numpyro.plate("N", 2):
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("l", jnp.zeros(2))))
+
+
+def scored(x=X):
+    with numpyro.plate("N", 2):
+        logits = numpyro.param("l", jnp.zeros(2))
+        vipp.sample("z", dist.Bernoulli(logits=logits), vipp.ScoreFunction())
+
+
+PARAMS = {"w": jnp.array(0.8), "l": jnp.array([1.1, -0.6])}
+
+
+def log_mean_exp(x):
+    return logsumexp(x, axis=0) - math.log(len(x))
+
+
+def miwae(log_w):
+    return (log_mean_exp(log_w[:2]) + log_mean_exp(log_w[2:])) / 2
+
+
+def tvo(log_w):
+    weighted = [(jax.nn.softmax(b * log_w, axis=0) * log_w).sum(0) for b in (0.0, 0.2)]
+    return 0.2 * weighted[0] + 0.8 * weighted[1]
+
+
+# objective, number of draws, the value as a formula of the log weights
+BOUNDS = {
+    "ELBO": (vipp.ELBO(num_particles=2), 2, lambda w: w.mean(0)),
+    "IWAE": (vipp.IWAE(num_particles=2), 2, log_mean_exp),
+    "MIWAE": (vipp.MIWAE(num_bounds=2, num_particles=2), 4, miwae),
+    "CIWAE": (
+        vipp.CIWAE(num_particles=2, beta=0.3), 2, lambda w: 0.3 * w.mean(0) + 0.7 * log_mean_exp(w)
+    ),
+    "Renyi(0.5)": (
+        vipp.Renyi(alpha=0.5, num_particles=2), 2, lambda w: 2.0 * log_mean_exp(0.5 * w)
+    ),
+    "Renyi(-1)": (vipp.Renyi(alpha=-1.0, num_particles=2), 2, lambda w: log_mean_exp(2 * w) / 2),
+    "Renyi(1)": (vipp.Renyi(alpha=1.0, num_particles=2), 2, lambda w: w.mean(0)),
+    "Renyi(-inf)": (vipp.Renyi(alpha=-math.inf, num_particles=2), 2, lambda w: w.max(0)),
+    "CUBO": (vipp.CUBO(num_particles=2), 2, lambda w: -log_mean_exp(2 * w) / 2),
+    "CUBO(3)": (vipp.CUBO(num_particles=2, power=3.0), 2, lambda w: -log_mean_exp(3 * w) / 3),
+    "TVO": (vipp.TVO(num_particles=2, partition=(0.0, 0.2)), 2, tvo),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bound_is_its_expectation(name, reference, bound_and_grad):
+    objective, particles, formula = BOUNDS[name]
+    exact = reference.bound(model, guide, particles=particles, plates=("N",), formula=formula)
+    wanted = jax.value_and_grad(exact)(PARAMS)
+    got = bound_and_grad(objective, model, guide, PARAMS)  # enumerated: exact itself
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=3e-4, atol=3e-5), got, wanted)
+    drawn = bound_and_grad(objective, model, scored, PARAMS, keys=60_000)
+    reference.check_unbiased(drawn, wanted)
+
+
+@pytest.mark.parametrize("name", ["CIWAE", "Renyi(0.5)", "TVO"])
+def test_one_bound_over_everything(name, reference, bound_and_grad):
+    objective, particles, formula = BOUNDS[name]
+    objective = type(objective)(**{**objective.config, "per_plate": None})
+    exact = reference.bound(model, guide, particles=particles, formula=formula)
+    got = bound_and_grad(objective, model, guide, PARAMS)
+    wanted = jax.value_and_grad(exact)(PARAMS)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=3e-4, atol=3e-5), got, wanted)
+
+
+# -- those whose gradient is not that of their value -----------------------------------------------
+
+
+def constant_draws(reference, params, particles, f):
+    """The gradient of ``E[f(log p, log q of the draws)]``, the draws' distribution constant."""
+    values, log_q0 = reference.outcomes(guide, params)
+
+    def densities(params, z):
+        parts = []
+        for program in (model, guide):
+            record = handlers.trace(
+                handlers.seed(handlers.substitute(program, data={**params, "z": z}), 0)
+            ).get_trace()
+            sites = [s for s in record.values() if s["type"] == "sample"]
+            parts.append(sum(s["fn"].log_prob(s["value"]) for s in sites))
+        return parts
+
+    count = len(log_q0)
+    picks = np.stack(np.meshgrid(*[np.arange(count)] * particles, indexing="ij"), -1)
+    picks = picks.reshape(-1, particles)
+    probability = jnp.exp(jax.lax.stop_gradient(log_q0)[picks].sum(1))
+
+    def mean(params):
+        log_p, log_q = jax.vmap(lambda z: densities(params, z))(values["z"])
+        return (probability * jax.vmap(f)(log_p[picks], log_q[picks])).sum()
+
+    return jax.grad(mean)(params)
+
+
+sg = jax.lax.stop_gradient
+
+
+def iwae_for_model(log_p, log_q):
+    return log_mean_exp(log_p - sg(log_q)).sum()
+
+
+def test_piwae_trains_model_and_guide_by_their_own_bounds(reference, bound_and_grad):
+    objective = vipp.PIWAE(num_bounds=2, num_particles=2)
+    tight = reference.bound(model, guide, particles=4, plates=("N",), formula=log_mean_exp)
+    several = reference.bound(model, guide, particles=4, plates=("N",), formula=miwae)
+    value, of_model = jax.value_and_grad(tight)(PARAMS)
+    wanted = value, {"w": of_model["w"], "l": jax.grad(several)(PARAMS)["l"]}
+    drawn = bound_and_grad(objective, model, scored, PARAMS, keys=300_000)
+    reference.check_unbiased(drawn, wanted)
+    drawn = bound_and_grad(objective, model, guide, PARAMS, keys=60_000)
+    reference.check_unbiased(drawn, wanted)
+
+
+def test_vimco_is_iwae(reference, bound_and_grad):
+    exact = reference.bound(model, guide, particles=3, plates=("N",))
+    drawn = bound_and_grad(vipp.VIMCO(num_particles=3), model, guide, PARAMS, keys=60_000)
+    reference.check_unbiased(drawn, jax.value_and_grad(exact)(PARAMS))
+
+
+def test_vimco_has_less_variance_than_the_score_function(bound_and_grad):
+    def spread(objective, guide):
+        _, gradient = bound_and_grad(objective, model, guide, PARAMS, keys=10_000)
+        return np.asarray(gradient["l"]).var(0).sum()
+
+    plain = spread(vipp.IWAE(num_particles=3), scored)
+    assert spread(vipp.VIMCO(num_particles=3), guide) < 0.5 * plain
+
+
+@pytest.mark.parametrize("log_evidence", [None, "log_z"])
+def test_vargrad_is_the_elbo_in_expectation(log_evidence, reference, bound_and_grad):
+    def with_evidence(x=X):
+        numpyro.param("log_z", -3.0)
+        guide(x)
+
+    exact = reference.bound(model, guide)
+    value, gradient = jax.value_and_grad(exact)(PARAMS)
+    params, program = PARAMS, guide
+    if log_evidence:
+        params, program = {**PARAMS, "log_z": jnp.array(-3.0)}, with_evidence
+        # (log Z - log w)^2 / 2 falls along the mean of log w - log Z
+        gradient = {**gradient, "log_z": value + 3.0}
+    objective = vipp.VarGrad(num_particles=2, log_evidence=log_evidence)
+    drawn = bound_and_grad(objective, model, program, params, keys=60_000)
+    reference.check_unbiased(drawn, (value, gradient))
+
+
+def test_wake_sleep(reference, bound_and_grad):
+    def wake(log_p, log_q):
+        weight = sg(jax.nn.softmax(log_p - log_q, axis=0))
+        return iwae_for_model(log_p, log_q) + 0.7 * (weight * log_q).sum()
+
+    value = reference.bound(model, guide, particles=3, plates=("N",))(PARAMS)
+    wanted = value, constant_draws(reference, PARAMS, 3, wake)
+    objective = vipp.ReweightedWakeSleep(num_particles=3, wake=0.7)
+    drawn = bound_and_grad(objective, model, guide, PARAMS, X, keys=60_000)
+    reference.check_unbiased(drawn, wanted)
+
+
+def test_sleep_phase(reference, bound_and_grad):
+    """The guide follows what the model dreams: its prior, as this guide sees no data."""
+    objective = vipp.ReweightedWakeSleep(num_particles=1, wake=0.0, sleep=0.5)
+    value, drawn = bound_and_grad(objective, model, guide, PARAMS, X, keys=60_000)
+    wanted = 0.5 * (0.35 - jax.nn.sigmoid(PARAMS["l"]))
+    reference.check_unbiased((value, drawn["l"]), (value.mean(), wanted))
+
+
+def test_sleep_phase_gives_the_guide_what_was_dreamt(bound_and_grad, reference):
+    def amortised(x):
+        a, b = numpyro.param("a", 0.2), numpyro.param("b", 0.3)
+        with numpyro.plate("N", 2):
+            numpyro.sample("z", dist.Bernoulli(logits=a * x + b))
+
+    params = {"w": jnp.array(0.8), "a": jnp.array(0.2), "b": jnp.array(0.3)}
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+
+    def dreams(params):
+        total = 0.0
+        for z, prior in ((0.0, 0.65), (1.0, 0.35)):
+            x = 1.6 * z + nodes
+            log_q = dist.Bernoulli(logits=params["a"] * x + params["b"]).log_prob(z)
+            total += prior * (weights * log_q).sum() / weights.sum()
+        return 2 * total
+
+    exact = jax.grad(dreams)(params)
+    args_of = lambda data, x: (data["x"],)
+    for dreamt in (None, args_of):
+        objective = vipp.ReweightedWakeSleep(num_particles=1, wake=0.0, sleep=1.0, dreamt=dreamt)
+        value, drawn = bound_and_grad(objective, model, amortised, params, X, keys=40_000)
+        drawn = {n: drawn[n] for n in ("a", "b")}
+        wanted = {n: exact[n] for n in ("a", "b")}
+        reference.check_unbiased((value, drawn), (value.mean(), wanted))
+
+
+def test_forward_kl_by_weights(reference, bound_and_grad):
+    def inclusive(log_p, log_q):
+        return (sg(jax.nn.softmax(log_p - log_q, axis=0)) * log_q).sum()
+
+    wanted = constant_draws(reference, PARAMS, 3, inclusive)
+    objective = vipp.ForwardKL(num_particles=3)
+    value, drawn = bound_and_grad(objective, model, guide, PARAMS, keys=60_000)
+    assert (drawn["w"] == 0).all()
+    reference.check_unbiased((value, drawn["l"]), (value.mean(), wanted["l"]))
+
+
+def test_forward_kl_by_samples(bound_and_grad):
+    z = jnp.array([[0, 1], [1, 1], [0, 0], [0, 1]])
+    objective = vipp.ForwardKL(samples={"z": z})
+    value, gradient = bound_and_grad(objective, model, guide, PARAMS)
+    log_q = lambda logits: dist.Bernoulli(logits=logits).log_prob(z).sum(1).mean()
+    wanted = jax.value_and_grad(log_q)(PARAMS["l"])
+    np.testing.assert_allclose(value, wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(gradient["l"], wanted[1], rtol=1e-5)
+
+
+# -- analytic divergences, beta --------------------------------------------------------------------
+
+
+def continuous(x=X):
+    scale = numpyro.param("w", 0.8)
+    with numpyro.plate("N", 2):
+        z = numpyro.sample("z", dist.Normal(0.5, 1.5))
+        y = numpyro.sample("y", dist.Normal(z, 1.0))
+        numpyro.sample("x", dist.Normal(y, scale), obs=x)
+
+
+def normal(x=X):
+    m = numpyro.param("m", jnp.zeros(2))
+    with numpyro.plate("N", 2):
+        z = numpyro.sample("z", dist.Normal(m, 0.7))
+        numpyro.sample("y", dist.Normal(0.5 * z, 0.6))
+
+
+NORMAL = {"w": jnp.array(0.8), "m": jnp.array([0.4, -1.0])}
+
+
+@pytest.mark.parametrize("kl", ["analytic", ["y"], ("z", "y")])
+def test_analytic_divergence_is_right_in_expectation(kl, reference, bound_and_grad):
+    drawn = bound_and_grad(vipp.ELBO(kl=kl), continuous, normal, NORMAL, keys=40_000)
+    plain = bound_and_grad(vipp.ELBO(), continuous, normal, NORMAL, keys=400_000)
+    reference.check_unbiased(drawn, jax.tree.map(lambda x: x.mean(0), plain))
+
+
+def test_analytic_divergence_alone_has_no_variance(bound_and_grad):
+    objective = vipp.ELBO(kl="analytic")
+    prior = lambda: numpyro.sample("z", dist.Normal(0.5, 1.5))
+    single = lambda: numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 0.7))
+    value, gradient = bound_and_grad(objective, prior, single, {"m": jnp.array(0.4)}, keys=10)
+    wanted = -dist.kl_divergence(dist.Normal(0.4, 0.7), dist.Normal(0.5, 1.5))
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    assert gradient["m"].std() < 1e-6
+
+
+def test_beta(reference, bound_and_grad):
+    def free(params):
+        p = jax.nn.sigmoid(params["l"])
+        both = jnp.stack([1 - p, p])
+        log_x = dist.Normal(2 * params["w"] * jnp.array([[0.0], [1.0]]), 1.0).log_prob(X)
+        kl = (both * jnp.log(both / jnp.array([[0.65], [0.35]]))).sum()
+        return (both * log_x).sum() - 2.5 * kl
+
+    wanted = jax.value_and_grad(free)(PARAMS)
+    for kl in ("monte_carlo", "analytic"):
+        got = bound_and_grad(vipp.ELBO(beta=2.5, kl=kl), model, guide, PARAMS)
+        jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4), got, wanted)
+
+
+def test_beta_follows_its_schedule():
+    import optax
+
+    schedule = optax.linear_schedule(0.0, 1.0, 4)
+    result = vipp.fit(
+        jax.random.key(0), vipp.ELBO(beta=schedule), model, guide, optax.sgd(0.0), 6,
+        init_params=PARAMS, progress_bar=False,
+    )  # fmt: skip
+    bound = lambda beta: -vipp.ELBO(beta=beta).loss(jax.random.key(0), PARAMS, model, guide)
+    wanted = [bound(b) for b in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
+    np.testing.assert_allclose(-result.losses, jnp.stack(wanted), rtol=1e-5)
+    more = vipp.fit(
+        jax.random.key(0), vipp.ELBO(beta=schedule), model, guide, optax.sgd(0.0), 1,
+        init_state=result.state, progress_bar=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(-more.losses, wanted[-1:], rtol=1e-5)
+
+
+def test_a_schedule_needs_its_count_of_steps():
+    import optax
+
+    svi = numpyro.infer.SVI(model, guide, optax.sgd(0.1), vipp.ELBO(beta=lambda step: 0.1 * step))
+    state = svi.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="init_state"):
+        svi.update(state)
+    state = state._replace(mutable_state=svi.loss.init_state())
+    state, _ = svi.update(state)
+    assert state.mutable_state["objective$estimator"]["step"] == 1
+
+
+# -- doubly reparameterised -----------------------------------------------------------------------
+
+
+def test_double_reparameterisation_is_unbiased(reference, bound_and_grad):
+    plain = bound_and_grad(vipp.IWAE(num_particles=3), continuous, normal, NORMAL, keys=1_000_000)
+    objective = vipp.IWAE(num_particles=3, doubly_reparameterised=True)
+    drawn = bound_and_grad(objective, continuous, normal, NORMAL, keys=40_000)
+    reference.check_unbiased(drawn, jax.tree.map(lambda x: x.mean(0), plain))
+
+
+def test_double_reparameterisation_has_less_variance(bound_and_grad):
+    def wide(x=X):
+        m = numpyro.param("m", jnp.zeros(2))
+        with numpyro.plate("N", 2):
+            z = numpyro.sample("z", dist.Normal(m, 1.2))
+            numpyro.sample("y", dist.Normal(z, 1.2))
+
+    params = {"w": jnp.array(0.8), "m": jnp.array([0.4, 1.5])}
+
+    def spread(**config):
+        objective = vipp.IWAE(num_particles=32, **config)
+        _, gradient = bound_and_grad(objective, continuous, wide, params, keys=4_000)
+        return np.asarray(gradient["m"]).var(0).sum()
+
+    assert spread(doubly_reparameterised=True) < 0.3 * spread()
+
+
+def test_double_reparameterisation_with_one_particle_sticks_the_landing(bound_and_grad):
+    one = bound_and_grad(
+        vipp.IWAE(num_particles=1, doubly_reparameterised=True), continuous, normal, NORMAL, keys=50
+    )
+    other = bound_and_grad(vipp.ELBO(stick_the_landing=True), continuous, normal, NORMAL, keys=50)
+    for g, w in zip(jax.tree.leaves(one[1]), jax.tree.leaves(other[1])):
+        assert g.shape == w.shape
+
+
+# -- sums of objectives ----------------------------------------------------------------------------
+
+
+def test_sums_of_objectives(bound_and_grad):
+    mine = vipp.objective(lambda p, q: jnp.square(p.log_density(q.simulate()[0])))()
+    parts = [vipp.ELBO(), mine, vipp.IWAE(num_particles=2)]
+    values = [bound_and_grad(o, model, guide, PARAMS) for o in parts]
+    total = parts[0] + 0.1 * parts[1] - parts[2] * 0.5
+    wanted = jax.tree.map(lambda a, b, c: a + 0.1 * b - 0.5 * c, *values)
+    got = bound_and_grad(total, model, guide, PARAMS)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5), got, wanted)
+    assert repr(vipp.ELBO() + 0.1 * vipp.VIMCO(num_particles=2)) == (
+        "ELBO() + 0.1 * VIMCO(num_particles=2)"
+    )
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+REFUSED = [
+    (lambda: vipp.CIWAE(num_particles=2, beta=1.2), "CIWAE: beta must be within"),
+    (lambda: vipp.CIWAE(num_particles=2, beta=-0.1), "CIWAE: beta must be within"),
+    (lambda: vipp.ELBO(beta=-1.0), "ELBO: beta must not be negative"),
+    (lambda: vipp.ELBO(kl="exact"), "ELBO: kl must be"),
+    (lambda: vipp.ELBO(kl="analytic", stick_the_landing=True), "stick_the_landing"),
+    (lambda: vipp.Renyi(alpha=math.inf, num_particles=2), "Renyi: alpha"),
+    (lambda: vipp.Renyi(alpha=math.nan, num_particles=2), "Renyi: alpha"),
+    (lambda: vipp.CUBO(num_particles=2, power=0.5), "CUBO: power"),
+    (lambda: vipp.VIMCO(num_particles=1), "VIMCO: num_particles must be at least 2"),
+    (lambda: vipp.VarGrad(num_particles=1), "VarGrad: num_particles must be at least 2"),
+    (lambda: vipp.TVO(num_particles=2, partition=(0.1, 0.2)), "TVO: partition"),
+    (lambda: vipp.TVO(num_particles=2, partition=(0.0, 0.2, 0.1)), "TVO: partition"),
+    (lambda: vipp.MIWAE(num_bounds=0, num_particles=2), "MIWAE: num_bounds"),
+    (lambda: vipp.ReweightedWakeSleep(num_particles=2, sleep=-1.0), "sleep must not be"),
+    (lambda: vipp.AnnealedBound(num_steps=0), "AnnealedBound: num_steps"),
+    (lambda: vipp.AnnealedBound(num_steps=1, step_size=0.0), "step_size must be positive"),
+    (lambda: vipp.AnnealedBound(num_steps=1, persistence=1.0), "persistence must be"),
+]
+
+
+@pytest.mark.parametrize("make, message", REFUSED, ids=[m for _, m in REFUSED])
+def test_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+REFUSED_WHEN_RUN = [
+    (vipp.ELBO(kl=["z", "nonsense"]), normal, "no latent site 'nonsense'"),
+    (vipp.IWAE(num_particles=2, doubly_reparameterised=True), guide, "site 'z' is drawn with"),
+    (vipp.VarGrad(num_particles=2, log_evidence="log_z"), guide, "numpyro.param\\('log_z'"),
+    (vipp.AnnealedBound(num_steps=2), guide, "site 'z' is discrete"),
+]
+
+
+@pytest.mark.parametrize(
+    "objective, q, message", REFUSED_WHEN_RUN, ids=[m for *_, m in REFUSED_WHEN_RUN]
+)
+def test_refused_when_run(objective, q, message):
+    p, params = (continuous, NORMAL) if q is normal else (model, PARAMS)
+    with pytest.raises(ValueError, match=message):
+        objective.loss(jax.random.key(0), params, p, q)
+
+
+def test_an_analytic_divergence_without_formula_is_refused():
+    p = lambda: numpyro.sample("z", dist.StudentT(3.0))
+    q = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with pytest.raises(ValueError, match="site 'z' .Normal from StudentT. has no closed form"):
+        vipp.ELBO(kl=["z"]).loss(jax.random.key(0), {}, p, q)
+    assert np.isfinite(vipp.ELBO(kl="analytic").loss(jax.random.key(0), {}, p, q))
+
+
+def test_an_analytic_divergence_given_later_draws_is_refused():
+    def p():
+        y = numpyro.sample("y", dist.Normal())
+        numpyro.sample("z", dist.Normal(y, 1.0))
+
+    def q():
+        z = numpyro.sample("z", dist.Normal())
+        numpyro.sample("y", dist.Normal(z, 1.0))
+
+    with pytest.raises(ValueError, match="may depend in the model on 'y'"):
+        vipp.ELBO(kl=["z"]).loss(jax.random.key(0), {}, p, q)

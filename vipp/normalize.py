@@ -1,0 +1,206 @@
+"""Programs normalised by sampling importance resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro.handlers import block, trace
+
+from vipp.construct import Binding, Construct
+from vipp.densities import SiteDensity, joint_per_plate
+from vipp.program import AbstractProgram
+from vipp.replicate import positive_int, random_key, replicate
+from vipp.sample import sample
+from vipp.support import check_same_support
+from vipp.trace import Trace
+from vipp.weights import enclosing_plates, log_mean_exp, one_density
+
+INDEX = "normalize$index"
+
+
+def normalize(program: Any, proposal: Any, num_particles: int, estimator: Any = None) -> Any:
+    r"""The posterior of a program, by sampling importance resampling: a guide of its own.
+
+    .. math::
+        z_k \sim q, \quad w_k = \frac{p(x, z_k)}{q(z_k)}, \quad
+        j \sim \mathrm{Categorical}(w), \quad z = z_j
+
+    ``simulate`` returns ``z`` with :math:`p(x, z) / \frac1K \sum_k w_k`, whose inverse is unbiased
+    for the inverse of the density of ``z``; ``log_density`` puts ``z`` among ``K - 1`` fresh
+    draws, and is unbiased. So ``ELBO`` with this guide is the bound ``IWAE(K)``. Plates that
+    enclose every site of both programs are resampled element by element.
+
+    Args:
+      program: the model: a NumPyro program or one made by :func:`vipp.marginal`.
+      proposal: draws the same latent sites, from the same arguments.
+      num_particles: ``K``, at least 1.
+      estimator: of the index's gradient; None for enumeration.
+
+    Returns:
+      A program of the same arguments.
+
+    Raises:
+      ValueError: if ``num_particles`` is not a positive int; when drawn from or scored, naming a
+        site that only one of the programs has or that has different supports.
+
+    Example:
+      >>> import jax, numpyro, numpyro.distributions as dist, vipp
+      >>> def coin(heads):
+      ...     p = numpyro.sample("p", dist.Beta(10, 10))
+      ...     numpyro.sample("heads", dist.Binomial(10, p), obs=heads)
+      >>> def prior(heads):
+      ...     numpyro.sample("p", dist.Beta(10, 10))
+      >>> posterior = vipp.normalize(coin, prior, num_particles=100)
+      >>> draws = numpyro.infer.Predictive(posterior, num_samples=2_000)(jax.random.key(0), 6)
+      >>> round(float(draws["p"].mean()), 2)
+      0.53
+
+    References:
+      Rubin, *Using the SIR algorithm to simulate posterior distributions*, 1988.
+      Cremer, Morris and Duvenaud, *Reinterpreting importance-weighted autoencoders*, 2017.
+    """
+    positive_int("normalize: num_particles", num_particles)
+    if isinstance(program, AbstractProgram):
+        return NormalizedProgram(program, proposal, num_particles, estimator)
+    return Normalized(program, proposal, num_particles, estimator)
+
+
+@dataclass(frozen=True)
+class Normalized(Construct):
+    """What :func:`normalize` makes of NumPyro programs."""
+
+    program: Any
+    proposal: Any
+    num_particles: int
+    estimator: Any = None
+
+    def bind(self, binding: Binding) -> AbstractProgram:
+        """The program as an objective sees it."""
+        target, proposal = binding.program(self.program), binding.program(self.proposal)
+        return NormalizedProgram(target, proposal, self.num_particles, self.estimator)
+
+    def _run(self, args: Any, kwargs: Any) -> Any:
+        found: dict[str, Any] = {}
+        visible = lambda site: site["type"] not in ("param", "mutable", "prng_key")
+        for program in (self.proposal, self.program):  # their parameters are this program's
+            with (
+                trace() as record,
+                block(hide_fn=visible),
+                numpyro.handlers.seed(rng_seed=random_key("normalize")),
+            ):
+                program(*args, **kwargs)
+            found |= {n: s["value"] for n, s in record.items() if s["type"] == "param"}
+        bound = self.bind(Binding(found, args, kwargs, random_key("normalize")))
+        with block(hide_fn=lambda site: site["type"] != "prng_key"):
+            drawn, _ = bound.simulate()
+        for name, value in drawn.values.items():
+            numpyro.sample(name, dist.Delta(value, event_dim=jnp.ndim(value)))
+        return drawn.values
+
+
+@dataclass(frozen=True)
+class NormalizedProgram(AbstractProgram):
+    """Sampling importance resampling; see :func:`normalize`."""
+
+    target: AbstractProgram
+    proposal: AbstractProgram
+    num_particles: int
+    estimator: Any = None
+
+    def stop_gradient(self) -> AbstractProgram:
+        """The same program with the parameters of both programs constant."""
+        return replace(
+            self, target=self.target.stop_gradient(), proposal=self.proposal.stop_gradient()
+        )
+
+    def __call__(self) -> Any:
+        """Draw the values."""
+        return self.simulate_sites()[0].values
+
+    def complete(self, trace: Trace) -> Any:
+        """Not possible: see the error."""
+        raise ValueError(
+            "normalize(...): its sites cannot be drawn given others. Fix: give the marginal around "
+            "it a proposal."
+        )
+
+    def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
+        """Draw particles, and choose one by its weight."""
+        if constant:
+            raise ValueError(
+                "normalize(...): an objective that draws from its guide as a constant needs the "
+                "guide's exact density, got an estimated one. Fix: use ELBO or IWAE with it."
+            )
+        seen: list[_Particle] = []
+
+        def draw() -> tuple[Any, ...]:
+            drawn, of_q = self.proposal.simulate_sites()
+            particle = self._weigh(drawn, of_q)
+            seen.append(particle)
+            return drawn.values, drawn.subsamples, particle.log_p, particle.log_w
+
+        values, subsamples, log_p, log_w = replicate(draw, self.num_particles)
+        first = seen[0]
+        index = sample(INDEX, dist.Categorical(logits=jnp.moveaxis(log_w, 0, -1)), self.estimator)
+        chosen = {n: first.choose(n, x, index) for n, x in values.items()}
+        drawn = Trace(chosen, {n: x[0] for n, x in subsamples.items()}, first.auxiliary)
+        log_density = _take(log_p, index) - log_mean_exp(log_w)
+        return drawn, [one_density("normalize", log_density, first.names, first.sites)]
+
+    def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
+        """The values given, scored among other particles."""
+        given = self._weigh(trace, self.proposal.log_density_sites(trace))
+        log_w = given.log_w[None]
+        if self.num_particles > 1:
+            draw = lambda: self._weigh(*self.proposal.simulate_sites()).log_w
+            log_w = jnp.concatenate([log_w, replicate(draw, self.num_particles - 1)])
+        log_density = given.log_p - log_mean_exp(log_w)
+        return [one_density("normalize", log_density, given.names, given.sites)]
+
+    def _weigh(self, drawn: Trace, of_q: list[SiteDensity]) -> _Particle:
+        of_p = self.target.log_density_sites(drawn)
+        check_same_support("normalize, its proposal", of_p, of_q)
+        names = enclosing_plates("auto", [*of_p, *of_q])
+        log_p = joint_per_plate(of_p, names)
+        log_w = log_p - joint_per_plate(of_q, names)
+        return _Particle(log_p, log_w, names, of_p, of_q, drawn.auxiliary)
+
+
+@dataclass(frozen=True)
+class _Particle:
+    """One draw of the proposal, weighed."""
+
+    log_p: jax.Array
+    log_w: jax.Array
+    names: tuple[str, ...]
+    of_p: list[SiteDensity]
+    of_q: list[SiteDensity]
+    auxiliary: tuple[str, ...]
+
+    @property
+    def sites(self) -> Sequence[SiteDensity]:
+        return [*self.of_p, *self.of_q]
+
+    def choose(self, name: str, values: jax.Array, index: jax.Array) -> jax.Array:
+        """A site's values at ``index``, each element of the plates its own."""
+        ndim = jnp.ndim(values) - 1
+        found = [s for s in self.sites if s.name == name and s.fn is not None]
+        dims = {n: found[0].plates[n] - found[0].fn.event_dim for n in self.names} if found else {}
+        if self.names and not found:
+            raise ValueError(
+                f"normalize: site '{name}' is one of a program whose density is estimated, inside "
+                f"plate '{self.names[0]}'. Fix: normalize the program itself."
+            )
+        at = [ndim + dims[n] for n in self.names]
+        return _take(values, jnp.expand_dims(index, [a for a in range(ndim) if a not in at]))
+
+
+def _take(values: jax.Array, index: jax.Array) -> jax.Array:
+    """``values[index, i, j, ...]`` for every ``i, j, ...``; the index broadcasts to these."""
+    return jnp.take_along_axis(values, index[None], axis=0)[0]

@@ -1,0 +1,102 @@
+"""Importance weights whose gradient is the doubly reparameterised one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.handlers import seed
+
+import vipp_transforms as vt
+from vipp.densities import SiteDensity, joint_per_plate, subsampling
+from vipp.estimation import estimator_of
+from vipp.objectives.importance import Weights
+from vipp.program import AbstractProgram, PerPlate
+from vipp.replicate import random_key, replicate
+from vipp.trace import Trace
+from vipp.weights import enclosing_plates
+
+
+def weigh_doubly_reparameterised(
+    p: AbstractProgram, q: AbstractProgram, num_particles: int, per_plate: PerPlate = "auto"
+) -> Weights:
+    r"""Like :func:`vipp.objectives.importance.weigh`, for a log mean of the weights.
+
+    The gradient that reaches the guide through the particle :math:`z_k` is multiplied by its
+    normalised weight :math:`\tilde w_k` once more, and none reaches it through its density:
+
+    .. math:: \nabla_\phi = E\Big[\sum_k \tilde w_k^2
+        \frac{\partial \log w_k}{\partial z_k} \nabla_\phi z_k\Big]
+
+    Raises:
+      ValueError: naming a latent site that is not pathwise.
+    """
+    seen: list[tuple[Trace, list[SiteDensity], tuple[str, ...], float]] = []
+
+    def particle() -> tuple[Any, Any, jax.Array]:
+        z, of_q = q.simulate_sites()
+        _check_pathwise(of_q)
+        of_p = p.log_density_sites(z)
+        names = enclosing_plates(per_plate, [*of_p, *of_q])
+        seen.append((z, of_q, names, subsampling([*of_p, *of_q], names)))
+        log_w = joint_per_plate(of_p, names) - joint_per_plate(of_q, names)
+        return z.values, z.subsamples, log_w
+
+    values, subsamples, log_w = replicate(particle, num_particles)
+    first, of_q, names, scale = seen[0]
+    normalised = jax.nn.softmax(jax.lax.stop_gradient(log_w), axis=0)
+    sites = {s.name: s for s in of_q}
+    constant_q = q.stop_gradient()
+
+    def again(key: Any, values: Any, subsamples: Any, weight: jax.Array) -> Any:
+        moved = {n: _scale_gradient(x, _at(weight, sites[n], names)) for n, x in values.items()}
+        z = Trace(moved, subsamples, first.auxiliary)
+        with seed(rng_seed=key):
+            log_p = joint_per_plate(p.log_density_sites(z), names)
+            return log_p, joint_per_plate(constant_q.log_density_sites(z), names)
+
+    keys = jax.random.split(random_key("IWAE"), num_particles)
+    log_p, log_q = jax.vmap(again)(keys, values, subsamples, normalised)
+    return Weights(log_p, log_q, scale, jnp.zeros(()))
+
+
+def _check_pathwise(of_q: Sequence[SiteDensity]) -> None:
+    for site in of_q:
+        if site.fn is None:
+            raise ValueError(
+                "IWAE(doubly_reparameterised=True) needs a guide with an exact density, got "
+                f"{site.name}. Fix: use doubly_reparameterised=False."
+            )
+        if site.observed:
+            continue
+        estimator = estimator_of({"name": site.name, "fn": site.fn, "infer": site.infer})
+        if not isinstance(estimator, vt.Pathwise):
+            raise ValueError(
+                f"IWAE(doubly_reparameterised=True): site '{site.name}' is drawn with "
+                f"{estimator!r}, expected Pathwise(). Fix: use doubly_reparameterised=False, or "
+                "vipp.VIMCO for discrete sites."
+            )
+
+
+def _at(weight: jax.Array, site: SiteDensity, names: tuple[str, ...]) -> jax.Array:
+    """A weight per element of the plates, to be multiplied with the site's values."""
+    if not names:
+        return weight
+    dims = [site.plates[n] for n in names]
+    gaps = [d for d in range(min(dims), 0) if d not in dims]
+    weight = jnp.expand_dims(weight, gaps) if gaps else weight
+    return jnp.expand_dims(weight, [-1 - i for i in range(site.fn.event_dim)])
+
+
+@partial(jax.custom_vjp)
+def _scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """``x``, its gradient multiplied by ``factor``."""
+    return x
+
+
+_scale_gradient.defvjp(
+    lambda x, factor: (x, factor), lambda factor, g: (g * factor, jnp.zeros_like(factor))
+)

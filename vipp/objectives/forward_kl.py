@@ -1,0 +1,63 @@
+"""The inclusive divergence, from the posterior to the guide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from numpyro.handlers import seed
+
+from vipp.objective import objective
+from vipp.objectives.importance import weigh
+from vipp.program import AbstractProgram, PerPlate
+from vipp.replicate import random_key
+from vipp.trace import Trace
+
+
+@objective
+def ForwardKL(  # noqa: N802
+    p: AbstractProgram,
+    q: AbstractProgram,
+    *,
+    num_particles: int = 1,
+    samples: Mapping[str, Any] | None = None,
+    per_plate: PerPlate = "auto",
+) -> jax.Array:
+    r"""The guide's log density where the posterior is: minus the inclusive KL, but for a constant.
+
+    .. math:: E_{p(z \mid x)}[\log q(z)] \approx \sum_k \tilde w_k \log q(z_k), \quad
+        \tilde w_k \propto p(x, z_k) / q(z_k)
+
+    The guide covers all modes of the posterior, where the ELBO picks one. The model is not trained.
+
+    Args:
+      num_particles: ``K`` draws of the guide that stand for the posterior; the bias of the weights
+        falls as ``1 / K``.
+      samples: posterior values by site name, with a sample axis in front, to be used instead of
+        weighted draws; without bias, if they are exact.
+      per_plate: as in :class:`vipp.IWAE`.
+
+    Raises:
+      ValueError: if ``num_particles`` is not a positive int; when traced, naming a site that
+        ``samples`` lacks.
+
+    Example:
+      >>> import vipp
+      >>> vipp.ForwardKL(num_particles=16)
+      ForwardKL(num_particles=16)
+
+    References:
+      Bornschein and Bengio, *Reweighted wake-sleep*, 2015.
+    """
+    if samples is not None:
+        values, key = dict(samples), random_key("ForwardKL")
+
+        def score(values: Any) -> jax.Array:
+            with seed(rng_seed=key):
+                return q.log_density(Trace(values))
+
+        return jax.vmap(score)(values).mean()
+    weights = weigh(p.stop_gradient(), q, num_particles, per_plate, constant=True)
+    normalised = jax.nn.softmax(jax.lax.stop_gradient(weights.log_w), axis=0)
+    return weights.total((normalised * weights.log_q).sum(0))

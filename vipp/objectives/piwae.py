@@ -1,0 +1,52 @@
+"""Different importance weighted bounds for model and guide."""
+
+from __future__ import annotations
+
+import jax
+from numpyro.handlers import seed
+
+from vipp.objective import objective
+from vipp.objectives.importance import gradient_only, weigh
+from vipp.objectives.miwae import bounds
+from vipp.program import AbstractProgram, PerPlate
+from vipp.replicate import random_key
+from vipp.weights import log_mean_exp
+
+
+@objective
+def PIWAE(  # noqa: N802
+    p: AbstractProgram,
+    q: AbstractProgram,
+    *,
+    num_bounds: int,
+    num_particles: int,
+    per_plate: PerPlate = "auto",
+) -> jax.Array:
+    r"""The tight bound for the model, the well estimated one for the guide.
+
+    The model's parameters follow ``IWAE(M K)``, the guide's ``MIWAE(M, K)``, from one set of draws;
+    the value is that of ``IWAE(M K)``. A parameter that both programs have gets both gradients.
+
+    Args:
+      num_bounds: ``M``, at least 1.
+      num_particles: ``K``, those of each of the guide's bounds.
+      per_plate: as in :class:`vipp.IWAE`.
+
+    Raises:
+      ValueError: if ``num_bounds`` or ``num_particles`` is not a positive int.
+
+    Example:
+      >>> import vipp
+      >>> vipp.PIWAE(num_bounds=4, num_particles=16)
+      PIWAE(num_bounds=4, num_particles=16)
+
+    References:
+      Rainforth et al., *Tighter variational bounds are not necessarily better*, 2018, section 5.
+    """
+    key, total = random_key("PIWAE"), num_bounds * num_particles
+    with seed(rng_seed=key):
+        model = weigh(p, q.stop_gradient(), total, per_plate, constant=True)
+    with seed(rng_seed=key):  # the same draws, which the compiler makes once
+        guide = weigh(p.stop_gradient(), q, total, per_plate)
+    tight = model.total(log_mean_exp(model.log_w))
+    return tight + gradient_only(guide.total(bounds(guide.log_w, num_bounds).mean(0)))

@@ -1,0 +1,58 @@
+"""The variational Renyi bound."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+from vipp.objective import objective
+from vipp.objectives.importance import weigh
+from vipp.program import AbstractProgram, PerPlate
+from vipp.weights import log_mean_exp
+
+
+def _check(config: dict[str, Any]) -> None:
+    alpha = config["alpha"]
+    if math.isnan(alpha) or alpha == math.inf:
+        raise ValueError(f"Renyi: alpha must be a number or -inf, got {alpha!r}.")
+
+
+@objective(check=_check)
+def Renyi(  # noqa: N802
+    p: AbstractProgram,
+    q: AbstractProgram,
+    *,
+    alpha: float,
+    num_particles: int,
+    per_plate: PerPlate = "auto",
+) -> jax.Array:
+    r"""The variational Renyi bound.
+
+    .. math:: \frac{1}{1 - \alpha} E\Big[\log \frac1K \sum_{k=1}^K w_k^{1 - \alpha}\Big]
+
+    Args:
+      alpha: 0 for IWAE, 1 for the ELBO (its limit), ``-inf`` for the largest weight alone (VR-max);
+        above 0 tends to a lower bound as ``K`` grows, below 0 to an upper one.
+      num_particles: ``K``, at least 1.
+      per_plate: as in :class:`vipp.IWAE`.
+
+    Raises:
+      ValueError: if ``num_particles`` is not a positive int, or ``alpha`` is ``inf`` or ``nan``.
+
+    Example:
+      >>> import vipp
+      >>> vipp.Renyi(alpha=0.5, num_particles=8)
+      Renyi(alpha=0.5, num_particles=8)
+
+    References:
+      Li and Turner, *Renyi divergence variational inference*, 2016, equation 14.
+    """
+    weights = weigh(p, q, num_particles, per_plate)
+    log_w = weights.log_w
+    if alpha == 1:
+        return weights.total(log_w.mean(0))
+    if alpha == -math.inf:
+        return weights.total(log_w.max(0))
+    return weights.total(log_mean_exp((1 - alpha) * log_w) / (1 - alpha))

@@ -1,0 +1,102 @@
+"""Reweighted wake-sleep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vipp.objective import objective
+from vipp.objectives.importance import gradient_only, weigh
+from vipp.program import AbstractProgram, PerPlate, Program
+from vipp.weights import log_mean_exp
+
+
+def _check(config: dict[str, Any]) -> None:
+    for name in ("wake", "sleep"):
+        if not config[name] >= 0:
+            raise ValueError(
+                f"ReweightedWakeSleep: {name} must not be negative, got {config[name]!r}."
+            )
+
+
+@objective(check=_check)
+def ReweightedWakeSleep(  # noqa: N802
+    p: AbstractProgram,
+    q: AbstractProgram,
+    *,
+    num_particles: int,
+    wake: float = 1.0,
+    sleep: float = 0.0,
+    dreamt: Callable[..., tuple[Any, ...]] | None = None,
+    per_plate: PerPlate = "auto",
+) -> jax.Array:
+    r"""Reweighted wake-sleep: the model follows IWAE, the guide the inclusive divergences.
+
+    .. math:: \nabla_\phi = \alpha \sum_k \tilde w_k \nabla_\phi \log q(z_k \mid x)
+        + \beta \nabla_\phi \log q(z' \mid x'), \quad
+        z_k \sim q(\cdot \mid x), \quad (x', z') \sim p
+
+    The value is that of ``IWAE(K)``. All sites are drawn as constants, whatever their estimators:
+    discrete choices cost nothing. Its bias falls as ``1 / K`` in the wake phase; the sleep phase
+    has none.
+
+    Args:
+      num_particles: ``K``, at least 1.
+      wake: the wake phase's share in the guide's gradient.
+      sleep: the sleep phase's share.
+      dreamt: ``dreamt(data, *args) -> args`` puts what the model dreamt (a dict by observed site)
+        into the guide's arguments; None where the only argument is the data of the only
+        observed site.
+      per_plate: as in :class:`vipp.IWAE`.
+
+    Raises:
+      ValueError: if ``num_particles`` is not a positive int or a share is negative; when traced, if
+        ``dreamt`` is needed.
+
+    Example:
+      >>> import vipp
+      >>> objective = vipp.ReweightedWakeSleep(num_particles=8, wake=0.5, sleep=0.5)
+
+    References:
+      Bornschein and Bengio, *Reweighted wake-sleep*, 2015.
+      Le, Kosiorek, Siddharth, Teh and Wood, *Revisiting reweighted wake-sleep*, 2019.
+    """
+    weights = weigh(p, q, num_particles, per_plate, constant=True)
+    constant = jax.lax.stop_gradient
+    model = log_mean_exp(weights.log_p - constant(weights.log_q))
+    value = weights.total(model)
+    if wake:
+        normalised = constant(jax.nn.softmax(weights.log_w, axis=0))
+        value = value + wake * gradient_only(weights.total((normalised * weights.log_q).sum(0)))
+    if sleep:
+        value = value + sleep * gradient_only(_dream(p, q, dreamt))
+    return value
+
+
+def _dream(p: AbstractProgram, q: AbstractProgram, dreamt: Any) -> jax.Array:
+    """The guide's log density of what the model drew, given the data that it drew."""
+    if not isinstance(p, Program) or not isinstance(q, Program):
+        raise ValueError(
+            "ReweightedWakeSleep(sleep=) runs the model forward, which needs NumPyro programs, "
+            f"got {type(p).__name__} and {type(q).__name__}. Fix: use sleep=0.0."
+        )
+    z, data = p.simulate_data()
+    put = dreamt or _only_argument
+    args = jax.lax.stop_gradient(put(data, *q.args))
+    return dataclasses.replace(q, args=args).log_density(z)
+
+
+def _only_argument(data: Mapping[str, Any], *args: Any) -> tuple[Any, ...]:
+    if len(data) == 1 and len(args) == 1:
+        (value,) = data.values()
+        if jnp.shape(value) == jnp.shape(args[0]):
+            return (value.astype(jnp.result_type(args[0])),)
+    raise ValueError(
+        f"ReweightedWakeSleep(sleep=): which of the {len(args)} arguments hold the data of the "
+        f"observed sites {sorted(data)} is not clear. Fix: give dreamt=lambda data, *args: ..., "
+        "which returns the guide's arguments for what was dreamt."
+    )
