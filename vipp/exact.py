@@ -35,13 +35,6 @@ class ExactMarginalProgram(AbstractProgram):
         """Run it for its return value."""
         return self.base()
 
-    def complete(self, trace: Trace) -> Any:
-        """Not possible: see the error."""
-        raise ValueError(
-            f"{self._name}: sites of a marginal program cannot be drawn given others. Fix: give "
-            "the outer marginal a proposal."
-        )
-
     def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
         """Draw all sites, and score those kept."""
         drawn, _ = self.base.simulate_sites(constant=constant)
@@ -147,7 +140,7 @@ def _product(
             eliminate=frozenset(summed | plates) - frozenset(names),
             plates=frozenset(plates),
         )
-    result = funsor.optimizer.apply_optimizer(product)
+    result: Any = funsor.optimizer.apply_optimizer(product)
     present = tuple(n for n in names if n in result.inputs)  # a plate of one element has no axis
     data = result.align(present).data if present else result.data
     data = jnp.expand_dims(data, [i for i, n in enumerate(names) if n not in present])

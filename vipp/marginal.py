@@ -94,7 +94,7 @@ def marginal(
 
 
 def _binding(program: AbstractProgram) -> Binding:
-    while isinstance(program, MarginalProgram):
+    while isinstance(program, MarginalProgram | ExactMarginalProgram):
         program = program.base
     if isinstance(program, Program):
         p = program
@@ -121,8 +121,13 @@ class Marginal(Construct):
         if self.exact:
             return ExactMarginalProgram(base, self.keep)
         if self.proposal is None:
-            while isinstance(base, MarginalProgram):  # its auxiliary sites are ours as well
-                base = base.base
+            while isinstance(base, MarginalProgram | ExactMarginalProgram):
+                base = base.base  # its auxiliary sites are ours as well
+            if not isinstance(base, Program):
+                raise ValueError(
+                    f"marginal({', '.join(self.keep)}): the sites of {type(base).__name__} cannot "
+                    "be drawn given others. Fix: give a proposal of the sites that are not kept."
+                )
             return MarginalProgram(base, self.keep, None, self.num_particles)
         propose: Propose = lambda kept: binding.after(kept).program(self.proposal)
         return MarginalProgram(base, self.keep, propose, self.num_particles)
@@ -158,13 +163,6 @@ class MarginalProgram(AbstractProgram):
     def __call__(self) -> Any:
         """Run it for its return value."""
         return self.base()
-
-    def complete(self, trace: Trace) -> Any:
-        """Not possible: a kept site is not drawn from a density that is known."""
-        raise ValueError(
-            f"{self._name}: sites of a marginal program cannot be drawn given others. Fix: give "
-            "the outer marginal a proposal."
-        )
 
     def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
         """Draw all sites, and estimate the density of those kept."""
@@ -221,6 +219,7 @@ class MarginalProgram(AbstractProgram):
 
     def _particle(self, kept: Trace) -> _Weighed:
         if self.propose is None:
+            assert isinstance(self.base, Program)
             drawn, of_p, auxiliary = self.base.complete(kept)
             for name in self.keep:
                 if name not in drawn:

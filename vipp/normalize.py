@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,13 +122,6 @@ class NormalizedProgram(AbstractProgram):
         """Draw the values."""
         return self.simulate_sites()[0].values
 
-    def complete(self, trace: Trace) -> Any:
-        """Not possible: see the error."""
-        raise ValueError(
-            "normalize(...): its sites cannot be drawn given others. Fix: give the marginal around "
-            "it a proposal."
-        )
-
     def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
         """Draw particles, and choose one by its weight."""
         if constant:
@@ -184,7 +176,7 @@ class _Particle:
     auxiliary: tuple[str, ...]
 
     @property
-    def sites(self) -> Sequence[SiteDensity]:
+    def sites(self) -> list[SiteDensity]:
         return [*self.of_p, *self.of_q]
 
     def choose(self, name: str, values: jax.Array, index: jax.Array) -> jax.Array:

@@ -90,14 +90,6 @@ class AbstractProgram(abc.ABC):
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
         """Like :meth:`log_density`, site by site."""
 
-    @abc.abstractmethod
-    def complete(self, trace: Trace) -> tuple[Trace, list[SiteDensity], tuple[str, ...]]:
-        """Draw the sites that ``trace`` has no value for, the others being given.
-
-        Returns:
-          All values, all densities, and the names of the sites drawn.
-        """
-
 
 @dataclass(frozen=True)
 class Program(AbstractProgram):
@@ -158,7 +150,11 @@ class Program(AbstractProgram):
     def complete(
         self, trace: Trace, *, constant: bool = False
     ) -> tuple[Trace, list[SiteDensity], tuple[str, ...]]:
-        """Draw the sites that ``trace`` has no value for, the others being given."""
+        """Draw the sites that ``trace`` has no value for, the others being given.
+
+        Returns:
+          All values, all densities, and the names of the sites drawn.
+        """
         record, _ = self._run({**trace.values, **trace.subsamples}, constant=constant)
         drawn = _drawn(record)
         new = tuple(name for name in drawn if name not in trace)

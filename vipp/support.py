@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
+from numpyro.util import not_jax_tracer
 
 from vipp.densities import SiteDensity
 
@@ -26,7 +26,7 @@ def same_support(a: Any, b: Any) -> bool:
     points = _INTEGERS if one.is_discrete else _POINTS
     columns = points.reshape((-1,) + (1,) * max(len(a.batch_shape), len(b.batch_shape)))
     inside = [c(columns) for c in (one, other)]
-    if any(isinstance(x, jax.core.Tracer) for x in inside):
+    if not all(map(not_jax_tracer, inside)):
         return True  # bounds that are not known yet
     return bool(np.all(np.equal(*map(np.asarray, inside))))
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import vipp_transforms as vt
 from vipp.densities import joint_per_plate, subsampling
@@ -73,7 +74,11 @@ def weigh(
         of_p = p.log_density_sites(z)
         names = enclosing_plates(per_plate, [*of_p, *of_q])
         scale.append(subsampling([*of_p, *of_q], names))
-        score = joint_per_plate([replace(s, scale=None) for s in of_q], names) if constant else 0.0
+        score = (
+            joint_per_plate([replace(s, scale=None) for s in of_q], names)
+            if constant
+            else jnp.zeros(())
+        )
         return joint_per_plate(of_p, names), joint_per_plate(of_q, names), score
 
     log_p, log_q, score = replicate(particle, num_particles)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vipp.objective import objective
 from vipp.objectives.importance import weigh
@@ -55,7 +56,7 @@ def TVO(  # noqa: N802
       Masrani, Le and Wood, *The thermodynamic variational objective*, 2019, equation 9.
     """
     weights = weigh(p, q, num_particles, per_plate)
-    log_w, total = weights.log_w, 0.0
+    log_w, total = weights.log_w, jnp.zeros(())
     for beta, end in zip(partition, (*partition[1:], 1.0), strict=True):
         total = total + (end - beta) * (jax.nn.softmax(beta * log_w, axis=0) * log_w).sum(0)
     return weights.total(total)
