@@ -123,10 +123,9 @@ _NO_GAIN = _Gain(False, False)
 
 
 def _all_lanes(var: Any, dependence: Any) -> bool:
-    """Whether every axis keeps some site's lanes apart."""
-    return len({a for axes in dependence.values() for a in axes if a is not None}) == len(
-        var.aval.shape
-    )
+    """Whether every axis of several entries keeps some site's lanes apart."""
+    kept = {a for axes in dependence.values() for a in axes if a is not None}
+    return all(a in kept for a, n in enumerate(var.aval.shape) if n != 1)
 
 
 def _grain(dependence: Any) -> Any:
