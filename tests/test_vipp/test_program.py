@@ -328,4 +328,4 @@ def test_objective_arguments():
         vipp.ELBO(particles=3)
     with pytest.raises(TypeError, match="'num_particles' is required"):
         vipp.IWAE()
-    assert repr(vipp.IWAE(num_particles=3)) == "IWAE(num_particles=3, per_plate='auto')"
+    assert repr(vipp.IWAE(num_particles=3)) == "IWAE(num_particles=3)"
