@@ -56,7 +56,7 @@ def test_lanes_of_particles():
 
 def test_prints_every_site_in_columns():
     lines = str(explained(k=vipp.LocalExpectation())).splitlines()
-    assert lines[0] == "ELBO(num_particles=1)"
+    assert lines[0] == "ELBO()"
     assert [line.split()[0] for line in lines[3:]] == ["m", "k", "n"]
     assert "LocalExpectation" in lines[4]
 

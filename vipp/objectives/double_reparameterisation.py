@@ -41,8 +41,8 @@ def weigh_doubly_reparameterised(
         _check_pathwise(of_q)
         of_p = p.log_density_sites(z)
         names = enclosing_plates(per_plate, [*of_p, *of_q])
-        seen.append((z, of_q, names, subsampling([*of_p, *of_q], names)))
         log_w = joint_per_plate(of_p, names) - joint_per_plate(of_q, names)
+        seen.append((z, of_q, names, subsampling([*of_p, *of_q], names)))
         return z.values, z.subsamples, log_w
 
     values, subsamples, log_w = replicate(particle, num_particles)

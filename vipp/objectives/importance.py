@@ -73,13 +73,14 @@ def weigh(
         z, of_q = q.simulate_sites(constant=constant)
         of_p = p.log_density_sites(z)
         names = enclosing_plates(per_plate, [*of_p, *of_q])
+        log_p, log_q = joint_per_plate(of_p, names), joint_per_plate(of_q, names)
         scale.append(subsampling([*of_p, *of_q], names))
         score = (
             joint_per_plate([replace(s, scale=None) for s in of_q], names)
             if constant
             else jnp.zeros(())
         )
-        return joint_per_plate(of_p, names), joint_per_plate(of_q, names), score
+        return log_p, log_q, score
 
     log_p, log_q, score = replicate(particle, num_particles)
     return Weights(log_p, log_q, scale[0], score)

@@ -43,7 +43,7 @@ def IWAE(  # noqa: N802
     Example:
       >>> import vipp
       >>> vipp.IWAE(num_particles=8)
-      IWAE(num_particles=8, per_plate='auto')
+      IWAE(num_particles=8)
 
     References:
       Burda, Grosse and Salakhutdinov, *Importance weighted autoencoders*, 2016, equation 8.
