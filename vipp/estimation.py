@@ -36,11 +36,17 @@ class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro'
             kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], fn)
             _move_implicitly(msg)
             return
-        fn = fn.expand_by(kwargs["sample_shape"]) if kwargs["sample_shape"] else fn
-        estimator, drawn = aligned(msg["name"], fn, estimator), lane_distribution(fn)
-        if isinstance(estimator, vt.Pathwise):
-            drawn = differentiable_sampler(drawn)
-        msg["value"] = vt.sample(kwargs["rng_key"], drawn, estimator, name=msg["name"])
+        msg["value"] = _drawn(msg, estimator)
+
+
+def _drawn(msg: Any, estimator: Any) -> Any:
+    """A draw of the site that the engine sees."""
+    fn, kwargs = msg["fn"], msg["kwargs"]
+    fn = fn.expand_by(kwargs["sample_shape"]) if kwargs["sample_shape"] else fn
+    estimator, drawn = aligned(msg["name"], fn, estimator), lane_distribution(fn)
+    if isinstance(estimator, vt.Pathwise):
+        drawn = differentiable_sampler(drawn)
+    return vt.sample(kwargs["rng_key"], drawn, estimator, name=msg["name"])
 
 
 def estimator_of(msg: Any) -> Any:
@@ -89,17 +95,21 @@ def check_infer(msg: Any) -> None:
             )
 
 
-def _draw_in_control_flow(msg: Any) -> None:
+def _draw_in_control_flow(msg: Any) -> Any:
     """Called at each site of a NumPyro ``scan`` or ``cond`` body."""
     if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
-        return
+        return None
     check_infer(msg)
     estimator = estimator_of(msg)
-    if not (isinstance(estimator, vt.Pathwise) and estimator.plain):
-        raise vt.SiteError(
-            f"Site '{msg['name']}' is drawn inside numpyro's scan or cond with "
-            f"{estimator!r}; only Pathwise choices may be drawn there. Fix: use a "
-            "reparameterisable distribution, or draw it outside the loop under a plate."
-        )
-    if msg["kwargs"]["rng_key"] is not None:
+    if msg["kwargs"]["rng_key"] is None:
+        return None
+    if isinstance(estimator, vt.Pathwise) and estimator.plain:
         _move_implicitly(msg)
+        return None
+    if not estimator.causal:
+        raise vt.SiteError(
+            f"Site '{msg['name']}' is drawn inside numpyro's scan or cond with {estimator!r}, "
+            "expected Pathwise or ScoreFunction. Fix: give it ScoreFunction(num_samples=2, "
+            "baseline='leave_one_out'), or sum it out (vipp.marginal with exact=True)."
+        )
+    return _drawn(msg, estimator)

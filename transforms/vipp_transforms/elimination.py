@@ -146,7 +146,12 @@ def _contraction(
     lanes = form.depends[site.index]
     rest = {r: axes for r, axes in form.depends.items() if r != site.index}
     density: Mapping[int, Any] = depends.log_prob(site)
-    earlier = {r: axes for r, axes in density.items() if r != site.index}
-    left = join((rest, relabel(earlier, lanes)))
+    # sites of one loop may depend on each other: a term depends on all of them from the start
+    earlier = {r: axes for r, axes in density.items() if r < site.index}
+    upstream = {r: axes for r, axes in earlier.items() if not depends.same_loop(r, site.index)}
+    looped = {r: axes for r, axes in earlier.items() if r not in upstream}
+    # up to step t, a causal site's density depends on whatever belongs to the steps before
+    outer = (MIXED, *lanes[1:]) if site.index in depends.causal else lanes
+    left = join((rest, relabel(looped, lanes), relabel(upstream, outer)))
     after = layout(form.shape, left)
     return Step(site, tuple(members), form, lanes, after, number, finest, constant)

@@ -61,6 +61,9 @@ class Evaluation:
         for site in planned.program.sites.values():
             self._carried[site.index] = self._names_of_site(site)
         self.env: Env = {v: Lifted(x) for v, x in planned.program.env.items()}
+        for site in planned.program.sites.values():
+            if site.loop is not None:
+                self.env[site.loop.trajectory] = self._trajectory(site)
         self.potentials: dict[int, tuple[Lifted, ...]] = {}
 
     def value(self) -> jax.Array:
@@ -70,7 +73,7 @@ class Evaluation:
 
     def _value(self) -> jax.Array:
         program, elimination = self.plan.program, self.plan.elimination
-        nodes = {v: self._node(site) for v, site in program.sites.items()}
+        nodes = {v: self._node(s) for v, s in program.sites.items() if s.loop is None}
         evaluate(program.eqns, self.env, self.axes, nodes, self._needed(), self._names)
         terms = dict(enumerate(self._leaf_terms()))
         for step in elimination.steps:
@@ -110,7 +113,23 @@ class Evaluation:
         own = frozenset({axis.name} if axis else ())
         if not self.plan.choices[site.index].estimator.draws:
             return own
+        if site.loop is not None:
+            return self._names_of_loop(site.loop.eqn)
         return own.union(*(self._names(v) for v in (site.key, *site.leaves)))
+
+    def _names_of_loop(self, eqn: Any) -> frozenset[str]:
+        """All sites of a loop carry what any of them carries."""
+        sites = [s for s in self.plan.program.sites.values() if s.loop and s.loop.eqn is eqn]
+        own = frozenset(axis.name for s in sites if (axis := self.axis_of[s.index]))
+        before = {r for s in sites for v in (s.key, *s.leaves) for r in self.plan.depends[v]}
+        return own | self._names_of(before - {s.index for s in sites})
+
+    def _trajectory(self, site: Site) -> Lifted:
+        """A number for each of the draws along the site's axis."""
+        axis = self.axis_of[site.index]
+        if axis is None:
+            return Lifted(jnp.int32(0))
+        return Lifted(jnp.arange(axis.size, dtype=jnp.int32), (axis.name,))
 
     def _names(self, atom: Any) -> frozenset[str]:
         """The axes that a value may carry: those of the sites that it depends on."""
@@ -250,6 +269,9 @@ class Evaluation:
         aligned = []
         for value in self.potentials[step.site.index]:
             x, named = value.array, len(value.axes)
+            if step.site.index in self.plan.depends.causal and lanes[0] is not None:
+                backwards = self.plan.depends.causal[step.site.index]
+                x = jax.lax.cumsum(x, axis=named, reverse=backwards)
             summed = tuple(named + j for j, a in enumerate(lanes) if a is None)
             x = _permute(jnp.sum(x, axis=summed) if summed else x, named, order)
             gaps = tuple(named + a for a in range(ndim) if a not in kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
@@ -27,6 +27,7 @@ class Automatic(Estimator):
       max_evaluations: largest product of joint supports over one term's sites.
     """
 
+    causal: ClassVar[bool] = True
     max_support: int = 16
     max_evaluations: int = 64
 
@@ -70,6 +71,8 @@ def _first(site: Site, elimination: Elimination) -> Choice:
     estimator = template.estimator
     if not isinstance(estimator, Automatic):
         return Choice(estimator, lot, "asked for")
+    if site.loop is not None:
+        return Choice(_FALLBACK, lot, "in a loop")
     if lot.support is None:
         return Choice(_FALLBACK, lot, "not reparameterisable, no finite support")
     if joint_size(lot) > estimator.max_support:

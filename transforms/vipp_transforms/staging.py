@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax
-from vipp_transforms.errors import SiteError
+from vipp_transforms.control_flow import (
+    Loop,
+    opened,
+    returning_draws,
+    stays_loop,
+    templates_in,
+    templates_inside,
+)
 from vipp_transforms.sites import (
     Lanes,
     Template,
@@ -36,6 +43,7 @@ class Site:
       var: the drawn value.
       lane_shape: sizes of all lane axes (``vmap`` lanes, then batch axes).
       log_prob: the staged log density of ``(value, *leaves)``, one entry per lane.
+      loop: the loop that it is drawn in, each step a lane (the first axis), or None.
     """
 
     index: int
@@ -47,6 +55,7 @@ class Site:
     var: Any
     lane_shape: tuple[int, ...]
     log_prob: Any
+    loop: Loop | None = None
 
     @property
     def parameters(self) -> tuple[Atom, ...]:
@@ -95,7 +104,7 @@ class Traced(NamedTuple):
 
     def draws(self) -> bool:
         """Whether any choice in it is other than pathwise."""
-        return bool(_names_of_sites(self.closed))
+        return bool(templates_in(self.closed))
 
     def evaluate(self) -> tuple[jax.Array, Any]:
         """Run it as it stands: the value, and the auxiliary outputs without gradient."""
@@ -136,12 +145,13 @@ def inline(traced: Traced) -> Program:
     jaxpr, consts = _jax.open_jaxpr(traced.closed)
     env = dict(zip(jaxpr.constvars, consts, strict=True))
     env |= dict(zip(jaxpr.invars, traced.arrays, strict=True))
-    inliner = _Inliner(env)
+    inliner = _Inliner(env, loops=[])
     scope: dict[Any, Any] = {}
     inliner.run(jaxpr.eqns, scope)
     out, *aux = (_lookup(v, scope) for v in jaxpr.outvars)
     eqns = live(inliner.eqns, [out, *aux])
-    return Program(env, tuple(eqns), _sites(eqns), out, tuple(aux), traced.aux_tree)
+    sites = _sites(eqns, inliner.loops or [])
+    return Program(env, tuple(eqns), sites, out, tuple(aux), traced.aux_tree)
 
 
 def check_scalar(value: Any) -> None:
@@ -164,9 +174,10 @@ def _lookup(atom: Any, scope: dict[Any, Any]) -> Any:
 class _Inliner:
     """Copies equations with jit calls opened; inner variables are renamed at each call."""
 
-    def __init__(self, env: dict[Any, Any]):
+    def __init__(self, env: dict[Any, Any], loops: list[_Drawn] | None):
         self.env = env
         self.eqns: list[Any] = []
+        self.loops = loops  # None inside a loop, where another one is unrolled
 
     def run(self, eqns: Any, scope: dict[Any, Any]) -> None:
         for eqn in eqns:
@@ -175,44 +186,55 @@ class _Inliner:
                 scope[eqn.outvars[0]] = inputs[0]
             elif _jax.is_jit(eqn):
                 self._open(eqn, inputs, scope)
-            else:
-                _refuse_nested_sites(eqn)
+            elif not templates_inside(eqn):
                 outputs = [_jax.fresh_like(v) for v in eqn.outvars]
                 self.eqns.append(eqn.replace(invars=inputs, outvars=outputs))
                 scope.update(zip(eqn.outvars, outputs, strict=True))
+            elif self.loops is not None and stays_loop(eqn):
+                self._keep_loop(eqn, inputs, scope)
+            else:
+                fn = opened(eqn)
+                closed, _ = _jax.trace(fn, *(_shaped(v) for v in eqn.invars))
+                self._splice(closed, inputs, eqn.outvars, scope)
 
     def _open(self, eqn: Any, inputs: list[Any], scope: dict[Any, Any]) -> None:
-        jaxpr, consts = _jax.open_jaxpr(_jax.call_jaxpr(eqn))
+        self._splice(_jax.call_jaxpr(eqn), inputs, eqn.outvars, scope)
+
+    def _splice(self, closed: Any, inputs: list[Any], outvars: Any, scope: Any) -> list[Any]:
+        """Copy a jaxpr's equations; what it returns beyond ``outvars`` comes back."""
+        jaxpr, consts = _jax.open_jaxpr(closed)
         inner: dict[Any, Any] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             inner[var] = _jax.fresh_like(var)
             self.env[inner[var]] = const
         inner.update(zip(jaxpr.invars, inputs, strict=True))
         self.run(jaxpr.eqns, inner)
-        for var, result in zip(eqn.outvars, jaxpr.outvars, strict=True):
-            scope[var] = _lookup(result, inner)
+        results = [_lookup(v, inner) for v in jaxpr.outvars]
+        scope.update(zip(outvars, results, strict=False))
+        return results[len(outvars) :]
 
-
-def _refuse_nested_sites(eqn: Any) -> None:
-    for sub in _jax.sub_jaxprs(eqn):
-        for name in _names_of_sites(sub):
-            raise SiteError(
-                f"Site '{name}' is drawn inside '{eqn.primitive.name}' with an estimator other "
-                "than Pathwise; only pathwise choices may be drawn there. Fix: give it "
-                "estimator=vipp.Pathwise() with a reparameterisable distribution, or draw it "
-                "outside (under a plate, or with vipp.replicate)."
-            )
-
-
-def _names_of_sites(jaxpr: Any) -> list[str]:
-    """The names of all sites of a jaxpr, those of the jaxprs inside it included."""
-    names = []
-    for eqn in _jax.open_jaxpr(jaxpr)[0].eqns:
-        if eqn.primitive is sample_p:
-            names.append(eqn.params["template"].name)
-        for sub in _jax.sub_jaxprs(eqn):
-            names += _names_of_sites(sub)
-    return names
+    def _keep_loop(self, eqn: Any, inputs: list[Any], scope: dict[Any, Any]) -> None:
+        """A scan that returns its draws as well, each of its sites one with a lane per step."""
+        assert self.loops is not None
+        jaxpr, consts = _jax.open_jaxpr(eqn.params["jaxpr"])
+        body = _Inliner(dict(zip(jaxpr.constvars, consts, strict=True)), loops=None)
+        inner: dict[Any, Any] = {}
+        body.run(jaxpr.eqns, inner)
+        outs = [_lookup(v, inner) for v in jaxpr.outvars]
+        fn, sites = returning_draws(eqn, body.eqns, body.env, jaxpr.invars, outs)
+        trajectories = [_jax.Var(_jax.shaped_array((), jnp.dtype(jnp.int32))) for _ in sites]
+        self.env.update((v, jnp.int32(0)) for v in trajectories)
+        shaped = [jax.ShapeDtypeStruct((), jnp.int32)] * len(sites)
+        closed, _ = _jax.trace(fn, *shaped, *(_shaped(v) for v in eqn.invars))
+        extras = self._splice(closed, [*trajectories, *inputs], eqn.outvars, scope)
+        scan = next(e for e in reversed(self.eqns) if e.primitive.name == "scan")
+        for site, trajectory in zip(sites, trajectories, strict=True):
+            template, lanes = site.params["template"], site.params["lanes"]
+            count = len(site.invars) - 1
+            value, key, *leaves = (extras.pop(0) for _ in range(count + 2))
+            steps = Lanes(eqn.params["length"], (True,) * count)
+            loop = Loop(scan, trajectory)
+            self.loops.append(_Drawn(template, (steps, *lanes), value, key, leaves, loop))
 
 
 def live(eqns: list[Any], outputs: list[Any]) -> list[Any]:
@@ -226,26 +248,41 @@ def live(eqns: list[Any], outputs: list[Any]) -> list[Any]:
     return kept[::-1]
 
 
-def _sites(eqns: list[Any]) -> dict[Any, Site]:
+class _Drawn(NamedTuple):
+    template: Template
+    lanes: tuple[Lanes, ...]
+    var: Any
+    key: Any
+    leaves: list[Any]
+    loop: Loop | None = None
+
+
+def _sites(eqns: list[Any], loops: list[_Drawn]) -> dict[Any, Site]:
+    """The sites in program order."""
+    drawn: list[_Drawn] = []
+    for eqn in eqns:
+        if eqn.primitive is sample_p:
+            key, *leaves = eqn.invars
+            template, lanes = eqn.params["template"], eqn.params["lanes"]
+            drawn.append(_Drawn(template, lanes, eqn.outvars[0], key, leaves))
+        drawn += [d for d in loops if any(d.var is v for v in eqn.outvars)]
     sites: dict[Any, Site] = {}
-    drawn = [eqn for eqn in eqns if eqn.primitive is sample_p]
-    names = _unique([eqn.params["template"].name for eqn in drawn])
-    for eqn, name in zip(drawn, names, strict=True):
-        template, lanes = eqn.params["template"], eqn.params["lanes"]
-        var, (key, *leaves) = eqn.outvars[0], eqn.invars
-        lane_shape = (*(lane.size for lane in lanes), *template.batch_shape)
-        sites[var] = Site(
-            len(sites),
-            name,
-            template,
-            lanes,
-            key,
-            tuple(leaves),
-            var,
-            lane_shape,
-            _stage_log_prob(template, lanes, var, leaves),
-        )
+    for d, name in zip(drawn, _unique([d.template.name for d in drawn]), strict=True):
+        lane_shape = (*(lane.size for lane in d.lanes), *d.template.batch_shape)
+        log_prob = _stage_log_prob(d.template, d.lanes, d.var, d.leaves)
+        sites[d.var] = Site(
+            len(sites), name, d.template, d.lanes, d.key, tuple(d.leaves), d.var, lane_shape,
+            log_prob, d.loop,
+        )  # fmt: skip
     return sites
+
+
+def _shaped(atom: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, weak_type=_weak(atom))
+
+
+def _weak(atom: Any) -> bool:
+    return bool(getattr(atom.aval, "weak_type", False))
 
 
 def _unique(names: list[str]) -> list[str]:

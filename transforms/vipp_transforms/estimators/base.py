@@ -149,10 +149,13 @@ class Estimator(abc.ABC):
       draws: whether ``expand`` depends on a draw, hence on the distribution's parameters; if not,
         its values carry no axis but the estimator's own.
       relaxed: whether its values are real numbers though the distribution is discrete.
+      causal: whether its draws can be made step by step in a loop, each credited with what comes
+        after it: plain draws, the log density their only potential.
       orders: how many derivatives are unbiased; None for all.
     """
 
     biased: ClassVar[bool] = False
+    causal: ClassVar[bool] | Any = False
     draws: ClassVar[bool] = True
     relaxed: ClassVar[bool] = False
     orders: ClassVar[int | None] = None

@@ -113,6 +113,11 @@ class ScoreFunction(Estimator):
         return isinstance(self.baseline, str)
 
     @property
+    def causal(self) -> bool:
+        """Plain draws, without a baseline for each lane."""
+        return not self.antithetic and self._values is None
+
+    @property
     def coupled(self) -> bool:
         """Antithetic draws share their noise."""
         return self.antithetic

@@ -1,0 +1,210 @@
+"""Random choices inside branches, loops and other calls, brought where they can be treated.
+
+A call is opened, and a branch becomes a selection among the results of all branches: what was not
+taken is masked, and with it what was drawn there. A loop of a fixed number of steps whose choices
+are all score functions stays a loop: it returns its draws and their distributions' parameters,
+stacked, and so becomes one site with a lane for each step. Any other such loop is unrolled, if it
+is short. A ``while_loop`` cannot be treated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vipp_transforms import _jax
+from vipp_transforms.errors import SiteError
+from vipp_transforms.sites import Lanes, Template, draw, sample_p
+
+MAX_UNROLLED = 128
+
+_OPENED = frozenset(
+    {"checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call",
+     "custom_vjp_call_jaxpr", "closed_call", "core_call"}
+)  # fmt: skip
+
+
+def templates_in(jaxpr: Any) -> list[Template]:
+    """The sites of a jaxpr, those of the jaxprs inside it included."""
+    found = []
+    for eqn in _jax.open_jaxpr(jaxpr)[0].eqns:
+        if eqn.primitive is sample_p:
+            found.append(eqn.params["template"])
+        for sub in _jax.sub_jaxprs(eqn):
+            found += templates_in(sub)
+    return found
+
+
+def templates_inside(eqn: Any) -> list[Template]:
+    """The sites inside an equation."""
+    return [t for sub in _jax.sub_jaxprs(eqn) for t in templates_in(sub)]
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """The loop that a site is drawn in.
+
+    Attributes:
+      eqn: the scan, rewritten to return its draws.
+      trajectory: the variable that numbers the trajectory: draws differ where it does.
+    """
+
+    eqn: Any
+    trajectory: Any
+
+
+def opened(eqn: Any) -> Callable[..., list[Any]]:
+    """A function of the operands that does what ``eqn`` does, its sites in the open."""
+    name = eqn.primitive.name
+    if name in _OPENED:
+        inner = _jax.call_jaxpr(eqn)
+        if inner is not None:
+            return lambda *operands: _call(inner, operands)
+    if name == "cond":
+        return _selection(eqn)
+    if name == "scan":
+        return _unrolled(eqn)
+    template = templates_inside(eqn)[0]
+    raise SiteError(
+        f"Site '{template.name}' is drawn inside '{name}' with {template.estimator!r}, where only "
+        "pathwise choices may be drawn. Fix: use a loop of a fixed number of steps (lax.scan, "
+        "fori_loop with constant bounds), give it estimator=vipp.Pathwise() with a "
+        "reparameterisable distribution, or draw it outside (under a plate, or with "
+        "vipp.replicate)."
+    )
+
+
+def _call(jaxpr: Any, operands: Sequence[Any]) -> list[Any]:
+    opened_jaxpr, consts = _jax.open_jaxpr(jaxpr)
+    fn = _jax.evaluator(
+        opened_jaxpr.eqns, (*opened_jaxpr.constvars, *opened_jaxpr.invars), opened_jaxpr.outvars
+    )
+    return fn(*consts, *operands)
+
+
+def _selection(eqn: Any) -> Callable[..., list[Any]]:
+    branches = eqn.params["branches"]
+
+    def select(index: Any, *operands: Any) -> list[Any]:
+        results = [_call(branch, operands) for branch in branches]
+        return [_choose(index, cases) for cases in zip(*results, strict=True)]
+
+    return select
+
+
+def _choose(index: Any, cases: Sequence[Any]) -> Any:
+    if len(cases) == 1:
+        return cases[0]
+    which = index.astype(bool) if len(cases) == 2 else index
+    return jax.lax.select_n(jnp.broadcast_to(which, cases[0].shape), *cases)
+
+
+def stays_loop(eqn: Any) -> bool:
+    """Whether a scan with sites can stay one."""
+    if eqn.primitive.name != "scan" or eqn.params["length"] < 2:
+        return False
+    return all(template.estimator.causal for template in templates_inside(eqn))
+
+
+def _unrolled(eqn: Any) -> Callable[..., list[Any]]:
+    length, reverse = eqn.params["length"], eqn.params["reverse"]
+    consts, carried = _jax.scan_arity(eqn)
+    if length > MAX_UNROLLED:
+        template = next(t for t in templates_inside(eqn) if not t.estimator.causal)
+        raise SiteError(
+            f"Site '{template.name}' is drawn with {template.estimator!r} in each of the {length} "
+            f"steps of a loop. Expected ScoreFunction or Pathwise, or at most {MAX_UNROLLED} "
+            "steps: loops with other estimators are unrolled. Fix: give it "
+            "ScoreFunction(num_samples=2, baseline='leave_one_out'), or sum it out "
+            "(vipp.marginal with exact=True)."
+        )
+
+    def run(*operands: Any) -> list[Any]:
+        fixed, carry = operands[:consts], list(operands[consts : consts + carried])
+        scanned = operands[consts + carried :]
+        stacked: list[list[Any]] = []
+        for t in reversed(range(length)) if reverse else range(length):
+            xs = [jax.lax.index_in_dim(x, t, keepdims=False) for x in scanned]
+            results = _call(eqn.params["jaxpr"], [*fixed, *carry, *xs])
+            carry = results[:carried]
+            stacked.append(results[carried:])
+        if reverse:
+            stacked.reverse()
+        if not stacked:
+            empty = [v.aval for v in eqn.outvars[carried:]]
+            return [*carry, *(jnp.zeros(a.shape, a.dtype) for a in empty)]
+        return [*carry, *(jnp.stack(step) for step in zip(*stacked, strict=True))]
+
+    return run
+
+
+class Drawn(NamedTuple):
+    """What a site of a loop returns besides, each stacked over the steps."""
+
+    template: Template
+    lanes: tuple[Lanes, ...]
+    value: Any
+    key: Any
+    leaves: list[Any]
+
+
+def returning_draws(
+    eqn: Any, body: Sequence[Any], env: dict[Any, Any], invars: Sequence[Any], outs: Sequence[Any]
+) -> tuple[Callable[..., Any], list[Any]]:
+    """The scan, returning also what its sites drew.
+
+    Args:
+      eqn: the scan.
+      body: the equations of its body, opened.
+      env: the constants among their variables.
+      invars: of the body.
+      outs: the atoms that it returns.
+
+    Returns:
+      A function of one trajectory number per site, then of the operands, returning the scan's
+      results and then, per site, the value, its key and its leaves; and the sites' equations.
+    """
+    consts, carried = _jax.scan_arity(eqn)
+    sites = [e for e in body if e.primitive is sample_p]
+
+    def run(*operands: Any) -> list[Any]:
+        trajectories, operands = operands[: len(sites)], operands[len(sites) :]
+        fixed, init = operands[:consts], operands[consts : consts + carried]
+
+        def step(carry: Any, xs: Any) -> Any:
+            values = dict(env)
+            values.update(zip(invars, (*fixed, *carry, *xs), strict=True))
+            extras: list[Any] = []
+            for e in body:
+                inputs = [v.val if isinstance(v, _jax.Literal) else values[v] for v in e.invars]
+                if e.primitive is sample_p:
+                    results = _draw(e, inputs, trajectories[sites.index(e)], extras)
+                else:
+                    results = _jax.apply(e, inputs)
+                values.update(zip(e.outvars, results, strict=True))
+            made = [v.val if isinstance(v, _jax.Literal) else values[v] for v in outs]
+            made = [jnp.asarray(x) for x in made]
+            return made[:carried], (made[carried:], extras)
+
+        carry, (ys, extras) = jax.lax.scan(
+            step, list(init), list(operands[consts + carried :]),
+            length=eqn.params["length"], reverse=eqn.params["reverse"],
+        )  # fmt: skip
+        return [*carry, *ys, *extras]
+
+    return run, sites
+
+
+def _draw(eqn: Any, inputs: Sequence[Any], trajectory: Any, extras: list[Any]) -> list[Any]:
+    key, *leaves = inputs
+    template, lanes = eqn.params["template"], eqn.params["lanes"]
+    fold = jax.random.fold_in
+    for _ in range(key.ndim):
+        fold = jax.vmap(fold, in_axes=(0, None))
+    value = draw(template, lanes, fold(key, trajectory), leaves)
+    extras += [value, key, *map(jnp.asarray, leaves)]
+    return [value]
