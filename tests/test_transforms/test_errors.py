@@ -89,19 +89,14 @@ def inside(construct, body, t):
     }[construct]()
 
 
-CONSTRUCTS = {"scan": "scan", "while": "while", "cond": "cond", "checkpoint": "checkpoint|remat",
-              "scan of cond": "scan"}  # fmt: skip
-
-
 @pytest.mark.parametrize("estimator", [vt.Enumerate(), vt.ScoreFunction(), vt.Automatic()])
-@pytest.mark.parametrize("construct", CONSTRUCTS)
-def test_a_site_inside_control_flow(construct, estimator):
-    match = rf"Site 'z' is drawn inside '({CONSTRUCTS[construct]})\d?'.*Pathwise.*Fix: .*outside"
+def test_a_site_inside_a_while_loop(estimator):
+    match = r"Site 'z' is drawn inside 'while'.*Pathwise.*Fix: .*outside"
     with pytest.raises(vt.SiteError, match=match):
-        run(lambda t: inside(construct, lambda c: c + draw(dist.Bernoulli(t), estimator), t))
+        run(lambda t: inside("while", lambda c: c + draw(dist.Bernoulli(t), estimator), t))
 
 
-@pytest.mark.parametrize("construct", [c for c in CONSTRUCTS if c != "while"])
+@pytest.mark.parametrize("construct", ["scan", "cond", "checkpoint", "scan of cond"])
 def test_a_pathwise_site_inside_control_flow(construct):
     """Also where its parameters depend on a site outside that is enumerated."""
 

@@ -60,6 +60,7 @@ LINEAR = {
     "head": lambda x, w: x[:1],
     "repeat": lambda x, w: jnp.broadcast_to(x[None], (2, *x.shape)).reshape(-1, x.shape[-1]),
     "to itself": lambda x, w: x + x * w,
+    "stack": lambda x, w: jnp.stack([x, w * x], 1),
     "join": lambda x, w: jnp.concatenate([x, w * x[:1]]),
     "join constants": lambda x, w: jnp.concatenate([jnp.full_like(x, w), x], 1),
     "where": lambda x, w: jnp.where(np.arange(x.shape[1])[None] % 2 == 0, x, w * jnp.ones_like(x)),

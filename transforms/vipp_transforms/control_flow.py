@@ -71,9 +71,8 @@ def opened(eqn: Any) -> Callable[..., list[Any]]:
     template = templates_inside(eqn)[0]
     raise SiteError(
         f"Site '{template.name}' is drawn inside '{name}' with {template.estimator!r}, where only "
-        "pathwise choices may be drawn. Fix: use a loop of a fixed number of steps (lax.scan, "
-        "fori_loop with constant bounds), give it estimator=vipp.Pathwise() with a "
-        "reparameterisable distribution, or draw it outside (under a plate, or with "
+        "Pathwise choices may be drawn. Fix: use a loop of a fixed number of steps (lax.scan, or "
+        "fori_loop with constant bounds), or draw it outside (under a plate, or with "
         "vipp.replicate)."
     )
 
@@ -90,10 +89,56 @@ def _selection(eqn: Any) -> Callable[..., list[Any]]:
     branches = eqn.params["branches"]
 
     def select(index: Any, *operands: Any) -> list[Any]:
-        results = [_call(branch, operands) for branch in branches]
+        # of draws from one key, only one was ever made: now they must not be the same
+        results = [_call_apart(branch, operands, i) for i, branch in enumerate(branches)]
         return [_choose(index, cases) for cases in zip(*results, strict=True)]
 
     return select
+
+
+def _call_apart(jaxpr: Any, operands: Sequence[Any], number: int) -> list[Any]:
+    """Call a branch, all of whose draws are independent of those of branches numbered otherwise."""
+    opened_jaxpr, consts = _jax.open_jaxpr(jaxpr)
+    invars = (*opened_jaxpr.constvars, *opened_jaxpr.invars)
+    values = dict(zip(invars, (*consts, *operands), strict=True))
+    for eqn in opened_jaxpr.eqns:
+        inputs = [v.val if isinstance(v, _jax.Literal) else values[v] for v in eqn.invars]
+        if eqn.primitive is sample_p:
+            results = _jax.apply(eqn, [_folded(inputs[0], number), *inputs[1:]])
+        elif not templates_inside(eqn):
+            results = _jax.apply(eqn, inputs)
+        elif eqn.primitive.name in ("cond", "scan"):
+            results = _jax.apply(_with_bodies_apart(eqn, number), inputs)
+        elif (inner := _jax.call_jaxpr(eqn)) is not None and eqn.primitive.name != "while":
+            results = _call_apart(inner, inputs, number)
+        else:
+            results = _jax.apply(eqn, inputs)
+        values.update(zip(eqn.outvars, results, strict=True))
+    return [
+        jnp.asarray(v.val) if isinstance(v, _jax.Literal) else values[v]
+        for v in opened_jaxpr.outvars
+    ]
+
+
+def _with_bodies_apart(eqn: Any, number: int) -> Any:
+    def apart(closed: Any) -> Any:
+        shaped = [_jax.shaped_array(a.shape, a.dtype) for a in closed.in_avals]
+        fn = lambda *xs: _call_apart(closed, xs, number)
+        return _jax.trace(fn, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in shaped))[0]
+
+    params = dict(eqn.params)
+    if eqn.primitive.name == "cond":
+        params["branches"] = tuple(map(apart, params["branches"]))
+    else:
+        params["jaxpr"] = apart(params["jaxpr"])
+    return eqn.replace(params=params)
+
+
+def _folded(key: Any, number: Any) -> Any:
+    fold = jax.random.fold_in
+    for _ in range(key.ndim):
+        fold = jax.vmap(fold, in_axes=(0, None))
+    return fold(key, number)
 
 
 def _choose(index: Any, cases: Sequence[Any]) -> Any:
@@ -202,9 +247,6 @@ def returning_draws(
 def _draw(eqn: Any, inputs: Sequence[Any], trajectory: Any, extras: list[Any]) -> list[Any]:
     key, *leaves = inputs
     template, lanes = eqn.params["template"], eqn.params["lanes"]
-    fold = jax.random.fold_in
-    for _ in range(key.ndim):
-        fold = jax.vmap(fold, in_axes=(0, None))
-    value = draw(template, lanes, fold(key, trajectory), leaves)
+    value = draw(template, lanes, _folded(key, trajectory), leaves)
     extras += [value, key, *map(jnp.asarray, leaves)]
     return [value]

@@ -16,7 +16,7 @@ from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
 from vipp_transforms.planning import Plan
 from vipp_transforms.policy import Choice
 from vipp_transforms.sites import LaneSource, coupled_noise, lifting, split_keys
-from vipp_transforms.staging import Site
+from vipp_transforms.staging import Site, live
 from vipp_transforms.terms import weights
 
 
@@ -74,7 +74,9 @@ class Evaluation:
     def _value(self) -> jax.Array:
         program, elimination = self.plan.program, self.plan.elimination
         nodes = {v: self._node(s) for v, s in program.sites.items() if s.loop is None}
-        evaluate(program.eqns, self.env, self.axes, nodes, self._needed(), self._names)
+        needed = self._needed()
+        eqns = live(list(program.eqns), needed)  # a sum of many terms would have all their axes
+        evaluate(eqns, self.env, self.axes, nodes, needed, self._names)
         terms = dict(enumerate(self._leaf_terms()))
         for step in elimination.steps:
             terms[step.result] = self._contract(step, [terms.pop(k) for k in step.members])
@@ -85,8 +87,8 @@ class Evaluation:
 
     def _needed(self) -> list[Any]:
         atoms = list(self.plan.split.leaves)
-        for eqn, _ in self.plan.split.opened:
-            atoms += eqn.invars
+        for eqn, operands in self.plan.split.opened:  # what was walked through is not needed
+            atoms += [v for i, v in enumerate(eqn.invars) if i not in operands]
         for site in self.plan.program.sites.values():
             atoms += [site.key, *site.leaves, site.var]
         return atoms

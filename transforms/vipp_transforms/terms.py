@@ -132,7 +132,7 @@ def _grain(dependence: Any) -> Any:
     return {site: tuple(a is not None for a in axes) for site, axes in dependence.items()}
 
 
-_SUMS = frozenset({"add", "sub", "add_any", "concatenate"})
+_SUMS = frozenset({"add", "sub", "add_any", "concatenate", "stack"})
 _SHAPES = frozenset(
     {"neg", "reduce_sum", "reshape", "transpose", "squeeze", "expand_dims", "copy", "copy_p",
      "broadcast_in_dim", "convert_element_type", "rev", "slice"}
