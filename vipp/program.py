@@ -173,6 +173,27 @@ class Program(AbstractProgram):
         latent = {n: x for n, x in drawn.values.items() if n not in data}
         return Trace(latent, drawn.subsamples, drawn.auxiliary), data
 
+    def run(self, given: Trace | None = None) -> tuple[Trace, list[SiteDensity], Any]:
+        """Run the program: its latent values (``given``, or drawn), densities, and result."""
+        data = {} if given is None else {**given.values, **given.subsamples}
+        record, result = self._run(data, given)
+        return _drawn(record), site_densities(record), result
+
+    def before_scan(self, given: Trace | None = None) -> tuple[Trace, list[SiteDensity], Any]:
+        """Run the program up to its first ``scan``, whose arguments are the result.
+
+        The result is None if it has none.
+        """
+        taking = _TakeScan()
+        data = {} if given is None else {**given.values, **given.subsamples}
+        record, _ = self._run(data, given, inner=taking)
+        return _drawn(record), site_densities(record), taking.arguments
+
+    def names(self) -> list[str]:
+        """The names of its sites."""
+        record, _ = self._run({}, constant=True)
+        return [n for n, s in record.items() if s["type"] == "sample"]
+
     def keyed(self) -> Callable[..., Any]:
         """The NumPyro program, its subsampled plates drawing the objective's minibatch."""
         return self.fn if self.plate_key is None else _PlateKeys(self.fn, self.plate_key)
@@ -192,7 +213,10 @@ class Program(AbstractProgram):
             _Given({**self.params, **self.mutable, **data}, given),
             inner or nullcontext(),
         ):
-            result = fn(*self.args, **self.kwargs)
+            try:
+                result = fn(*self.args, **self.kwargs)
+            except _ScanBegins:
+                result = None
         for name, site in record.items():
             if site["type"] == "mutable":
                 self.mutable[name] = site["value"]
@@ -250,6 +274,21 @@ class _Constant(Messenger):
         key = vt.lane_key(msg["kwargs"]["rng_key"], msg["fn"])
         value = msg["fn"](rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
         return jax.lax.stop_gradient(value)
+
+
+class _ScanBegins(Exception):  # noqa: N818 (no error: how a run is left)
+    pass
+
+
+class _TakeScan(Messenger):
+    """Leaves the program where its scan begins."""
+
+    arguments: Any = None
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            self.arguments = msg["args"]
+            raise _ScanBegins
 
 
 class _Unobserve(Messenger):

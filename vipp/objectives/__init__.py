@@ -4,6 +4,7 @@ from vipp.objectives.annealed import AnnealedBound
 from vipp.objectives.ciwae import CIWAE
 from vipp.objectives.cubo import CUBO
 from vipp.objectives.elbo import ELBO
+from vipp.objectives.filtering import FilteringBound
 from vipp.objectives.forward_kl import ForwardKL
 from vipp.objectives.iwae import IWAE
 from vipp.objectives.miwae import MIWAE
@@ -24,6 +25,7 @@ __all__ = [
     "TVO",
     "VIMCO",
     "AnnealedBound",
+    "FilteringBound",
     "ForwardKL",
     "Renyi",
     "ReweightedWakeSleep",

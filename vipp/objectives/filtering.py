@@ -1,0 +1,166 @@
+"""Filtering bounds: particle filters as objectives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.handlers import seed
+
+import vipp_transforms as vt
+from vipp.densities import joint
+from vipp.objective import objective
+from vipp.program import AbstractProgram
+from vipp.replicate import random_key
+from vipp.sequence import Sequence, check_ends_with_scan, take_apart
+from vipp.support import check_same_support
+
+_WAYS = ("multinomial", "systematic", "soft", "none")
+
+
+def _check(config: dict[str, Any]) -> None:
+    if config["resample"] not in _WAYS:
+        raise ValueError(
+            f"FilteringBound: resample must be one of {_WAYS}, got {config['resample']!r}."
+        )
+    if config["resampling_gradient"] and config["resample"] in ("systematic", "none"):
+        raise ValueError(
+            f"FilteringBound: resample={config['resample']!r} has no resampling gradient. Fix: use "
+            "resample='multinomial' or 'soft', or resampling_gradient=False."
+        )
+    if not 0 < config["softness"] <= 1:
+        raise ValueError(
+            f"FilteringBound: softness must be within (0, 1], got {config['softness']!r}."
+        )
+
+
+@objective(check=_check)
+def FilteringBound(  # noqa: N802
+    p: AbstractProgram,
+    q: AbstractProgram,
+    *,
+    num_particles: int,
+    resample: str = "multinomial",
+    resampling_gradient: bool = False,
+    softness: float = 0.5,
+) -> jax.Array:
+    r"""A particle filter's estimate of the log likelihood (FIVO, AESMC, VSMC).
+
+    .. math:: E\Big[\sum_{t=1}^T \log \sum_{k=1}^K W_{t-1}^k \,
+        \frac{p(x_t, z_t^k \mid z_{<t}^k)}{q(z_t^k \mid z_{<t}^k, x)}\Big] \le \log p(x)
+
+    for a model and a guide that are each written with one ``numpyro.contrib.control_flow.scan``:
+    the guide's step proposes, the model's step weighs, and between steps the particles are
+    resampled. It needs ``K`` of the order of ``T``, where IWAE needs it exponential in ``T``.
+
+    Args:
+      num_particles: ``K``, at least 1.
+      resample: ``"multinomial"``; ``"systematic"``, with less noise; ``"soft"``, from a mixture of
+        the weights and the uniform distribution, so that the weights keep a gradient; ``"none"``
+        for the bound IWAE(K).
+      resampling_gradient: whether the choice of ancestors gets its score-function gradient. Without
+        it, as is usual, the gradient is biased and much less noisy.
+      softness: the uniform distribution's share in ``"soft"``, within (0, 1].
+
+    Raises:
+      ValueError: if ``num_particles`` is not a positive int, or for an unknown way to resample;
+        when traced, if a program has no scan, a site after it, or another number of steps.
+
+    Example:
+      >>> import vipp
+      >>> vipp.FilteringBound(num_particles=16)
+      FilteringBound(num_particles=16)
+
+    References:
+      Maddison et al., *Filtering variational objectives*, 2017.
+      Le, Igl, Rainforth, Jin and Wood, *Auto-encoding sequential Monte Carlo*, 2018.
+      Naesseth, Linderman, Ranganath and Blei, *Variational sequential Monte Carlo*, 2018.
+      Karkus, Hsu and Lee, *Particle filter networks*, 2018 (soft resampling).
+    """
+    key = random_key("FilteringBound")
+    first, chain, ancestors = jax.random.split(key, 3)
+    seen: dict[str, Any] = {}
+
+    def start(key: Any) -> Any:
+        keys = jax.random.split(key)
+        with seed(rng_seed=keys[0]):
+            guide = take_apart(q, "guide")
+        with seed(rng_seed=keys[1]):
+            model = take_apart(p, "model", guide.drawn)
+        seen.update(guide=guide, model=model)
+        return (guide.carry, model.carry), joint(model.sites) - joint(guide.sites)
+
+    carries, log_w = jax.vmap(start)(jax.random.split(first, num_particles))
+    guide, model = seen["guide"], seen["model"]
+    _check_lengths(guide, model)
+
+    def step(carry: Any, given: Any) -> Any:
+        carries, log_w = carry
+        key, chosen, of_q, of_p = given
+
+        def move(key: Any, carries: Any) -> Any:
+            keys = jax.random.split(key)
+            next_q, z, sites_q = guide.advance(keys[0], carries[0], of_q)
+            next_p, _, sites_p = model.advance(keys[1], carries[1], of_p, z)
+            check_same_support("FilteringBound", sites_p, sites_q)
+            seen["names"] = [s.name for s in sites_q], [s.name for s in sites_p]
+            return (next_q, next_p), joint(sites_p) - joint(sites_q)
+
+        carries, gained = jax.vmap(move)(jax.random.split(key, num_particles), carries)
+        log_w = log_w + gained
+        total = jax.nn.logsumexp(log_w)
+        log_w = log_w - total
+        index, log_w = _resample(chosen, log_w, resample, resampling_gradient, softness)
+        if index is not None:
+            carries = jax.tree.map(lambda x: x[index], carries)
+        return (carries, log_w), total
+
+    keys = jax.random.split(chain, guide.length), jax.random.split(ancestors, guide.length)
+    log_w = log_w - math.log(num_particles)
+    carry = jax.tree.map(jnp.asarray, (carries, log_w))
+    _, totals = jax.lax.scan(step, carry, (*keys, guide.xs, model.xs), length=guide.length)
+    for sequence, inside, what in zip(
+        (guide, model), seen["names"], ("guide", "model"), strict=True
+    ):
+        with seed(rng_seed=key):
+            check_ends_with_scan(sequence, inside, what)
+    return totals.sum()
+
+
+def _resample(
+    key: Any, log_w: jax.Array, way: str, with_gradient: bool, softness: float
+) -> tuple[jax.Array | None, jax.Array]:
+    """The ancestors, and the log weights of the particles drawn from them."""
+    count = len(log_w)
+    if way == "none":
+        return None, log_w
+    if way == "systematic":
+        cumulative = jnp.cumsum(jnp.exp(jax.lax.stop_gradient(log_w)))
+        points = (jnp.arange(count) + jax.random.uniform(key)) / count
+        index = jnp.minimum(jnp.searchsorted(cumulative, points), count - 1)
+        return index, jnp.full(count, -math.log(count))
+    log_proposal = log_w
+    if way == "soft":
+        uniform = math.log(softness) - math.log(count)
+        log_proposal = jnp.logaddexp(math.log1p(-softness) + log_w if softness < 1 else -jnp.inf,
+                                     uniform)  # fmt: skip
+    if with_gradient:
+        drawn = dist.Categorical(logits=jnp.broadcast_to(log_proposal, (count, count)))
+        index = vt.sample(key, drawn, vt.ScoreFunction(), name="filtering$ancestors")
+    else:
+        logits = jax.lax.stop_gradient(log_proposal)
+        index = jax.random.categorical(key, logits, shape=(count,))
+    if way == "soft":
+        return index, (log_w - log_proposal)[index] - math.log(count)
+    return index, jnp.full(count, -math.log(count))
+
+
+def _check_lengths(guide: Sequence, model: Sequence) -> None:
+    if guide.length != model.length:
+        raise ValueError(
+            f"FilteringBound: the guide's scan has {guide.length} steps, the model's "
+            f"{model.length}, expected as many. Fix: scan over the same sequence."
+        )

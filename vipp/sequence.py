@@ -1,0 +1,89 @@
+"""A NumPyro program whose scan is taken apart into steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from numpyro.handlers import seed
+
+from vipp.densities import SiteDensity
+from vipp.program import AbstractProgram, Program
+from vipp.trace import Trace
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One run of a program up to its scan, and the scan's steps.
+
+    Attributes:
+      program: whose parameters the steps use.
+      drawn: the latent values before the scan.
+      sites: the densities before the scan.
+      step: ``(carry, x) -> (carry, y)``, with sites inside.
+      carry: at the first step.
+      xs: what is scanned over.
+      length: the number of steps.
+    """
+
+    program: Program
+    drawn: Trace
+    sites: list[SiteDensity]
+    step: Callable[[Any, Any], Any]
+    carry: Any
+    xs: Any
+    length: int
+
+    def advance(
+        self, key: Any, carry: Any, x: Any, given: Trace | None = None
+    ) -> tuple[Any, Trace, list[SiteDensity]]:
+        """One step: the next carry, the latent values (``given``, or drawn), their densities."""
+        step = Program(self.step, self.program.params, (carry, x), mutable=self.program.mutable)
+        with seed(rng_seed=key):
+            drawn, sites, (new, _) = step.run(given)
+        return new, drawn, sites
+
+
+def take_apart(program: AbstractProgram, what: str, given: Trace | None = None) -> Sequence:
+    """Run ``program`` up to its scan.
+
+    Args:
+      program: a NumPyro program with one ``scan``, and no site after it.
+      what: to call it in errors.
+      given: values for its latent sites; None to draw those before the scan.
+
+    Raises:
+      ValueError: if it has no scan, or one in reverse, or its density is estimated.
+    """
+    if not isinstance(program, Program):
+        raise ValueError(
+            f"FilteringBound needs a {what} that is a NumPyro program written with scan, got "
+            f"{type(program).__name__}. Fix: use ELBO or IWAE with this program."
+        )
+    drawn, sites, arguments = program.before_scan(given)
+    if arguments is None:
+        raise ValueError(
+            f"FilteringBound: the {what} has no numpyro.contrib.control_flow.scan, got sites "
+            f"{sorted(s.name for s in sites)}. Fix: write its steps with scan, or use IWAE."
+        )
+    step, carry, xs, length, reverse = arguments
+    if reverse:
+        raise ValueError(
+            f"FilteringBound: the scan of the {what} runs in reverse, expected forward. Fix: "
+            "reverse what it scans over."
+        )
+    steps = length if length is not None else len(jax.tree.leaves(xs)[0])
+    return Sequence(program, drawn, sites, step, carry, xs, steps)
+
+
+def check_ends_with_scan(sequence: Sequence, inside: list[str], what: str) -> None:
+    """Raise if the program has a site after its scan."""
+    known = {*(s.name for s in sequence.sites), *inside}
+    after = [n for n in sequence.program.names() if n not in known]
+    if after:
+        raise ValueError(
+            f"FilteringBound: site '{after[0]}' of the {what} comes after its scan, expected none. "
+            "Fix: draw it before the scan or in its last step."
+        )
