@@ -11,6 +11,7 @@ import vipp_transforms as vt
 from vipp.adaptive import aligned
 from vipp.distributions import lane_distribution, reparameterised
 from vipp.implicit import circular, differentiable_sampler, implicit
+from vipp.unroll import NeedsUnrolling
 
 
 class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
@@ -107,9 +108,5 @@ def _draw_in_control_flow(msg: Any) -> Any:
         _move_implicitly(msg)
         return None
     if not estimator.causal:
-        raise vt.SiteError(
-            f"Site '{msg['name']}' is drawn inside numpyro's scan or cond with {estimator!r}, "
-            "expected Pathwise or ScoreFunction. Fix: give it ScoreFunction(num_samples=2, "
-            "baseline='leave_one_out'), or sum it out (vipp.marginal with exact=True)."
-        )
+        raise NeedsUnrolling(msg["name"], estimator)
     return _drawn(msg, estimator)

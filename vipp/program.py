@@ -18,6 +18,7 @@ import vipp_transforms as vt
 from vipp.densities import SiteDensity, joint, joint_per_plate, site_densities
 from vipp.replicate import random_key
 from vipp.trace import Trace
+from vipp.unroll import NeedsUnrolling, is_unrolled, unroll
 
 PerPlate = str | tuple[str, ...] | None
 
@@ -205,7 +206,18 @@ class Program(AbstractProgram):
         constant: bool = False,
         inner: Any = None,
     ) -> tuple[Any, Any]:
-        key, fn = random_key("A Program"), self.keyed()
+        key = random_key("A Program")
+        if inner is None and given is not None and any(map(is_unrolled, given)):
+            inner = unroll()
+        try:
+            return self._run_once(key, data, given, constant, inner)
+        except NeedsUnrolling as because:
+            return self._run_once(key, data, given, constant, unroll(because))
+
+    def _run_once(
+        self, key: Any, data: Mapping[str, Any], given: Trace | None, constant: bool, inner: Any
+    ) -> tuple[Any, Any]:
+        fn = self.keyed()
         with (
             trace() as record,
             _Constant() if constant else nullcontext(),
