@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
+from numpyro.distributions.util import clamp_probs
 
 from vipp.implicit import WRAPPERS, implicit
 
@@ -37,14 +38,29 @@ class _BernoulliLogits(dist.BernoulliLogits):
         return value * logits - _softplus(logits)
 
 
+@jax.custom_jvp
+def _x_log_y(x: jax.Array, y: jax.Array) -> jax.Array:
+    return x * jnp.log(y)
+
+
+@_x_log_y.defjvp
+def _x_log_y_jvp(primals: Any, tangents: Any) -> Any:
+    # x / y first: with the cotangent first, y near the smallest number gives inf * 0
+    (x, y), (dx, dy) = primals, tangents
+    return _x_log_y(x, y), jnp.log(y) * dx + jnp.where(x == 0, 0.0, x / y) * dy
+
+
 class _BernoulliProbs(dist.BernoulliProbs):
     """A Bernoulli whose log probability is also defined between zero and one, linear in the value.
 
     Estimators that relax a choice score the model there, where NumPyro's validation says ``-inf``.
+    And its gradient is a number where the probability is zero or one.
     """
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
-        linear = super().log_prob(value)
+        probs = clamp_probs(self.probs)
+        value = jnp.asarray(value, probs.dtype)
+        linear = _x_log_y(value, probs) + _x_log_y(1 - value, 1 - probs)
         # what goes straight through is zero or one but for rounding
         return jnp.where(jnp.abs(value - 0.5) <= 0.501, linear, -jnp.inf)
 

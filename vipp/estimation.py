@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from typing import Any
 
 from numpyro.primitives import Messenger
@@ -20,7 +21,9 @@ class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro'
     def process_message(self, msg: Any) -> None:
         """Draw the site, unless a handler further in gave it a value."""
         if msg["type"] == "control_flow":
-            msg["kwargs"]["substitute_stack"].append(("substitute", _draw_in_control_flow))
+            looped = len(msg["args"]) == 5  # those of scan; cond has four
+            draw = partial(_draw_in_control_flow, looped=looped)
+            msg["kwargs"]["substitute_stack"].append(("substitute", draw))
         if msg["type"] != "sample":
             return
         check_infer(msg)
@@ -96,8 +99,8 @@ def check_infer(msg: Any) -> None:
             )
 
 
-def _draw_in_control_flow(msg: Any) -> Any:
-    """Called at each site of a NumPyro ``scan`` or ``cond`` body."""
+def _draw_in_control_flow(msg: Any, looped: bool) -> Any:
+    """Called at each site in the body of a NumPyro ``scan`` (``looped``) or ``cond``."""
     if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
         return None
     check_infer(msg)
@@ -107,6 +110,6 @@ def _draw_in_control_flow(msg: Any) -> Any:
     if isinstance(estimator, vt.Pathwise) and estimator.plain:
         _move_implicitly(msg)
         return None
-    if not estimator.causal:
+    if looped and not estimator.causal:
         raise NeedsUnrolling(msg["name"], estimator)
     return _drawn(msg, estimator)
