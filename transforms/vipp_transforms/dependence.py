@@ -180,7 +180,7 @@ def _scan(
             break
         carry = grown
     if any(r in dep for dep in carry for r in group):
-        causal.update(dict.fromkeys(group, reverse))
+        causal.update({r: reverse for r in group})
     final = [_carried_on(dep, set()) for dep in carry]
     return [*final, *map(_out_of_step, outputs[carried:])]
 
