@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--draws", type=int, default=400_000)
-    parser.add_argument("--many", type=int, default=4_000, help="auxiliary particles")
+    parser.add_argument("--many", type=int, default=16_000, help="auxiliary particles")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs"))
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)

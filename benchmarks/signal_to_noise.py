@@ -87,9 +87,9 @@ def picture(lines, path):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=int, default=64, help="number of data points")
-    parser.add_argument("--draws", type=int, default=4_096)
-    parser.add_argument("--most", type=int, default=256, help="the largest K and M")
+    parser.add_argument("--data", type=int, default=32, help="number of data points")
+    parser.add_argument("--draws", type=int, default=2_048)
+    parser.add_argument("--most", type=int, default=1_024, help="the largest K and M")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs"))
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)

@@ -187,6 +187,22 @@ def two_loops(theta, keys, rv, ctl):
     return costs.sum() + theta[0] * zs[2]
 
 
+def loops_of_unequal_length(theta, keys, rv, ctl):
+    """The second loop's counter runs past what the first drew: an index is clamped."""
+
+    def draw(before, k):
+        z = rv("z", k, theta[0] + theta[1] * before)
+        return z, z
+
+    _, zs = ctl.scan(draw, 0.5, keys[:3])
+
+    def score(i, x):
+        return i + 1, jnp.square(zs[i] - x)
+
+    _, costs = ctl.scan(score, jnp.int32(0), jnp.arange(5.0))
+    return costs @ jnp.array([1.0, 0.5, -1.0, 2.0, 0.3])
+
+
 def counted(theta, keys, rv, ctl):
     def step(i, total):
         z = rv("z", keys[i], theta[0] + theta[1] * total)
@@ -223,7 +239,8 @@ PROGRAMS = {
     fn.__name__: fn
     for fn in (
         in_jit, in_checkpoint, in_custom_vjp, in_branch, branch_on_a_choice, three_way, markov,
-        accumulating, backwards, not_carried, two_sites, upstream, two_loops, counted, nested,
+        accumulating, backwards, not_carried, two_sites, upstream, two_loops,
+        loops_of_unequal_length, counted, nested,
         branch_in_loop,
     )
 }  # fmt: skip

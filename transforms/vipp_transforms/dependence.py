@@ -173,7 +173,8 @@ def _scan(
     sliced = [relabel(d, _into_step(v)) for d, v in _after(inputs, eqn.invars, consts + carried)]
     kept = group | {r for r, backwards in causal.items() if backwards == reverse}
     while True:
-        outputs = _body(body, [*fixed, *carry, *sliced], inside, group, counting)
+        values = [*fixed, *carry, *sliced]
+        outputs = _body(body, values, inside, group, counting, eqn.params["length"])
         passed = [_carried_on(dep, kept) for dep in outputs[:carried]]
         grown = [join((a, b)) for a, b in zip(carry, passed, strict=True)]
         if grown == carry:
@@ -191,11 +192,12 @@ def _body(
     inside: Mapping[Any, Site],
     group: set[int],
     counting: set[Any],
+    length: int,
 ) -> list[Dependence]:
     """One step. What is drawn depends on its own site, and on those of its loop before it."""
     env = {var: dep for var, dep in zip(body.invars, inputs, strict=True) if dep}
     for eqn in body.eqns:
-        if eqn.primitive.name == "dynamic_slice" and eqn.invars[1] in counting:
+        if _takes_this_step(eqn, counting, length):
             _slice_of_this_step(eqn, env)
             continue
         _analyse([eqn], env, {})
@@ -206,6 +208,14 @@ def _body(
                 before = {r: axes for r, axes in env.get(var, {}).items() if r in group}
                 env[var] = join((before, {site.index: (STEP, *lanes)}))
     return [_read(env, v) for v in body.outvars]
+
+
+def _takes_this_step(eqn: Any, counting: set[Any], length: int) -> bool:
+    """Whether an equation is ``x[t]`` at step ``t``, of an ``x`` with as many entries as steps."""
+    if eqn.primitive.name != "dynamic_slice":
+        return False
+    at, size = eqn.invars[1], eqn.invars[0].aval.shape[0]
+    return not isinstance(at, _jax.Literal) and at in counting and size == length
 
 
 def _slice_of_this_step(eqn: Any, env: dict[Any, Dependence]) -> None:
