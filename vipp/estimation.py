@@ -110,6 +110,12 @@ def _draw_in_control_flow(msg: Any, looped: bool) -> Any:
     if isinstance(estimator, vt.Pathwise) and estimator.plain:
         _move_implicitly(msg)
         return None
+    if looped and (estimator.adaptive or estimator.baseline_of is not None):
+        raise vt.SiteError(
+            f"Site '{msg['name']}' is drawn in a scan with {type(estimator).__name__}, whose state "
+            "or baseline would have to be one for each step. Fix: use ScoreFunction(num_samples=2, "
+            "baseline='leave_one_out'), or Mix with a fixed weight."
+        )
     if looped and not estimator.causal:
         raise NeedsUnrolling(msg["name"], estimator)
     return _drawn(msg, estimator)

@@ -587,3 +587,29 @@ def test_a_long_enumerated_scan_is_refused():
     xs = jnp.zeros(1_000)
     with pytest.raises(vipp.SiteError, match="1000 steps .*site 'z' with Enumerate"):
         vipp.ELBO().loss(jax.random.key(0), PARAMS, chain, proposal(vipp.Enumerate()), xs)
+
+
+# NumPyro's replay asks for the shape of a state that is a dict
+@pytest.mark.filterwarnings("ignore:shape requires ndarray:DeprecationWarning")
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        vipp.ScoreFunction(baseline=vipp.MovingAverage()),
+        vipp.Mix(vipp.ScoreFunction(), vipp.DisARM(), weight="optimal"),
+    ],
+    ids=["moving average", "optimal mixture"],
+)
+def test_state_in_a_scan_is_refused(estimator):
+    def guide(xs):
+        logits = numpyro.param("logits", 0.3)
+
+        def step(z, x):
+            return numpyro.sample("z", dist.Bernoulli(logits=logits)), None
+
+        scan(step, jnp.array(0), xs)
+
+    guide = vipp.with_estimators(guide, {"z": estimator})
+    with pytest.raises(vipp.SiteError, match="Site 'z' is drawn in a scan with"):
+        vipp.fit(
+            jax.random.key(0), vipp.ELBO(), chain, guide, optax.adam(0.1), 2, XS, progress_bar=False
+        )
