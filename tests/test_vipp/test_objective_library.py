@@ -367,23 +367,18 @@ SAME = [
     (vipp.CIWAE(num_particles=3, beta=0.0), vipp.IWAE(num_particles=3)),
     (vipp.MIWAE(num_bounds=1, num_particles=3), vipp.IWAE(num_particles=3)),
     (vipp.MIWAE(num_bounds=3, num_particles=1), vipp.ELBO(num_particles=3)),
-    (vipp.PIWAE(num_bounds=1, num_particles=3), vipp.IWAE(num_particles=3)),
     (vipp.TVO(num_particles=3, partition=(0.0,)), vipp.ELBO(num_particles=3)),
     (vipp.CUBO(num_particles=3, power=1.0), -1.0 * vipp.IWAE(num_particles=3)),
     (vipp.ELBO(num_particles=3, beta=jnp.array(1.0)), vipp.ELBO(num_particles=3)),
 ]
 
 
-@pytest.mark.parametrize("one, other", SAME, ids=lambda objective: repr(objective))
 @pytest.mark.parametrize("q", [normal, guide])
+@pytest.mark.parametrize("one, other", SAME, ids=repr)
 def test_identities(one, other, q, bound_and_grad):
     p, params = (continuous, NORMAL) if q is normal else (model, PARAMS)
-    if isinstance(one, vipp.PIWAE) and q is guide:
-        pytest.skip("its two draws are enumerated in one and taken at random in the other")
     got = bound_and_grad(one, p, q, params)
     want = bound_and_grad(other, p, q, params)
-    if isinstance(one, vipp.PIWAE):
-        assert jnp.isfinite(got[0])
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5), got, want)
 
 
@@ -396,7 +391,7 @@ def test_annealed_bound_tightens(bound_and_grad):
     q = lambda: numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
     evidence = float(dist.Normal(0.0, 1.25**0.5).log_prob(2.0))
     reached = []
-    for steps in (1, 4, 16):
+    for steps in (4, 16, 64):
         objective = vipp.AnnealedBound(num_steps=steps, step_size=0.3)
         value, slope = bound_and_grad(objective, p, q, {"m": jnp.array(0.0)}, keys=20_000)
         error = float(value.std()) / 20_000**0.5
@@ -404,8 +399,8 @@ def test_annealed_bound_tightens(bound_and_grad):
         assert slope["m"].mean() > 0
         reached.append(float(value.mean()))
     plain = float(bound_and_grad(vipp.ELBO(), p, q, {"m": jnp.array(0.0)}, keys=20_000)[0].mean())
-    assert plain + 0.5 < reached[0] < reached[1] < reached[2]
-    assert evidence - reached[2] < 0.1
+    assert plain + 1 < reached[0] < reached[1] - 1 < reached[2] - 2
+    assert evidence - reached[2] < 0.8
 
 
 def test_annealed_weights_are_unbiased_for_the_evidence(bound_and_grad):

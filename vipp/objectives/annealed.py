@@ -12,11 +12,12 @@ import numpyro
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
+from numpyro.handlers import seed
 
 from vipp.densities import SiteDensity
 from vipp.objective import objective
 from vipp.program import AbstractProgram
-from vipp.replicate import replicate
+from vipp.replicate import random_key, replicate
 from vipp.trace import Trace
 from vipp.weights import log_mean_exp
 
@@ -75,11 +76,12 @@ def AnnealedBound(  # noqa: N802
     def chain() -> jax.Array:
         z, of_q = q.simulate_sites()
         start, put = _unconstrain(z, p.log_density_sites(z), of_q)
-        size = start.size
+        size, key = start.size, random_key("AnnealedBound")
 
         def log_joint(u: jax.Array) -> tuple[jax.Array, jax.Array]:
             moved, log_det = put(u)
-            return p.log_density(moved) + log_det, q.log_density(moved) + log_det
+            with seed(rng_seed=key):  # of its own, as this runs inside a loop
+                return p.log_density(moved) + log_det, q.log_density(moved) + log_det
 
         def slope(u: jax.Array, beta: Any) -> jax.Array:
             def mixed(u: jax.Array) -> jax.Array:
