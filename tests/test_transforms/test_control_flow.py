@@ -307,8 +307,12 @@ def check(drawn, want):
         np.testing.assert_array_less(np.abs(got.mean(0) - wanted), 4.5 * error + 2e-5 * (1 + size))
 
 
-@pytest.mark.parametrize("kind", ESTIMATORS)
-@pytest.mark.parametrize("name", PROGRAMS)
+# in a loop the default is to leave one out, and what is unrolled is so for all alike
+SOME = {"automatic": ("in_branch", "markov", "upstream"), "measure valued": ("three_way", "nested")}
+ROWS = [(name, kind) for name in PROGRAMS for kind in ESTIMATORS if name in SOME.get(kind, [name])]
+
+
+@pytest.mark.parametrize("name, kind", ROWS)
 def test_value_and_gradient(name, kind):
     run = jax.value_and_grad(estimate(name, ESTIMATORS[kind]))
     draws = 4 if kind == "enumerate" else 60_000
