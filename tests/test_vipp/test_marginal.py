@@ -364,8 +364,8 @@ FLIPS = jnp.array([1, 1, 1, 1, 1, 1, 0, 0, 0, 0])
 
 
 def test_coin_posterior():
-    posterior = vipp.normalize(coin_flips, coin_prior, 300)
-    predictive = Predictive(posterior, num_samples=20_000, parallel=True)
+    posterior = vipp.normalize(coin_flips, coin_prior, 100)
+    predictive = Predictive(posterior, num_samples=6_000, parallel=True)
     draws = predictive(jax.random.key(0), FLIPS)["p"]
     np.testing.assert_allclose(draws.mean(), 0.5333, atol=0.003)
     np.testing.assert_allclose(draws.std(), 0.0896, atol=0.003)
