@@ -5,8 +5,9 @@ Gaussian; the ring guide has an auxiliary angle, which `vipp.marginal` integrate
 
     ring = vipp.marginal(ring_guide, keep=["x", "y"], num_particles=5)
 
-so that the hierarchical bounds are ELBO and IWAE with that guide. The ring is trained
-from the paper's initial point, the Gaussian from (3, 0) with scales e; the bound reached is estimated from many draws and compared with the true optimum.
+so that the hierarchical bounds are ELBO and IWAE with that guide. The ring is trained from the
+paper's initial point, the Gaussian from (3, 0) with scales e; the bound reached is estimated from
+many draws and compared with the true optimum.
 """
 
 import argparse
