@@ -68,6 +68,12 @@ def shaped_array(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax_core.ShapedArray(shape, dtype)
 
 
+def shaped(aval: Any) -> jax.ShapeDtypeStruct:
+    """What to trace a function with for an argument of that abstract value."""
+    weak = bool(getattr(aval, "weak_type", False))
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
+
+
 def scan_arity(eqn: Any) -> tuple[int, int]:
     """The number of constants and of carried values of a ``scan``.
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax
 from vipp_transforms.errors import SiteError
-from vipp_transforms.sites import Lanes, Template, draw, sample_p
+from vipp_transforms.sites import Template, draw, sample_p
 
 MAX_UNROLLED = 128
 
@@ -98,33 +98,46 @@ def _selection(eqn: Any) -> Callable[..., list[Any]]:
 
 def _call_apart(jaxpr: Any, operands: Sequence[Any], number: int) -> list[Any]:
     """Call a branch, all of whose draws are independent of those of branches numbered otherwise."""
+
+    def special(eqn: Any, inputs: list[Any]) -> list[Any] | None:
+        if eqn.primitive is sample_p:
+            return _jax.apply(eqn, [_folded(inputs[0], number), *inputs[1:]])
+        if not templates_inside(eqn) or eqn.primitive.name == "while":
+            return None
+        if eqn.primitive.name in ("cond", "scan"):
+            return _jax.apply(_with_bodies_apart(eqn, number), inputs)
+        inner = _jax.call_jaxpr(eqn)
+        return None if inner is None else _call_apart(inner, inputs, number)
+
     opened_jaxpr, consts = _jax.open_jaxpr(jaxpr)
     invars = (*opened_jaxpr.constvars, *opened_jaxpr.invars)
     values = dict(zip(invars, (*consts, *operands), strict=True))
-    for eqn in opened_jaxpr.eqns:
-        inputs = [v.val if isinstance(v, _jax.Literal) else values[v] for v in eqn.invars]
-        if eqn.primitive is sample_p:
-            results = _jax.apply(eqn, [_folded(inputs[0], number), *inputs[1:]])
-        elif not templates_inside(eqn):
-            results = _jax.apply(eqn, inputs)
-        elif eqn.primitive.name in ("cond", "scan"):
-            results = _jax.apply(_with_bodies_apart(eqn, number), inputs)
-        elif (inner := _jax.call_jaxpr(eqn)) is not None and eqn.primitive.name != "while":
-            results = _call_apart(inner, inputs, number)
-        else:
-            results = _jax.apply(eqn, inputs)
+    return _evaluate(opened_jaxpr.eqns, values, opened_jaxpr.outvars, special)
+
+
+def _evaluate(
+    eqns: Sequence[Any],
+    values: dict[Any, Any],
+    outs: Sequence[Any],
+    special: Callable[[Any, list[Any]], list[Any] | None],
+) -> list[Any]:
+    """Equation by equation, each as it is unless ``special`` has results for it."""
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, _jax.Literal) else values[atom]
+
+    for eqn in eqns:
+        inputs = [read(v) for v in eqn.invars]
+        results = special(eqn, inputs)
+        results = _jax.apply(eqn, inputs) if results is None else results
         values.update(zip(eqn.outvars, results, strict=True))
-    return [
-        jnp.asarray(v.val) if isinstance(v, _jax.Literal) else values[v]
-        for v in opened_jaxpr.outvars
-    ]
+    return [jnp.asarray(read(v)) for v in outs]
 
 
 def _with_bodies_apart(eqn: Any, number: int) -> Any:
     def apart(closed: Any) -> Any:
-        shaped = [_jax.shaped_array(a.shape, a.dtype) for a in closed.in_avals]
         fn = lambda *xs: _call_apart(closed, xs, number)
-        return _jax.trace(fn, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in shaped))[0]
+        return _jax.trace(fn, *map(_jax.shaped, closed.in_avals))[0]
 
     params = dict(eqn.params)
     if eqn.primitive.name == "cond":
@@ -187,16 +200,6 @@ def _unrolled(eqn: Any) -> Callable[..., list[Any]]:
     return run
 
 
-class Drawn(NamedTuple):
-    """What a site of a loop returns besides, each stacked over the steps."""
-
-    template: Template
-    lanes: tuple[Lanes, ...]
-    value: Any
-    key: Any
-    leaves: list[Any]
-
-
 def returning_draws(
     eqn: Any, body: Sequence[Any], env: dict[Any, Any], invars: Sequence[Any], outs: Sequence[Any]
 ) -> tuple[Callable[..., Any], list[Any]]:
@@ -221,18 +224,15 @@ def returning_draws(
         fixed, init = operands[:consts], operands[consts : consts + carried]
 
         def step(carry: Any, xs: Any) -> Any:
-            values = dict(env)
-            values.update(zip(invars, (*fixed, *carry, *xs), strict=True))
             extras: list[Any] = []
-            for e in body:
-                inputs = [v.val if isinstance(v, _jax.Literal) else values[v] for v in e.invars]
-                if e.primitive is sample_p:
-                    results = _draw(e, inputs, trajectories[sites.index(e)], extras)
-                else:
-                    results = _jax.apply(e, inputs)
-                values.update(zip(e.outvars, results, strict=True))
-            made = [v.val if isinstance(v, _jax.Literal) else values[v] for v in outs]
-            made = [jnp.asarray(x) for x in made]
+
+            def special(e: Any, inputs: list[Any]) -> list[Any] | None:
+                if e.primitive is not sample_p:
+                    return None
+                return _draw(e, inputs, trajectories[sites.index(e)], extras)
+
+            values = {**env, **dict(zip(invars, (*fixed, *carry, *xs), strict=True))}
+            made = _evaluate(body, values, outs, special)
             return made[:carried], (made[carried:], extras)
 
         carry, (ys, extras) = jax.lax.scan(

@@ -47,16 +47,13 @@ def _evaluate(eqns: Any, known: dict[Any, Any], length: int) -> dict[Any, np.nda
     values = dict(known)
     with jax.ensure_compile_time_eval():
         for eqn in eqns:
-            literal = [isinstance(v, _jax.Literal) for v in eqn.invars]
-            here = all(
-                same or v in values for same, v in zip(literal, eqn.invars, strict=True)
-            ) and not all(literal)
-            if not here or not all(map(_is_integer, eqn.outvars)) or _jax.sub_jaxprs(eqn):
+            fixed = [isinstance(v, _jax.Literal) for v in eqn.invars]
+            varying = [v for v, f in zip(eqn.invars, fixed, strict=True) if not f]
+            integers = all(map(_is_integer, eqn.outvars)) and not _jax.sub_jaxprs(eqn)
+            if not varying or not integers or any(v not in values for v in varying):
                 continue
-            inputs = [
-                v.val if same else values[v] for same, v in zip(literal, eqn.invars, strict=True)
-            ]
-            axes = tuple(None if same else 0 for same in literal)
+            inputs = [v.val if f else values[v] for v, f in zip(eqn.invars, fixed, strict=True)]
+            axes = tuple(None if f else 0 for f in fixed)
             one = lambda *xs, eqn=eqn: _jax.apply(eqn, xs)
             results = jax.vmap(one, in_axes=axes, axis_size=length)(*inputs)
             values.update(zip(eqn.outvars, results, strict=True))

@@ -194,7 +194,7 @@ class _Inliner:
                 self._keep_loop(eqn, inputs, scope)
             else:
                 fn = opened(eqn)
-                closed, _ = _jax.trace(fn, *(_shaped(v) for v in eqn.invars))
+                closed, _ = _jax.trace(fn, *(_jax.shaped(v.aval) for v in eqn.invars))
                 self._splice(closed, inputs, eqn.outvars, scope)
 
     def _open(self, eqn: Any, inputs: list[Any], scope: dict[Any, Any]) -> None:
@@ -225,7 +225,7 @@ class _Inliner:
         trajectories = [_jax.Var(_jax.shaped_array((), jnp.dtype(jnp.int32))) for _ in sites]
         self.env.update((v, jnp.int32(0)) for v in trajectories)
         shaped = [jax.ShapeDtypeStruct((), jnp.int32)] * len(sites)
-        closed, _ = _jax.trace(fn, *shaped, *(_shaped(v) for v in eqn.invars))
+        closed, _ = _jax.trace(fn, *shaped, *(_jax.shaped(v.aval) for v in eqn.invars))
         extras = self._splice(closed, [*trajectories, *inputs], eqn.outvars, scope)
         scan = next(e for e in reversed(self.eqns) if e.primitive.name == "scan")
         for site, trajectory in zip(sites, trajectories, strict=True):
@@ -275,14 +275,6 @@ def _sites(eqns: list[Any], loops: list[_Drawn]) -> dict[Any, Site]:
             log_prob, d.loop,
         )  # fmt: skip
     return sites
-
-
-def _shaped(atom: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, weak_type=_weak(atom))
-
-
-def _weak(atom: Any) -> bool:
-    return bool(getattr(atom.aval, "weak_type", False))
 
 
 def _unique(names: list[str]) -> list[str]:

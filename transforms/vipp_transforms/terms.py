@@ -57,10 +57,10 @@ class Split:
 def split(program: Program, depends: Dependences) -> Split:
     """Find the equations worth walking through and the leaves behind them."""
     linear = {id(e): _linear_operands(e, depends) for e in program.eqns}
-    gains = _gains(program, depends, linear)
+    held = {v for e in program.eqns if is_constant(e) for v in e.outvars if depends[v]}
+    gains = _gains(program, depends, linear, held)
     producer = {v: e for e in program.eqns for v in e.outvars}
     active, leaves, opened = {program.out: None}, [], []
-    held = {v for e in program.eqns if is_constant(e) for v in e.outvars if depends[v]}
     if isinstance(program.out, _jax.Literal) or program.out not in producer:
         return Split((), (program.out,), (False,))
     for eqn in reversed(program.eqns):
@@ -89,7 +89,9 @@ def split(program: Program, depends: Dependences) -> Split:
     return Split(tuple(opened), tuple(leaves), tuple(constant))
 
 
-def _gains(program: Program, depends: Dependences, linear: Mapping[int, Any]) -> dict[Any, bool]:
+def _gains(
+    program: Program, depends: Dependences, linear: Mapping[int, Any], held: set[Any]
+) -> dict[Any, bool]:
     """Whether walking through the equation that made a value separates anything.
 
     Separating something random with other lanes, or a constant, is always worth it. Separating
@@ -97,7 +99,6 @@ def _gains(program: Program, depends: Dependences, linear: Mapping[int, Any]) ->
     one.
     """
     gains: dict[Any, _Gain] = {}
-    held = {v for eqn in program.eqns if is_constant(eqn) for v in eqn.outvars}
     for eqn in program.eqns:
         operands = [eqn.invars[i] for i in linear[id(eqn)]]
         if not operands:
