@@ -12,7 +12,7 @@ import vipp_transforms as vt
 from vipp.adaptive import aligned
 from vipp.distributions import lane_distribution, reparameterised
 from vipp.implicit import circular, differentiable_sampler, implicit
-from vipp.unroll import NeedsUnrolling
+from vipp.unroll import NeedsUnrolling, scan_of
 
 
 class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
@@ -21,8 +21,7 @@ class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro'
     def process_message(self, msg: Any) -> None:
         """Draw the site, unless a handler further in gave it a value."""
         if msg["type"] == "control_flow":
-            looped = len(msg["args"]) == 5  # those of scan; cond has four
-            draw = partial(_draw_in_control_flow, looped=looped)
+            draw = partial(_draw_in_control_flow, looped=scan_of(msg) is not None)
             msg["kwargs"]["substitute_stack"].append(("substitute", draw))
         if msg["type"] != "sample":
             return

@@ -42,7 +42,8 @@ class ExactMarginalProgram(AbstractProgram):
             if name not in drawn:
                 raise self._no_site(name, list(drawn))
         auxiliary = tuple(n for n in drawn.auxiliary if n in self.keep)
-        kept = Trace({n: drawn[n] for n in drawn if n in self.keep}, drawn.subsamples, auxiliary)
+        values = {n: drawn[n] for n in drawn if n in self.keep}
+        kept = replace(drawn, values=values, auxiliary=auxiliary)
         return kept, self.log_density_sites(kept)
 
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:

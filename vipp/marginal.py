@@ -231,6 +231,7 @@ class MarginalProgram(AbstractProgram):
             {**kept.values, **rest.values},
             {**rest.subsamples, **kept.subsamples},
             kept.auxiliary + rest.auxiliary,
+            kept.unrolled or rest.unrolled,
         )
         with self._naming_the_proposal():
             of_p = self.base.log_density_sites(values)
@@ -298,4 +299,4 @@ class _Weighed:
 
 def _only(trace: Trace, names: Sequence[str]) -> Trace:
     auxiliary = tuple(n for n in trace.auxiliary if n in names)
-    return Trace({n: trace[n] for n in names}, trace.subsamples, auxiliary)
+    return replace(trace, values={n: trace[n] for n in names}, auxiliary=auxiliary)

@@ -86,11 +86,11 @@ class Normalized(Construct):
 
     def _run(self, args: Any, kwargs: Any) -> Any:
         found: dict[str, Any] = {}
-        visible = lambda site: site["type"] not in ("param", "mutable", "prng_key")
+        hidden = lambda site: site["type"] not in ("param", "mutable", "prng_key")
         for program in (self.proposal, self.program):  # their parameters are this program's
             with (
                 trace() as record,
-                block(hide_fn=visible),
+                block(hide_fn=hidden),
                 numpyro.handlers.seed(rng_seed=random_key("normalize")),
             ):
                 program(*args, **kwargs)
@@ -141,7 +141,8 @@ class NormalizedProgram(AbstractProgram):
         first = seen[0]
         index = sample(INDEX, dist.Categorical(logits=jnp.moveaxis(log_w, 0, -1)), self.estimator)
         chosen = {n: first.choose(n, x, index) for n, x in values.items()}
-        drawn = Trace(chosen, {n: x[0] for n, x in subsamples.items()}, first.auxiliary)
+        same = {n: x[0] for n, x in subsamples.items()}
+        drawn = replace(first.drawn, values=chosen, subsamples=same)
         log_density = _take(log_p, index) - log_mean_exp(log_w)
         return drawn, [one_density("normalize", log_density, first.names, first.sites)]
 
@@ -161,7 +162,7 @@ class NormalizedProgram(AbstractProgram):
         names = enclosing_plates("auto", [*of_p, *of_q])
         log_p = joint_per_plate(of_p, names)
         log_w = log_p - joint_per_plate(of_q, names)
-        return _Particle(log_p, log_w, names, of_p, of_q, drawn.auxiliary)
+        return _Particle(log_p, log_w, names, of_p, of_q, drawn)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class _Particle:
     names: tuple[str, ...]
     of_p: list[SiteDensity]
     of_q: list[SiteDensity]
-    auxiliary: tuple[str, ...]
+    drawn: Trace
 
     @property
     def sites(self) -> list[SiteDensity]:

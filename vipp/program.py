@@ -7,7 +7,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 from numpyro.distributions import Unit
@@ -18,7 +19,7 @@ import vipp_transforms as vt
 from vipp.densities import SiteDensity, joint, joint_per_plate, site_densities
 from vipp.replicate import random_key
 from vipp.trace import Trace
-from vipp.unroll import NeedsUnrolling, is_unrolled, unroll
+from vipp.unroll import NeedsUnrolling, Scan, scan_of, unroll
 
 PerPlate = str | tuple[str, ...] | None
 
@@ -128,17 +129,17 @@ class Program(AbstractProgram):
 
     def __call__(self) -> Any:
         """Run it for its return value."""
-        return self._run({})[1]
+        return self._run().result
 
     def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
         """Like :meth:`simulate`, with the density site by site."""
-        record, _ = self._run({}, constant=constant)
-        return _drawn(record), site_densities(record)
+        run = self._run(constant=constant)
+        return run.drawn, run.densities
 
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
         """Like :meth:`log_density`, site by site."""
-        record, _ = self._run({**trace.values, **trace.subsamples}, given=trace)
-        names = {n for n, s in record.items() if s["type"] == "sample"}
+        run = self._run(trace)
+        names = {n for n, s in run.record.items() if s["type"] == "sample"}
         for name in trace.values:
             if name not in names and name not in trace.auxiliary:
                 raise ValueError(
@@ -146,7 +147,7 @@ class Program(AbstractProgram):
                     f"{sorted(names)}. Fix: rename it, add it to the program, or mark it "
                     "infer={'is_auxiliary': True} where it was drawn."
                 )
-        return site_densities(record)
+        return run.densities
 
     def complete(
         self, trace: Trace, *, constant: bool = False
@@ -156,10 +157,9 @@ class Program(AbstractProgram):
         Returns:
           All values, all densities, and the names of the sites drawn.
         """
-        record, _ = self._run({**trace.values, **trace.subsamples}, constant=constant)
-        drawn = _drawn(record)
-        new = tuple(name for name in drawn if name not in trace)
-        return drawn, site_densities(record), new
+        run = self._run(trace, all_given=False, constant=constant)
+        drawn = run.drawn
+        return drawn, run.densities, tuple(name for name in drawn if name not in trace)
 
     def simulate_data(self) -> tuple[Trace, dict[str, Any]]:
         """Run the program forward, its data drawn as well; nothing carries a gradient.
@@ -168,32 +168,26 @@ class Program(AbstractProgram):
           The latent values, and those of the observed sites by name.
         """
         observed = _Unobserve()
-        record, _ = self._run({}, constant=True, inner=observed)
-        drawn = _drawn(record)
-        data = {n: record[n]["value"] for n in observed.names}
+        run = self._run(constant=True, inner=observed)
+        drawn = run.drawn
+        data = {n: run.record[n]["value"] for n in observed.names}
         latent = {n: x for n, x in drawn.values.items() if n not in data}
-        return Trace(latent, drawn.subsamples, drawn.auxiliary), data
+        return replace(drawn, values=latent), data
 
     def run(self, given: Trace | None = None) -> tuple[Trace, list[SiteDensity], Any]:
         """Run the program: its latent values (``given``, or drawn), densities, and result."""
-        data = {} if given is None else {**given.values, **given.subsamples}
-        record, result = self._run(data, given)
-        return _drawn(record), site_densities(record), result
+        run = self._run(given)
+        return run.drawn, run.densities, run.result
 
     def before_scan(self, given: Trace | None = None) -> tuple[Trace, list[SiteDensity], Any]:
-        """Run the program up to its first ``scan``, whose arguments are the result.
-
-        The result is None if it has none.
-        """
+        """Run the program up to its first ``scan``, which is the result, or None."""
         taking = _TakeScan()
-        data = {} if given is None else {**given.values, **given.subsamples}
-        record, _ = self._run(data, given, inner=taking)
-        return _drawn(record), site_densities(record), taking.arguments
+        run = self._run(given, inner=taking)
+        return run.drawn, run.densities, taking.scan
 
     def names(self) -> list[str]:
         """The names of its sites."""
-        record, _ = self._run({}, constant=True)
-        return [n for n, s in record.items() if s["type"] == "sample"]
+        return [n for n, s in self._run(constant=True).record.items() if s["type"] == "sample"]
 
     def keyed(self) -> Callable[..., Any]:
         """The NumPyro program, its subsampled plates drawing the objective's minibatch."""
@@ -201,40 +195,76 @@ class Program(AbstractProgram):
 
     def _run(
         self,
-        data: Mapping[str, Any],
         given: Trace | None = None,
+        *,
+        all_given: bool = True,
         constant: bool = False,
         inner: Any = None,
-    ) -> tuple[Any, Any]:
+    ) -> _Run:
+        """Run it.
+
+        Args:
+          given: values to take; None to draw all.
+          all_given: whether a latent site without one of these is an error.
+          constant: draw without gradient.
+          inner: a handler to run it under.
+        """
         key = random_key("A Program")
-        if inner is None and given is not None and any(map(is_unrolled, given)):
+        run = partial(self._run_once, key, given, all_given, constant)
+        if inner is None and given is not None and given.unrolled:
             inner = unroll()
         try:
-            return self._run_once(key, data, given, constant, inner)
+            return run(inner)
         except NeedsUnrolling as because:
-            return self._run_once(key, data, given, constant, unroll(because))
+            return run(unroll(because))
 
     def _run_once(
-        self, key: Any, data: Mapping[str, Any], given: Trace | None, constant: bool, inner: Any
-    ) -> tuple[Any, Any]:
-        fn = self.keyed()
+        self, key: Any, given: Trace | None, all_given: bool, constant: bool, inner: Any
+    ) -> _Run:
+        data = {} if given is None else {**given.values, **given.subsamples}
         with (
             trace() as record,
             _Constant() if constant else nullcontext(),
             seed(rng_seed=key),
-            _Given({**self.params, **self.mutable, **data}, given),
+            _Given({**self.params, **self.mutable, **data}, given if all_given else None),
             inner or nullcontext(),
         ):
             try:
-                result = fn(*self.args, **self.kwargs)
+                result = self.keyed()(*self.args, **self.kwargs)
             except _ScanBegins:
                 result = None
         for name, site in record.items():
             if site["type"] == "mutable":
                 self.mutable[name] = site["value"]
-            elif given is not None and _latent(site) and name not in given:
+            elif given is not None and all_given and _latent(site) and name not in given:
                 raise _missing(name, given)
-        return record, result
+        return _Run(record, result, isinstance(inner, unroll))
+
+
+class _Run(NamedTuple):
+    """One run of a program: its sites, its result, and whether its scans were unrolled."""
+
+    record: Mapping[str, Any]
+    result: Any
+    unrolled: bool
+
+    @property
+    def drawn(self) -> Trace:
+        """The latent values."""
+        latent = {n: s for n, s in self.record.items() if _latent(s)}
+        plates = {
+            n: s["value"]
+            for n, s in self.record.items()
+            if s["type"] == "plate" and s["args"][1] not in (None, s["args"][0])
+        }
+        auxiliary = tuple(n for n, s in latent.items() if s["infer"].get("is_auxiliary"))
+        values = {n: s["value"] for n, s in latent.items()}
+        return Trace(values, plates, auxiliary, self.unrolled)
+
+    @property
+    def densities(self) -> list[SiteDensity]:
+        """Of all sites."""
+        return site_densities(self.record)
 
 
 class _PlateKeys(Messenger):
@@ -295,11 +325,11 @@ class _ScanBegins(Exception):  # noqa: N818 (no error: how a run is left)
 class _TakeScan(Messenger):
     """Leaves the program where its scan begins."""
 
-    arguments: Any = None
+    scan: Scan | None = None
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] == "control_flow":
-            self.arguments = msg["args"]
+        self.scan = scan_of(msg)
+        if self.scan is not None:
             raise _ScanBegins
 
 
@@ -326,17 +356,6 @@ def _missing(name: str, given: Trace) -> ValueError:
         f"{sorted(given.values)}. Fix: draw '{name}' in the guide, observe it, or eliminate it "
         "(vipp.marginal)."
     )
-
-
-def _drawn(record: Mapping[str, Any]) -> Trace:
-    latent = {n: s for n, s in record.items() if _latent(s)}
-    plates = {
-        n: s["value"]
-        for n, s in record.items()
-        if s["type"] == "plate" and s["args"][1] not in (None, s["args"][0])
-    }
-    auxiliary = tuple(n for n, s in latent.items() if s["infer"].get("is_auxiliary"))
-    return Trace({n: s["value"] for n, s in latent.items()}, plates, auxiliary)
 
 
 def _reduce(sites: list[SiteDensity], per_plate: PerPlate) -> jax.Array:

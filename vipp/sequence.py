@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from numpyro.handlers import seed
 
 from vipp.densities import SiteDensity
 from vipp.program import AbstractProgram, Program
 from vipp.trace import Trace
+from vipp.unroll import Scan
 
 
 @dataclass(frozen=True)
@@ -22,25 +21,21 @@ class Sequence:
       program: whose parameters the steps use.
       drawn: the latent values before the scan.
       sites: the densities before the scan.
-      step: ``(carry, x) -> (carry, y)``, with sites inside.
-      carry: at the first step.
-      xs: what is scanned over.
-      length: the number of steps.
+      scan: its step ``(carry, x) -> (carry, y)`` with sites inside, the first carry, and the rest.
     """
 
     program: Program
     drawn: Trace
     sites: list[SiteDensity]
-    step: Callable[[Any, Any], Any]
-    carry: Any
-    xs: Any
-    length: int
+    scan: Scan
 
     def advance(
         self, key: Any, carry: Any, x: Any, given: Trace | None = None
     ) -> tuple[Any, Trace, list[SiteDensity]]:
         """One step: the next carry, the latent values (``given``, or drawn), their densities."""
-        step = Program(self.step, self.program.params, (carry, x), mutable=self.program.mutable)
+        step = Program(
+            self.scan.step, self.program.params, (carry, x), mutable=self.program.mutable
+        )
         with seed(rng_seed=key):
             drawn, sites, (new, _) = step.run(given)
         return new, drawn, sites
@@ -62,20 +57,18 @@ def take_apart(program: AbstractProgram, what: str, given: Trace | None = None) 
             f"FilteringBound needs a {what} that is a NumPyro program written with scan, got "
             f"{type(program).__name__}. Fix: use ELBO or IWAE with this program."
         )
-    drawn, sites, arguments = program.before_scan(given)
-    if arguments is None:
+    drawn, sites, scan = program.before_scan(given)
+    if scan is None:
         raise ValueError(
             f"FilteringBound: the {what} has no numpyro.contrib.control_flow.scan, got sites "
             f"{sorted(s.name for s in sites)}. Fix: write its steps with scan, or use IWAE."
         )
-    step, carry, xs, length, reverse = arguments
-    if reverse:
+    if scan.reverse:
         raise ValueError(
             f"FilteringBound: the scan of the {what} runs in reverse, expected forward. Fix: "
             "reverse what it scans over."
         )
-    steps = length if length is not None else len(jax.tree.leaves(xs)[0])
-    return Sequence(program, drawn, sites, step, carry, xs, steps)
+    return Sequence(program, drawn, sites, scan)
 
 
 def check_ends_with_scan(sequence: Sequence, inside: list[str], what: str) -> None:

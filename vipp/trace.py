@@ -13,7 +13,7 @@ import jax
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("values", "subsamples"),
-    meta_fields=("auxiliary",),
+    meta_fields=("auxiliary", "unrolled"),
 )
 @dataclass(frozen=True)
 class Trace:
@@ -26,6 +26,8 @@ class Trace:
       subsamples: by plate name, int indices of shape ``(subsample_size,)``.
       auxiliary: names of sites marked ``infer={"is_auxiliary": True}``, which the other program
         need not have.
+      unrolled: whether the program's scans were unrolled; the sites of step ``t`` of one are then
+        called ``name[t]``.
 
     Example:
       >>> import vipp
@@ -36,6 +38,7 @@ class Trace:
     values: dict[str, Any]
     subsamples: dict[str, Any] = field(default_factory=dict)
     auxiliary: tuple[str, ...] = ()
+    unrolled: bool = False
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,25 @@ from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
 from vipp_transforms.control_flow import MAX_UNROLLED
+
+
+class Scan(NamedTuple):
+    """The arguments of a NumPyro ``scan``, its number of steps worked out."""
+
+    step: Any
+    carry: Any
+    xs: Any
+    length: int
+    reverse: bool
+
+
+def scan_of(msg: Any) -> Scan | None:
+    """The scan that a message is, or None: a ``cond`` is a message of that type, too."""
+    if msg["type"] != "control_flow" or len(msg["args"]) != 5:
+        return None
+    step, carry, xs, length, reverse = msg["args"]
+    length = len(jax.tree.leaves(xs)[0]) if length is None else length
+    return Scan(step, carry, xs, length, reverse)
 
 
 class NeedsUnrolling(Exception):  # noqa: N818 (no error: the program is run again)
@@ -33,21 +52,20 @@ class unroll(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
         """Run a scan, or rename a site of one of its steps."""
         if self.step is not None and msg["type"] in ("sample", "deterministic"):
             msg["name"] = f"{msg['name']}[{self.step}]"
-        if msg["type"] != "control_flow" or len(msg["args"]) != 5:
+        scan = scan_of(msg)
+        if scan is None:
             return
         if self.step is not None:
             raise vt.SiteError("A scan inside a scan cannot be unrolled. Fix: join the loops.")
-        f, carry, xs, length, reverse = msg["args"]
-        length = len(jax.tree.leaves(xs)[0]) if length is None else length
-        if length > MAX_UNROLLED:
-            raise self._too_long(length)
-        stacked: list[Any] = [None] * length
-        for t in reversed(range(length)) if reverse else range(length):
+        if scan.length > MAX_UNROLLED:
+            raise self._too_long(scan.length)
+        carry, stacked = scan.carry, [None] * scan.length
+        for t in reversed(range(scan.length)) if scan.reverse else range(scan.length):
             self.step = t
-            carry, stacked[t] = f(carry, jax.tree.map(lambda x, t=t: x[t], xs))
+            carry, stacked[t] = scan.step(carry, jax.tree.map(lambda x, t=t: x[t], scan.xs))
         self.step = None
-        ys = jax.tree.map(lambda *y: jnp.stack(y), *stacked) if length else None
-        msg["value"] = (length, None, carry), (SimpleNamespace(trace={}), ys)
+        ys = jax.tree.map(lambda *y: jnp.stack(y), *stacked) if stacked else None
+        msg["value"] = (scan.length, None, carry), (SimpleNamespace(trace={}), ys)
 
     def _too_long(self, length: int) -> vt.SiteError:
         who = "its sites"
@@ -58,8 +76,3 @@ class unroll(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
             f"{MAX_UNROLLED} steps. Fix: use ScoreFunction(num_samples=2, "
             "baseline='leave_one_out'), or sum it out (vipp.marginal with exact=True)."
         )
-
-
-def is_unrolled(name: str) -> bool:
-    """Whether a site's name is that of one step of an unrolled scan."""
-    return name.endswith("]")

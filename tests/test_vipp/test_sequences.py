@@ -613,3 +613,39 @@ def test_state_in_a_scan_is_refused(estimator):
         vipp.fit(
             jax.random.key(0), vipp.ELBO(), chain, guide, optax.adam(0.1), 2, XS, progress_bar=False
         )
+
+
+def test_names_with_an_index_of_their_own(bound_and_grad):
+    """Sites that a Python loop calls z[0], z[1] leave a scan next to them a loop."""
+
+    def program(estimator):
+        def run(xs):
+            for i in range(2):
+                numpyro.sample(f"a[{i}]", dist.Normal())
+            (proposal(estimator) if estimator else chain)(xs)
+
+        return run
+
+    model, guide = program(None), program(vipp.ScoreFunction())
+    value, _ = bound_and_grad(vipp.ELBO(), model, guide, PARAMS, XS, keys=2_000)
+    alone, _ = bound_and_grad(
+        vipp.ELBO(), chain, proposal(vipp.ScoreFunction()), PARAMS, XS, keys=2_000
+    )
+    np.testing.assert_allclose(value.mean(), alone.mean(), atol=0.15)
+
+
+def test_filtering_with_a_branch_before_the_scan(bound_and_grad):
+    def branching(xs):
+        start = cond(xs[0] > 0, lambda x: x, lambda x: 0.0 * x, xs[0])
+        scan(lambda z, x: (numpyro.sample("z", dist.Normal(0.9 * z, 0.5)), None), 1.0 * start, xs)
+
+    def observed(xs):
+        def step(z, x):
+            z = numpyro.sample("z", dist.Normal(0.9 * z, 0.5))
+            numpyro.sample("x", dist.Normal(z, 0.7), obs=x)
+            return z, None
+
+        scan(step, 0.0, xs)
+
+    value, _ = bound_and_grad(vipp.FilteringBound(num_particles=2), observed, branching, {}, XS)
+    assert np.isfinite(value)

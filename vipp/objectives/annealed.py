@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -74,8 +75,8 @@ def AnnealedBound(  # noqa: N802
     """
 
     def chain() -> jax.Array:
-        z, of_q = q.simulate_sites()
-        start, put = _unconstrain(z, p.log_density_sites(z), of_q)
+        z, _ = q.simulate_sites()
+        start, put = _unconstrain(z, p.log_density_sites(z))
         size, key = start.size, random_key("AnnealedBound")
 
         def log_joint(u: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -112,7 +113,7 @@ def AnnealedBound(  # noqa: N802
 
 
 def _unconstrain(
-    z: Trace, of_p: list[SiteDensity], of_q: list[SiteDensity]
+    z: Trace, of_p: list[SiteDensity]
 ) -> tuple[jax.Array, Callable[[jax.Array], tuple[Trace, jax.Array]]]:
     """One unconstrained vector for all values, and the way back with its log volume."""
     supports = {}
@@ -133,6 +134,6 @@ def _unconstrain(
         for name, x in unravel(u).items():
             values[name] = supports[name](x)
             log_det += supports[name].log_abs_det_jacobian(x, values[name]).sum()
-        return Trace(values, z.subsamples, z.auxiliary), log_det
+        return replace(z, values=values), log_det
 
     return flat, put

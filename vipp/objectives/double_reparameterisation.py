@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,7 @@ def weigh_doubly_reparameterised(
 
     def again(key: Any, values: Any, subsamples: Any, weight: jax.Array) -> Any:
         moved = {n: _scale_gradient(x, _at(weight, sites[n], names)) for n, x in values.items()}
-        z = Trace(moved, subsamples, first.auxiliary)
+        z = replace(first, values=moved, subsamples=subsamples)
         with seed(rng_seed=key):
             log_p = joint_per_plate(p.log_density_sites(z), names)
             return log_p, joint_per_plate(constant_q.log_density_sites(z), names)

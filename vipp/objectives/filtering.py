@@ -91,11 +91,12 @@ def FilteringBound(  # noqa: N802
         with seed(rng_seed=keys[1]):
             model = take_apart(p, "model", guide.drawn)
         seen.update(guide=guide, model=model)
-        return (guide.carry, model.carry), joint(model.sites) - joint(guide.sites)
+        return (guide.scan.carry, model.scan.carry), joint(model.sites) - joint(guide.sites)
 
     carries, log_w = jax.vmap(start)(jax.random.split(first, num_particles))
     guide, model = seen["guide"], seen["model"]
     _check_lengths(guide, model)
+    length = guide.scan.length
 
     def step(carry: Any, given: Any) -> Any:
         carries, log_w = carry
@@ -118,10 +119,11 @@ def FilteringBound(  # noqa: N802
             carries = jax.tree.map(lambda x: x[index], carries)
         return (carries, log_w), total
 
-    keys = jax.random.split(chain, guide.length), jax.random.split(ancestors, guide.length)
+    keys = jax.random.split(chain, length), jax.random.split(ancestors, length)
     log_w = log_w - math.log(num_particles)
     carry = jax.tree.map(jnp.asarray, (carries, log_w))
-    _, totals = jax.lax.scan(step, carry, (*keys, guide.xs, model.xs), length=guide.length)
+    xs = (*keys, guide.scan.xs, model.scan.xs)
+    _, totals = jax.lax.scan(step, carry, xs, length=length)
     for sequence, inside, what in zip(
         (guide, model), seen["names"], ("guide", "model"), strict=True
     ):
@@ -159,8 +161,8 @@ def _resample(
 
 
 def _check_lengths(guide: Sequence, model: Sequence) -> None:
-    if guide.length != model.length:
+    if guide.scan.length != model.scan.length:
         raise ValueError(
-            f"FilteringBound: the guide's scan has {guide.length} steps, the model's "
-            f"{model.length}, expected as many. Fix: scan over the same sequence."
+            f"FilteringBound: the guide's scan has {guide.scan.length} steps, the model's "
+            f"{model.scan.length}, expected as many. Fix: scan over the same sequence."
         )
