@@ -14,6 +14,7 @@ from numpyro.handlers import block, condition, seed, substitute
 
 from vipp.densities import SiteDensity, joint, subsampling
 from vipp.distributions import exact
+from vipp.kept import check_exists, check_given, only
 from vipp.program import AbstractProgram, Program
 from vipp.replicate import random_key
 from vipp.trace import Trace
@@ -38,12 +39,8 @@ class ExactMarginalProgram(AbstractProgram):
     def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
         """Draw all sites, and score those kept."""
         drawn, _ = self.base.simulate_sites(constant=constant)
-        for name in self.keep:
-            if name not in drawn:
-                raise self._no_site(name, list(drawn))
-        auxiliary = tuple(n for n in drawn.auxiliary if n in self.keep)
-        values = {n: drawn[n] for n in drawn if n in self.keep}
-        kept = replace(drawn, values=values, auxiliary=auxiliary)
+        check_exists(self._name, self.keep, drawn)
+        kept = only(drawn, [n for n in drawn if n in self.keep])
         return kept, self.log_density_sites(kept)
 
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
@@ -53,18 +50,7 @@ class ExactMarginalProgram(AbstractProgram):
                 f"{self._name}: sites of a NumPyro program can be summed out exactly, got "
                 f"{type(self.base).__name__}. Fix: apply exact=True to the program inside."
             )
-        for name in self.keep:
-            if name not in trace:
-                raise ValueError(
-                    f"{self._name}: site '{name}' is kept but was given no value, got values for "
-                    f"{sorted(trace)}. Fix: draw '{name}' in the other program, or don't keep it."
-                )
-        extra = [n for n in trace if n not in self.keep and n not in trace.auxiliary]
-        if extra:
-            raise ValueError(
-                f"{self._name}: site '{extra[0]}' has a value but is summed out, expected values "
-                f"for {list(self.keep)}. Fix: keep '{extra[0]}', or don't draw it."
-            )
+        check_given(self._name, self.keep, trace, "summed out")
         sites, auxiliary = self._sites(trace)
         outside, inside = apart_from(sites, auxiliary)
         log_density, names = _sum_out(self.base, trace, inside, outside)
@@ -74,9 +60,7 @@ class ExactMarginalProgram(AbstractProgram):
         """The program's sites; the values of those summed out are of no importance."""
         assert isinstance(self.base, Program)
         drawn, sites, auxiliary = self.base.complete(trace, constant=True)
-        for name in self.keep:
-            if name not in drawn:
-                raise self._no_site(name, list(drawn))
+        check_exists(self._name, self.keep, drawn)
         for site in sites:
             if site.name in auxiliary and not site.fn.has_enumerate_support:
                 raise ValueError(
@@ -89,12 +73,6 @@ class ExactMarginalProgram(AbstractProgram):
     @property
     def _name(self) -> str:
         return f"marginal({', '.join(self.keep)}, exact=True)"
-
-    def _no_site(self, name: str, found: list[str]) -> ValueError:
-        return ValueError(
-            f"{self._name}: the program has no latent site '{name}', got {sorted(found)}. Fix: "
-            "keep one of these."
-        )
 
 
 def _sum_out(

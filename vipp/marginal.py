@@ -14,6 +14,7 @@ from numpyro.handlers import block, trace
 from vipp.construct import Binding, Construct
 from vipp.densities import SiteDensity, joint_per_plate
 from vipp.exact import ExactMarginalProgram
+from vipp.kept import check_exists, check_given, only
 from vipp.program import AbstractProgram, Program
 from vipp.replicate import positive_int, replicate
 from vipp.support import check_same_support
@@ -93,11 +94,16 @@ def marginal(
     return made
 
 
-def _binding(program: AbstractProgram) -> Binding:
+def _innermost(program: AbstractProgram) -> AbstractProgram:
+    """The program that marginals of marginals are of: the others' auxiliary sites are theirs, too."""
     while isinstance(program, MarginalProgram | ExactMarginalProgram):
         program = program.base
-    if isinstance(program, Program):
-        p = program
+    return program
+
+
+def _binding(program: AbstractProgram) -> Binding:
+    p = _innermost(program)
+    if isinstance(p, Program):
         return Binding(p.params, p.args, p.kwargs, p.plate_key, p.mutable)
     return Binding({})
 
@@ -121,8 +127,7 @@ class Marginal(Construct):
         if self.exact:
             return ExactMarginalProgram(base, self.keep)
         if self.proposal is None:
-            while isinstance(base, MarginalProgram | ExactMarginalProgram):
-                base = base.base  # its auxiliary sites are ours as well
+            base = _innermost(base)
             if not isinstance(base, Program):
                 raise ValueError(
                     f"marginal({', '.join(self.keep)}): the sites of {type(base).__name__} cannot "
@@ -173,16 +178,14 @@ class MarginalProgram(AbstractProgram):
                 "guide, or marginal(..., exact=True)."
             )
         drawn, of_p = self.base.simulate_sites()
-        missing = [n for n in self.keep if n not in drawn]
-        if missing:
-            raise self._no_site(missing[0], drawn)
-        kept = _only(drawn, [n for n in drawn if n in self.keep])
+        check_exists(self._name, self.keep, drawn)
+        kept = only(drawn, [n for n in drawn if n in self.keep])
         auxiliary = tuple(n for n in drawn if n not in self.keep)
         if self.propose is None:
             of_q = [s for s in of_p if s.name in auxiliary]
         else:
             with self._naming_the_proposal():
-                of_q = self.propose(dict(kept.values)).log_density_sites(_only(drawn, auxiliary))
+                of_q = self.propose(dict(kept.values)).log_density_sites(only(drawn, auxiliary))
             check_same_support(self._name, of_p, of_q)
         first = _Weighed.of(of_p, of_q, auxiliary)
         log_w = first.log_w[None]
@@ -193,16 +196,8 @@ class MarginalProgram(AbstractProgram):
 
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
         """The estimated density of the kept values, with what does not depend on the others."""
-        for name in self.keep:
-            if name not in trace:
-                raise self._no_value(name, trace)
-        extra = [n for n in trace if n not in self.keep and n not in trace.auxiliary]
-        if extra:
-            raise ValueError(
-                f"{self._name}: site '{extra[0]}' has a value but is integrated out, expected "
-                f"values for {list(self.keep)}. Fix: keep '{extra[0]}', or don't draw it."
-            )
-        kept = _only(trace, self.keep)
+        check_given(self._name, self.keep, trace, "integrated out")
+        kept = only(trace, self.keep)
         weighed: list[_Weighed] = []
 
         def log_weight() -> tuple[jax.Array, Any]:
@@ -221,9 +216,7 @@ class MarginalProgram(AbstractProgram):
         if self.propose is None:
             assert isinstance(self.base, Program)
             drawn, of_p, auxiliary = self.base.complete(kept)
-            for name in self.keep:
-                if name not in drawn:
-                    raise self._no_site(name, drawn)
+            check_exists(self._name, self.keep, drawn)
             of_q = [s for s in of_p if s.name in auxiliary]
             return _Weighed.of(of_p, of_q, auxiliary)
         rest, of_q = self.propose(dict(kept.values)).simulate_sites()
@@ -260,18 +253,6 @@ class MarginalProgram(AbstractProgram):
     def _name(self) -> str:
         return f"marginal({', '.join(self.keep)})"
 
-    def _no_site(self, name: str, drawn: Trace) -> ValueError:
-        return ValueError(
-            f"{self._name}: the program has no latent site '{name}', got {sorted(drawn)}. Fix: "
-            "keep one of these."
-        )
-
-    def _no_value(self, name: str, given: Trace) -> ValueError:
-        return ValueError(
-            f"{self._name}: site '{name}' is kept but was given no value, got values for "
-            f"{sorted(given)}. Fix: draw '{name}' in the other program, or don't keep it."
-        )
-
 
 @dataclass(frozen=True)
 class _Weighed:
@@ -295,8 +276,3 @@ class _Weighed:
         log_q = joint_per_plate([s for s in of_q if s not in both], names)
         shape = tuple(inside[0].log_prob.shape[inside[0].plates[n]] for n in names)
         return _Weighed(jnp.broadcast_to(log_p - log_q, shape), names, [*inside, *of_q], outside)
-
-
-def _only(trace: Trace, names: Sequence[str]) -> Trace:
-    auxiliary = tuple(n for n in trace.auxiliary if n in names)
-    return replace(trace, values={n: trace[n] for n in names}, auxiliary=auxiliary)

@@ -12,13 +12,13 @@ import numpyro.distributions as dist
 from numpyro.handlers import block, trace
 
 from vipp.construct import Binding, Construct
-from vipp.densities import SiteDensity, joint_per_plate
+from vipp.densities import SiteDensity
 from vipp.program import AbstractProgram
 from vipp.replicate import positive_int, random_key, replicate
 from vipp.sample import sample
 from vipp.support import check_same_support
 from vipp.trace import Trace
-from vipp.weights import enclosing_plates, log_mean_exp, one_density
+from vipp.weights import at_values, log_mean_exp, one_density, weigh_sites
 
 INDEX = "normalize$index"
 
@@ -159,10 +159,8 @@ class NormalizedProgram(AbstractProgram):
     def _weigh(self, drawn: Trace, of_q: list[SiteDensity]) -> _Particle:
         of_p = self.target.log_density_sites(drawn)
         check_same_support("normalize, its proposal", of_p, of_q)
-        names = enclosing_plates("auto", [*of_p, *of_q])
-        log_p = joint_per_plate(of_p, names)
-        log_w = log_p - joint_per_plate(of_q, names)
-        return _Particle(log_p, log_w, names, of_p, of_q, drawn)
+        log_p, log_q, names, _ = weigh_sites(of_p, of_q)
+        return _Particle(log_p, log_p - log_q, names, [*of_p, *of_q], drawn)
 
 
 @dataclass(frozen=True)
@@ -172,26 +170,20 @@ class _Particle:
     log_p: jax.Array
     log_w: jax.Array
     names: tuple[str, ...]
-    of_p: list[SiteDensity]
-    of_q: list[SiteDensity]
+    sites: list[SiteDensity]
     drawn: Trace
-
-    @property
-    def sites(self) -> list[SiteDensity]:
-        return [*self.of_p, *self.of_q]
 
     def choose(self, name: str, values: jax.Array, index: jax.Array) -> jax.Array:
         """A site's values at ``index``, each element of the plates its own."""
-        ndim = jnp.ndim(values) - 1
         found = [s for s in self.sites if s.name == name and s.fn is not None]
-        dims = {n: found[0].plates[n] - found[0].fn.event_dim for n in self.names} if found else {}
         if self.names and not found:
             raise ValueError(
                 f"normalize: site '{name}' is one of a program whose density is estimated, inside "
                 f"plate '{self.names[0]}'. Fix: normalize the program itself."
             )
-        at = [ndim + dims[n] for n in self.names]
-        return _take(values, jnp.expand_dims(index, [a for a in range(ndim) if a not in at]))
+        index = at_values(index, found[0], self.names) if found else index
+        ndim = jnp.ndim(values) - 1
+        return _take(values, jnp.expand_dims(index, range(ndim - index.ndim)))
 
 
 def _take(values: jax.Array, index: jax.Array) -> jax.Array:

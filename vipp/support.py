@@ -22,7 +22,7 @@ def same_support(a: Any, b: Any) -> bool:
     if one.is_discrete != other.is_discrete or one.event_dim != other.event_dim:
         return False
     if one.event_dim:
-        return type(one) is type(other) or _depends(one) or _depends(other)
+        return type(one) is type(other) or _independent(one) or _independent(other)
     points = _INTEGERS if one.is_discrete else _POINTS
     columns = points.reshape((-1,) + (1,) * max(len(a.batch_shape), len(b.batch_shape)))
     inside = [c(columns) for c in (one, other)]
@@ -31,7 +31,7 @@ def same_support(a: Any, b: Any) -> bool:
     return bool(np.all(np.equal(*map(np.asarray, inside))))
 
 
-def _depends(constraint: Any) -> bool:
+def _independent(constraint: Any) -> bool:
     """Whether a constraint on vectors is one of several that describe the same set."""
     return "independent" in type(constraint).__name__.lower()
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vipp.densities import SiteDensity, common_plates, subsampling
+from vipp.densities import SiteDensity, common_plates, joint_per_plate, subsampling
 
 
 def enclosing_plates(per_plate: Any, sites: list[SiteDensity]) -> tuple[str, ...]:
@@ -33,6 +33,46 @@ def enclosing_plates(per_plate: Any, sites: list[SiteDensity]) -> tuple[str, ...
                     f"'{plate}', use ELBO, or drop subsample_size."
                 )
     return names
+
+
+class Weighed(NamedTuple):
+    """Log densities of one draw, per element of the plates that enclose every site.
+
+    Attributes:
+      log_p: of the model.
+      log_q: of the guide or proposal.
+      names: the plates.
+      scale: what a sum over them is to be multiplied by for subsampling.
+    """
+
+    log_p: jax.Array
+    log_q: jax.Array
+    names: tuple[str, ...]
+    scale: float
+
+
+def weigh_sites(
+    of_p: list[SiteDensity], of_q: list[SiteDensity], per_plate: Any = "auto"
+) -> Weighed:
+    """The densities of a draw under two programs; see :func:`enclosing_plates`."""
+    both = [*of_p, *of_q]
+    names = enclosing_plates(per_plate, both)
+    log_p, log_q = joint_per_plate(of_p, names), joint_per_plate(of_q, names)
+    return Weighed(log_p, log_q, names, subsampling(both, names))
+
+
+def at_plates(x: jax.Array, site: SiteDensity, names: tuple[str, ...]) -> jax.Array:
+    """``x``, one axis per plate in ``names``, with these axes where ``site``'s batch has them."""
+    dims = [site.plates[n] for n in names]
+    gaps = [d for d in range(min(dims, default=0), 0) if d not in dims]
+    return jnp.expand_dims(x, gaps) if gaps else x
+
+
+def at_values(x: jax.Array, site: SiteDensity, names: tuple[str, ...]) -> jax.Array:
+    """``x``, one axis per plate in ``names``, to be broadcast with the values of ``site``."""
+    if not names:
+        return x
+    return jnp.expand_dims(at_plates(x, site, names), [-1 - i for i in range(site.fn.event_dim)])
 
 
 def apart_from(
@@ -64,8 +104,7 @@ def one_density(
       It, as of one site, scaled by the plates' subsampling.
     """
     dims = {n: sites[0].plates[n] for n in names}
-    gaps = [d for d in range(min(dims.values(), default=0), 0) if d not in dims.values()]
     taken = subsampling(sites, names)
     ratios = {n: r for s in sites for n, r in s.subsampling.items() if n in names}
-    log_prob = jnp.expand_dims(log_density, gaps) if gaps else log_density
+    log_prob = at_plates(log_density, sites[0], names) if names else log_density
     return SiteDensity(name, log_prob, None if taken == 1 else taken, dims, ratios)

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from numpyro.handlers import seed
 
 import vipp_transforms as vt
-from vipp.densities import SiteDensity, joint_per_plate, subsampling
+from vipp.densities import SiteDensity, joint_per_plate
 from vipp.estimation import estimator_of
 from vipp.objectives.importance import Weights
 from vipp.program import AbstractProgram, PerPlate
 from vipp.replicate import random_key, replicate
 from vipp.trace import Trace
-from vipp.weights import enclosing_plates
+from vipp.weights import Weighed, at_values, weigh_sites
 
 
 def weigh_doubly_reparameterised(
@@ -35,25 +35,26 @@ def weigh_doubly_reparameterised(
     Raises:
       ValueError: naming a latent site that is not pathwise.
     """
-    seen: list[tuple[Trace, list[SiteDensity], tuple[str, ...], float]] = []
+    seen: list[tuple[Trace, list[SiteDensity], Weighed]] = []
 
     def particle() -> tuple[Any, Any, jax.Array]:
         z, of_q = q.simulate_sites()
         _check_pathwise(of_q)
         of_p = p.log_density_sites(z)
-        names = enclosing_plates(per_plate, [*of_p, *of_q])
-        log_w = joint_per_plate(of_p, names) - joint_per_plate(of_q, names)
-        seen.append((z, of_q, names, subsampling([*of_p, *of_q], names)))
-        return z.values, z.subsamples, log_w
+        weighed = weigh_sites(of_p, of_q, per_plate)
+        seen.append((z, of_q, weighed))
+        return z.values, z.subsamples, weighed.log_p - weighed.log_q
 
     values, subsamples, log_w = replicate(particle, num_particles)
-    first, of_q, names, scale = seen[0]
+    first, of_q, (_, _, names, scale) = seen[0]
     normalised = jax.nn.softmax(jax.lax.stop_gradient(log_w), axis=0)
     sites = {s.name: s for s in of_q}
     constant_q = q.stop_gradient()
 
     def again(key: Any, values: Any, subsamples: Any, weight: jax.Array) -> Any:
-        moved = {n: _scale_gradient(x, _at(weight, sites[n], names)) for n, x in values.items()}
+        moved = {
+            n: _scale_gradient(x, at_values(weight, sites[n], names)) for n, x in values.items()
+        }
         z = replace(first, values=moved, subsamples=subsamples)
         with seed(rng_seed=key):
             log_p = joint_per_plate(p.log_density_sites(z), names)
@@ -80,16 +81,6 @@ def _check_pathwise(of_q: Sequence[SiteDensity]) -> None:
                 f"{estimator!r}, expected Pathwise(). Fix: use doubly_reparameterised=False, or "
                 "vipp.VIMCO for discrete sites."
             )
-
-
-def _at(weight: jax.Array, site: SiteDensity, names: tuple[str, ...]) -> jax.Array:
-    """A weight per element of the plates, to be multiplied with the site's values."""
-    if not names:
-        return weight
-    dims = [site.plates[n] for n in names]
-    gaps = [d for d in range(min(dims), 0) if d not in dims]
-    weight = jnp.expand_dims(weight, gaps) if gaps else weight
-    return jnp.expand_dims(weight, [-1 - i for i in range(site.fn.event_dim)])
 
 
 @partial(jax.custom_vjp)

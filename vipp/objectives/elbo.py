@@ -85,7 +85,7 @@ def ELBO(  # noqa: N802
         latent = [s for s in of_p if not s.observed and s.name not in closed]
         rest = [s for s in of_q if not s.observed and s.name not in closed]
         divergence = joint(rest) - joint(latent) + sum(closed.values(), start=jnp.zeros(()))
-        return joint(s for s in [*of_p] if s.observed) - beta * divergence
+        return joint(s for s in of_p if s.observed) - beta * divergence
 
     return replicate(penalised, num_particles).mean()
 

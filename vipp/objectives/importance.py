@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 import vipp_transforms as vt
-from vipp.densities import joint_per_plate, subsampling
+from vipp.densities import joint_per_plate
 from vipp.program import AbstractProgram, PerPlate
 from vipp.replicate import replicate
-from vipp.weights import enclosing_plates
+from vipp.weights import weigh_sites
 
 
 class Weights(NamedTuple):
@@ -72,9 +72,8 @@ def weigh(
     def particle() -> tuple[jax.Array, jax.Array, jax.Array]:
         z, of_q = q.simulate_sites(constant=constant)
         of_p = p.log_density_sites(z)
-        names = enclosing_plates(per_plate, [*of_p, *of_q])
-        log_p, log_q = joint_per_plate(of_p, names), joint_per_plate(of_q, names)
-        scale.append(subsampling([*of_p, *of_q], names))
+        log_p, log_q, names, ratio = weigh_sites(of_p, of_q, per_plate)
+        scale.append(ratio)
         score = (
             joint_per_plate([replace(s, scale=None) for s in of_q], names)
             if constant

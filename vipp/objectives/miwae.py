@@ -7,6 +7,7 @@ import jax
 from vipp.objective import objective
 from vipp.objectives.importance import weigh
 from vipp.program import AbstractProgram, PerPlate
+from vipp.weights import log_mean_exp
 
 
 @objective
@@ -47,6 +48,4 @@ def MIWAE(  # noqa: N802
 
 def bounds(log_w: jax.Array, num_bounds: int) -> jax.Array:
     """The importance weighted bounds of ``num_bounds`` groups of particles, stacked in front."""
-    groups = log_w.reshape(num_bounds, -1, *log_w.shape[1:])
-    size = groups.shape[1]
-    return jax.nn.logsumexp(groups, axis=1) - jax.numpy.log(size)
+    return jax.vmap(log_mean_exp)(log_w.reshape(num_bounds, -1, *log_w.shape[1:]))

@@ -67,4 +67,4 @@ def _without(log_w: jax.Array) -> jax.Array:
     others = (log_w.sum(0) - log_w) / (n - 1)
     replaced = jnp.where(jnp.eye(n, dtype=bool).reshape(n, n, *(1,) * (log_w.ndim - 1)),
                          others[:, None], log_w[None])  # fmt: skip
-    return jax.nn.logsumexp(replaced, axis=1) - jnp.log(n)
+    return jax.vmap(log_mean_exp)(replaced)
