@@ -1,12 +1,10 @@
 """Programmable variational inference for NumPyro and JAX."""
 
-from vipp.bias import BiasedEstimatorWarning
-from vipp.expectation import expectation
-from vipp.explain import Explanation, explain
-from vipp.fit import FitResult, NonFiniteError, fit
-from vipp.marginal import marginal
-from vipp.normalize import normalize
-from vipp.objective import Objective, objective, value_and_grad
+from vipp.diagnostics.explain import Explanation, explain
+from vipp.distributions.one_hot import OneHotCategorical
+from vipp.language.expectation import expectation
+from vipp.language.replicate import replicate
+from vipp.language.sample import sample, with_estimators
 from vipp.objectives import (
     CIWAE,
     CUBO,
@@ -23,11 +21,13 @@ from vipp.objectives import (
     ReweightedWakeSleep,
     VarGrad,
 )
-from vipp.one_hot import OneHotCategorical
-from vipp.program import Program
-from vipp.replicate import replicate
-from vipp.sample import sample, with_estimators
-from vipp.trace import Trace
+from vipp.objectives.objective import Objective, objective, value_and_grad
+from vipp.programs.marginal import marginal
+from vipp.programs.normalize import normalize
+from vipp.programs.program import Program
+from vipp.programs.trace import Trace
+from vipp.language.bias import BiasedEstimatorWarning
+from vipp.training.fit import FitResult, NonFiniteError, fit
 from vipp_transforms import (
     ARM,
     Automatic,

@@ -14,10 +14,10 @@ from numpyro.distributions import constraints, transforms
 from numpyro.handlers import seed, trace
 
 import vipp
-from vipp.cdfs import cdf, moving_cdf
-from vipp.distributions import explicit, reparameterised
-from vipp.estimation import estimate
-from vipp.implicit import implicit
+from vipp.distributions.cdf import cdf, moving_cdf
+from vipp.distributions.implicit import implicit
+from vipp.distributions.lanes import explicit, reparameterised
+from vipp.language.handler import estimate
 
 from .pathwise_rows import turn
 from .pathwise_scalars import LOCS, LOGITS, SCALES, mixture, mixtures, scalars, wrapped

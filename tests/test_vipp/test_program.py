@@ -152,7 +152,10 @@ def test_program_without_a_key():
         vipp.Program(coin, {"l": jnp.array(0.7)}).simulate()
     with pytest.raises(ValueError, match="random key"):
         vipp.replicate(lambda: 0.0, 2)
-    with vipp.estimation.estimate(), pytest.raises(ValueError, match="Site 'z' has no random key"):
+    with (
+        vipp.language.handler.estimate(),
+        pytest.raises(ValueError, match="Site 'z' has no random key"),
+    ):
         numpyro.sample("z", dist.Normal())
 
 

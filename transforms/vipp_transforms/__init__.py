@@ -1,5 +1,6 @@
 """Transformations of JAX programs that draw random values into unbiased gradient estimators."""
 
+from vipp_transforms.choices import Automatic
 from vipp_transforms.constant import constant
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators import (
@@ -32,8 +33,7 @@ from vipp_transforms.estimators.base import (
     Term,
     estimator,
 )
-from vipp_transforms.planning import Plan, plan
-from vipp_transforms.policy import Automatic
+from vipp_transforms.plan import Plan, plan
 from vipp_transforms.sites import lane_key, sample
 from vipp_transforms.surrogate import estimate, run, surrogate
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax
+from vipp_transforms.choices import Choice
 from vipp_transforms.elimination import Layout, Step
 from vipp_transforms.estimators.base import Axis, Term
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
-from vipp_transforms.planning import Plan
-from vipp_transforms.policy import Choice
+from vipp_transforms.plan import Plan
 from vipp_transforms.sites import LaneSource, coupled_noise, lifting, split_keys
 from vipp_transforms.staging import Site, live
 from vipp_transforms.terms import weights

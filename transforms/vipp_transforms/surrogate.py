@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from vipp_transforms import _jax
 from vipp_transforms.evaluation import Evaluation, value_of
+from vipp_transforms.learning import mixture_moments, squared_gradient
 from vipp_transforms.lifting import Axes, Lifted, evaluate
-from vipp_transforms.planning import Plan, derive
+from vipp_transforms.plan import Plan, derive
 from vipp_transforms.sites import NeedsStaging, running_directly
 from vipp_transforms.staging import Program, check_scalar, trace
-from vipp_transforms.variance import mixture_moments, squared_gradient
 
 
 def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:

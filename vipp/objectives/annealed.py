@@ -15,12 +15,12 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 from numpyro.handlers import seed
 
-from vipp.densities import SiteDensity
-from vipp.objective import objective
-from vipp.program import AbstractProgram
-from vipp.replicate import random_key, replicate
-from vipp.trace import Trace
-from vipp.weights import log_mean_exp
+from vipp.language.replicate import random_key, replicate
+from vipp.objectives.objective import objective
+from vipp.programs.densities import SiteDensity
+from vipp.programs.program import AbstractProgram
+from vipp.programs.trace import Trace
+from vipp.programs.weights import log_mean_exp
 
 
 def _check(config: dict[str, Any]) -> None:

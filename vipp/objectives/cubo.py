@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from vipp.objective import objective
 from vipp.objectives.importance import weigh
-from vipp.program import AbstractProgram, PerPlate
-from vipp.weights import log_mean_exp
+from vipp.objectives.objective import objective
+from vipp.programs.program import AbstractProgram, PerPlate
+from vipp.programs.weights import log_mean_exp
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import kl_divergence
 
-from vipp.densities import SiteDensity, scaled
-from vipp.distributions import exact
+from vipp.distributions.lanes import exact
+from vipp.programs.densities import SiteDensity, scaled
 
 
 def analytic_kl(

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from numpyro.handlers import seed
 
 import vipp_transforms as vt
-from vipp.densities import SiteDensity, joint_per_plate
-from vipp.estimation import estimator_of
+from vipp.language.handler import estimator_of
+from vipp.language.replicate import random_key, replicate
 from vipp.objectives.importance import Weights
-from vipp.program import AbstractProgram, PerPlate
-from vipp.replicate import random_key, replicate
-from vipp.trace import Trace
-from vipp.weights import Weighed, at_values, weigh_sites
+from vipp.programs.densities import SiteDensity, joint_per_plate
+from vipp.programs.program import AbstractProgram, PerPlate
+from vipp.programs.trace import Trace
+from vipp.programs.weights import Weighed, at_values, weigh_sites
 
 
 def weigh_doubly_reparameterised(

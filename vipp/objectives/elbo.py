@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp.densities import SiteDensity, joint
-from vipp.objective import objective
+from vipp.language.replicate import replicate
 from vipp.objectives.divergence import analytic_kl
-from vipp.program import AbstractProgram
-from vipp.replicate import replicate
+from vipp.objectives.objective import objective
+from vipp.programs.densities import SiteDensity, joint
+from vipp.programs.program import AbstractProgram
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -11,12 +11,12 @@ import numpyro.distributions as dist
 from numpyro.handlers import seed
 
 import vipp_transforms as vt
-from vipp.densities import joint
-from vipp.objective import objective
-from vipp.program import AbstractProgram
-from vipp.replicate import random_key
-from vipp.sequence import Sequence, check_ends_with_scan, take_apart
-from vipp.support import check_same_support
+from vipp.language.replicate import random_key
+from vipp.objectives.objective import objective
+from vipp.programs.densities import joint
+from vipp.programs.program import AbstractProgram
+from vipp.programs.steps import Sequence, check_ends_with_scan, take_apart
+from vipp.programs.support import check_same_support
 
 _WAYS = ("multinomial", "systematic", "soft", "none")
 

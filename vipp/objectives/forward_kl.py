@@ -8,11 +8,11 @@ from typing import Any
 import jax
 from numpyro.handlers import seed
 
-from vipp.objective import objective
+from vipp.language.replicate import random_key
 from vipp.objectives.importance import weigh
-from vipp.program import AbstractProgram, PerPlate
-from vipp.replicate import random_key
-from vipp.trace import Trace
+from vipp.objectives.objective import objective
+from vipp.programs.program import AbstractProgram, PerPlate
+from vipp.programs.trace import Trace
 
 
 @objective

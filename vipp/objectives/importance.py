@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 import vipp_transforms as vt
-from vipp.densities import joint_per_plate
-from vipp.program import AbstractProgram, PerPlate
-from vipp.replicate import replicate
-from vipp.weights import weigh_sites
+from vipp.language.replicate import replicate
+from vipp.programs.densities import joint_per_plate
+from vipp.programs.program import AbstractProgram, PerPlate
+from vipp.programs.weights import weigh_sites
 
 
 class Weights(NamedTuple):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 
-from vipp.objective import objective
 from vipp.objectives.importance import weigh
-from vipp.program import AbstractProgram, PerPlate
-from vipp.weights import log_mean_exp
+from vipp.objectives.objective import objective
+from vipp.programs.program import AbstractProgram, PerPlate
+from vipp.programs.weights import log_mean_exp
 
 
 @objective

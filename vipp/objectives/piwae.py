@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 from numpyro.handlers import seed
 
-from vipp.objective import objective
+from vipp.language.replicate import random_key
 from vipp.objectives.importance import gradient_only, weigh
 from vipp.objectives.miwae import bounds
-from vipp.program import AbstractProgram, PerPlate
-from vipp.replicate import random_key
-from vipp.weights import log_mean_exp
+from vipp.objectives.objective import objective
+from vipp.programs.program import AbstractProgram, PerPlate
+from vipp.programs.weights import log_mean_exp
 
 
 @objective

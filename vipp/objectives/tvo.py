@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp.objective import objective
 from vipp.objectives.importance import weigh
-from vipp.program import AbstractProgram, PerPlate
+from vipp.objectives.objective import objective
+from vipp.programs.program import AbstractProgram, PerPlate
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpyro
 from numpyro.primitives import Messenger
 
-from vipp.adaptive import SUFFIX, settle
+from vipp.language.state import SUFFIX, settle
 
 
 def sample(name: str, fn: Any, estimator: Any = None, obs: Any = None, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vipp_transforms.estimators.mix import Mix
 from vipp_transforms.evaluation import Evaluation, value_of
 from vipp_transforms.lifting import Axes, Lifted, evaluate
-from vipp_transforms.planning import Plan
+from vipp_transforms.plan import Plan
 from vipp_transforms.staging import Site, live
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpyro.primitives import apply_stack
 
-from vipp.program import AbstractProgram, Program
+from vipp.programs.program import AbstractProgram, Program
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 from numpyro.handlers import seed
 
 import vipp_transforms as vt
-from vipp.estimation import estimate
+from vipp.language.handler import estimate
 
 
 def expectation(fn: Callable[..., Any]) -> Callable[..., jax.Array]:

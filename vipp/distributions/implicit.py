@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
-from vipp.cdfs import cdf, has_cdf, moving_cdf
+from vipp.distributions.cdf import cdf, has_cdf, moving_cdf
 
 # distributions that are drawn by drawing from ``base_dist``
 WRAPPERS = (

@@ -11,14 +11,14 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.handlers import block, trace
 
-from vipp.construct import Binding, Construct
-from vipp.densities import SiteDensity
-from vipp.program import AbstractProgram
-from vipp.replicate import positive_int, random_key, replicate
-from vipp.sample import sample
-from vipp.support import check_same_support
-from vipp.trace import Trace
-from vipp.weights import at_values, log_mean_exp, one_density, weigh_sites
+from vipp.language.replicate import positive_int, random_key, replicate
+from vipp.language.sample import sample
+from vipp.programs.construct import Binding, Construct
+from vipp.programs.densities import SiteDensity
+from vipp.programs.program import AbstractProgram
+from vipp.programs.support import check_same_support
+from vipp.programs.trace import Trace
+from vipp.programs.weights import at_values, log_mean_exp, one_density, weigh_sites
 
 INDEX = "normalize$index"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from vipp.trace import Trace
+from vipp.programs.trace import Trace
 
 
 def only(trace: Trace, names: Iterable[str]) -> Trace:

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from numpyro.contrib import funsor as funsor_handlers
 from numpyro.handlers import block, condition, seed, substitute
 
-from vipp.densities import SiteDensity, joint, subsampling
-from vipp.distributions import exact
-from vipp.kept import check_exists, check_given, only
-from vipp.program import AbstractProgram, Program
-from vipp.replicate import random_key
-from vipp.trace import Trace
-from vipp.weights import apart_from, enclosing_plates, one_density
+from vipp.distributions.lanes import exact
+from vipp.language.replicate import random_key
+from vipp.programs.densities import SiteDensity, joint, subsampling
+from vipp.programs.kept import check_exists, check_given, only
+from vipp.programs.program import AbstractProgram, Program
+from vipp.programs.trace import Trace
+from vipp.programs.weights import apart_from, enclosing_plates, one_density
 
 
 @dataclass(frozen=True)

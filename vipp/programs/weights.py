@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vipp.densities import SiteDensity, common_plates, joint_per_plate, subsampling
+from vipp.programs.densities import SiteDensity, common_plates, joint_per_plate, subsampling
 
 
 def enclosing_plates(per_plate: Any, sites: list[SiteDensity]) -> tuple[str, ...]:

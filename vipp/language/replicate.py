@@ -11,7 +11,7 @@ import numpyro
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
-from vipp.adaptive import SUFFIX
+from vipp.language.state import SUFFIX
 
 
 def replicate(fn: Callable[[], Any], n: int) -> Any:

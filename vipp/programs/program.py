@@ -16,10 +16,10 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
-from vipp.densities import SiteDensity, joint, joint_per_plate, site_densities
-from vipp.replicate import random_key
-from vipp.trace import Trace
-from vipp.unroll import NeedsUnrolling, Scan, scan_of, unroll
+from vipp.language.replicate import random_key
+from vipp.language.unroll import NeedsUnrolling, Scan, scan_of, unroll
+from vipp.programs.densities import SiteDensity, joint, joint_per_plate, site_densities
+from vipp.programs.trace import Trace
 
 PerPlate = str | tuple[str, ...] | None
 

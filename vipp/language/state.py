@@ -17,7 +17,7 @@ import numpyro
 from numpyro.primitives import mutable
 
 import vipp_transforms as vt
-from vipp.distributions import lane_distribution
+from vipp.distributions.lanes import lane_distribution
 
 SUFFIX = "$estimator"
 

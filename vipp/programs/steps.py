@@ -7,10 +7,10 @@ from typing import Any
 
 from numpyro.handlers import seed
 
-from vipp.densities import SiteDensity
-from vipp.program import AbstractProgram, Program
-from vipp.trace import Trace
-from vipp.unroll import Scan
+from vipp.language.unroll import Scan
+from vipp.programs.densities import SiteDensity
+from vipp.programs.program import AbstractProgram, Program
+from vipp.programs.trace import Trace
 
 
 @dataclass(frozen=True)

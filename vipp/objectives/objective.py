@@ -13,13 +13,15 @@ from numpyro.handlers import seed
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 
 import vipp_transforms as vt
-from vipp.adaptive import SUFFIX, advance
-from vipp.construct import Binding
-from vipp.estimation import estimate
-from vipp.program import AbstractProgram
-from vipp.replicate import positive_int
+from vipp.language.handler import estimate
+from vipp.language.replicate import positive_int
+from vipp.language.state import SUFFIX, advance
+from vipp.programs.construct import Binding
+from vipp.programs.program import AbstractProgram
 
-_STEP = "objective" + SUFFIX  # counted by vipp.adaptive, like the step of an estimator's schedule
+_STEP = (
+    "objective" + SUFFIX
+)  # counted by vipp.language.state, like the step of an estimator's schedule
 
 
 class Objective(NumPyroELBO):

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import block, trace
 
-from vipp.construct import Binding, Construct
-from vipp.densities import SiteDensity, joint_per_plate
-from vipp.exact import ExactMarginalProgram
-from vipp.kept import check_exists, check_given, only
-from vipp.program import AbstractProgram, Program
-from vipp.replicate import positive_int, replicate
-from vipp.support import check_same_support
-from vipp.trace import Trace
-from vipp.weights import apart_from, enclosing_plates, log_mean_exp, one_density
+from vipp.language.replicate import positive_int, replicate
+from vipp.programs.construct import Binding, Construct
+from vipp.programs.densities import SiteDensity, joint_per_plate
+from vipp.programs.kept import check_exists, check_given, only
+from vipp.programs.program import AbstractProgram, Program
+from vipp.programs.summed_out import ExactMarginalProgram
+from vipp.programs.support import check_same_support
+from vipp.programs.trace import Trace
+from vipp.programs.weights import apart_from, enclosing_plates, log_mean_exp, one_density
 
 Propose = Callable[[dict[str, Any]], AbstractProgram]
 
@@ -95,7 +95,7 @@ def marginal(
 
 
 def _innermost(program: AbstractProgram) -> AbstractProgram:
-    """The program that marginals of marginals are of: the others' auxiliary sites are theirs, too."""
+    """The program that marginals of marginals are of: the auxiliary sites of all are its own."""
     while isinstance(program, MarginalProgram | ExactMarginalProgram):
         program = program.base
     return program

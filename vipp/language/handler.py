@@ -9,10 +9,10 @@ from typing import Any
 from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
-from vipp.adaptive import aligned
-from vipp.distributions import lane_distribution, reparameterised
-from vipp.implicit import circular, differentiable_sampler, implicit
-from vipp.unroll import NeedsUnrolling, scan_of
+from vipp.distributions.implicit import circular, differentiable_sampler, implicit
+from vipp.distributions.lanes import lane_distribution, reparameterised
+from vipp.language.state import aligned
+from vipp.language.unroll import NeedsUnrolling, scan_of
 
 
 class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)

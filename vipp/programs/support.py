@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpyro.util import not_jax_tracer
 
-from vipp.densities import SiteDensity
+from vipp.programs.densities import SiteDensity
 
 # between the boundaries that supports usually have: on a boundary they may differ
 _POINTS = np.array([-1e6, -2.5, -0.5, 0.25, 0.75, 1.5, 2.5, 1e6])

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
-from vipp_transforms.policy import Choice, choose
 from vipp_transforms.staging import Program, Traced, inline, trace
 from vipp_transforms.terms import Split, split
 

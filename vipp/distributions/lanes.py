@@ -12,7 +12,7 @@ from jax.scipy.special import gammaln
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.distributions.util import clamp_probs
 
-from vipp.implicit import WRAPPERS, implicit
+from vipp.distributions.implicit import WRAPPERS, implicit
 
 
 @jax.custom_jvp

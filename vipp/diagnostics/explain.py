@@ -11,8 +11,8 @@ from numpyro.infer import SVI
 from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
-from vipp.distributions import lane_distribution
-from vipp.objective import Objective
+from vipp.distributions.lanes import lane_distribution
+from vipp.objectives.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What was derived, and whether it is right."""

@@ -1,0 +1,1 @@
+"""What vipp adds to NumPyro's distributions."""

@@ -1,0 +1,1 @@
+"""The words that a program or an objective is written in."""

@@ -1,0 +1,1 @@
+"""Programs that are drawn from and scored, and programs made of others."""
