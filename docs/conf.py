@@ -10,6 +10,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # MathJax itself among the static files: formulas show offline, too
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = []
