@@ -2,6 +2,7 @@
 
 from vipp.diagnostics.explain import Explanation, explain
 from vipp.distributions.one_hot import OneHotCategorical
+from vipp.language.bias import BiasedEstimatorWarning
 from vipp.language.expectation import expectation
 from vipp.language.replicate import replicate
 from vipp.language.sample import sample, with_estimators
@@ -26,7 +27,6 @@ from vipp.programs.marginal import marginal
 from vipp.programs.normalize import normalize
 from vipp.programs.program import Program
 from vipp.programs.trace import Trace
-from vipp.language.bias import BiasedEstimatorWarning
 from vipp.training.fit import FitResult, NonFiniteError, fit
 from vipp_transforms import (
     ARM,

@@ -101,22 +101,6 @@ def is_dropped(var: Any) -> bool:
 
 
 @functools.cache
-def _context() -> Any:
-    # made on first use, as importing must not touch JAX's state
-    make = getattr(jax, "make_user_context", None)
-    return None if make is None else make(default_value=False)
-
-
-def apart_from_caches() -> Any:
-    """A context in which JAX traces every function anew, or None where JAX has no such thing.
-
-    A compiled function that was traced before would hide from Python what it draws.
-    """
-    context = _context()
-    return None if context is None else context(True)
-
-
-@functools.cache
 def _debug_info() -> Any:
     return jax.make_jaxpr(lambda: ())().jaxpr.debug_info
 
@@ -131,11 +115,6 @@ def evaluator(
     effects = frozenset().union(*(e.effects for e in eqns)) if eqns else frozenset()
     jaxpr = core.Jaxpr((), tuple(invars), tuple(outvars), list(eqns), effects, _debug_info())
     return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
-
-
-def call(closed: Any, values: Sequence[Any]) -> list[Any]:
-    """The results of a closed jaxpr on given inputs."""
-    return core.jaxpr_as_fun(closed)(*values)
 
 
 def apply(eqn: Any, values: Sequence[Any]) -> list[Any]:

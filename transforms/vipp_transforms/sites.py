@@ -244,7 +244,6 @@ sample_p = define_primitive(
 
 class _Mode(threading.local):
     lifting = False
-    direct = False
 
 
 _MODE = _Mode()
@@ -258,23 +257,6 @@ def lifting() -> Iterator[None]:
         yield
     finally:
         _MODE.lifting = before
-
-
-class NeedsStaging(BaseException):
-    """A program run as it is met a choice that is not an ordinary pathwise one.
-
-    Not an ``Exception``, so that no handler of the program's own takes it for an error.
-    """
-
-
-@contextlib.contextmanager
-def running_directly(direct: bool) -> Iterator[None]:
-    """Whether a choice that is not an ordinary pathwise one raises :class:`NeedsStaging`."""
-    before, _MODE.direct = _MODE.direct, direct
-    try:
-        yield
-    finally:
-        _MODE.direct = before
 
 
 def _key_batch(operands: Any, dims: Any) -> tuple[Any, Any]:
@@ -338,8 +320,6 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
             )
         if estimator.plain:
             return distribution.sample(lane_key(key, distribution))
-    if _MODE.direct:
-        raise NeedsStaging(name)
     _refuse_mask(distribution, name)
     template = Template(distribution, name, estimator)
     if estimator.relaxed:  # a density that takes indices alone would fail first, and say less

@@ -23,7 +23,6 @@ from vipp_transforms.sites import (
     Template,
     lane_key_p,
     lane_log_prob,
-    running_directly,
     sample_p,
 )
 
@@ -108,7 +107,10 @@ class Traced(NamedTuple):
 
     def evaluate(self) -> tuple[jax.Array, Any]:
         """Run it as it stands: the value, and the auxiliary outputs without gradient."""
-        value, *aux = _jax.call(self.closed, self.arrays)
+        jaxpr, consts = _jax.open_jaxpr(self.closed)
+        inputs = [*jaxpr.constvars, *jaxpr.invars]
+        needed = live(jaxpr.eqns, jaxpr.outvars)
+        value, *aux = _jax.evaluator(needed, inputs, jaxpr.outvars)(*consts, *self.arrays)
         return value, jax.tree_util.tree_unflatten(self.aux_tree, jax.lax.stop_gradient(aux))
 
 
@@ -130,8 +132,7 @@ def trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
         check_scalar(value)
         return value, aux
 
-    with running_directly(False):
-        closed, shape = _jax.trace(flat, *arrays)
+    closed, shape = _jax.trace(flat, *arrays)
     return Traced(closed, arrays, jax.tree_util.tree_structure(shape[1]))
 
 

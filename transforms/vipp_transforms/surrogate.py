@@ -8,13 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms import _jax
 from vipp_transforms.evaluation import Evaluation, value_of
 from vipp_transforms.learning import mixture_moments, squared_gradient
 from vipp_transforms.lifting import Axes, Lifted, evaluate
 from vipp_transforms.plan import Plan, derive
-from vipp_transforms.sites import NeedsStaging, running_directly
-from vipp_transforms.staging import Program, check_scalar, trace
+from vipp_transforms.staging import Program, trace
 
 
 def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,28 +52,8 @@ def estimate(
     fn: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> tuple[jax.Array, Any, dict[str, Any]]:
     """The :func:`surrogate` of ``fn`` at its arguments, and what :func:`run` reports besides."""
-    direct = _run_directly(fn, args, kwargs)
-    if direct is not None:
-        return (*direct, {})
     traced = trace(fn, args, kwargs)
     return run(derive(traced)) if traced.draws() else (*traced.evaluate(), {})
-
-
-def _run_directly(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[jax.Array, Any] | None:
-    """The program as it is, where it is traced and all its choices are ordinary pathwise ones.
-
-    It is then its own estimate, and tracing it twice would be a waste.
-    """
-    uncached = _jax.apart_from_caches()
-    if uncached is None or not any(map(_jax.is_tracer, jax.tree.leaves((args, kwargs)))):
-        return None
-    try:
-        with uncached, running_directly(True):
-            value, aux = fn(*args, **kwargs)
-    except NeedsStaging:
-        return None
-    check_scalar(value)
-    return jnp.asarray(value), jax.lax.stop_gradient(aux)
 
 
 def run(planned: Plan) -> tuple[jax.Array, Any, dict[str, Any]]:

@@ -14,9 +14,9 @@ import tqdm
 from numpyro.infer import SVI, Predictive
 from numpyro.infer.svi import SVIState
 
+from vipp.language.bias import noting_biased
 from vipp.language.replicate import positive_int
 from vipp.objectives.objective import Objective
-from vipp.language.bias import noting_biased
 
 _MOST_STEPS_AT_ONCE = 4096
 _SECONDS_AT_ONCE = 0.25
