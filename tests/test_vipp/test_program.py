@@ -324,11 +324,3 @@ def test_value_must_be_a_real_scalar(fn, got):
     objective = vipp.objective(lambda p, q: fn())()
     with pytest.raises(ValueError, match="must be a real scalar"):
         vipp.value_and_grad(objective, coin, coin)(KEY, {"l": 0.0})
-
-
-def test_objective_arguments():
-    with pytest.raises(TypeError, match="unknown argument 'particles', expected one of"):
-        vipp.ELBO(particles=3)
-    with pytest.raises(TypeError, match="'num_particles' is required"):
-        vipp.IWAE()
-    assert repr(vipp.IWAE(num_particles=3)) == "IWAE(num_particles=3)"

@@ -16,6 +16,7 @@ from numpyro.distributions import biject_to
 from numpyro.handlers import seed
 
 from vipp.language.replicate import random_key, replicate
+from vipp.objectives.arguments import Schedule
 from vipp.objectives.objective import objective
 from vipp.programs.densities import SiteDensity
 from vipp.programs.program import AbstractProgram
@@ -38,8 +39,8 @@ def AnnealedBound(  # noqa: N802
     q: AbstractProgram,
     *,
     num_steps: int,
-    step_size: Any = 0.1,
-    persistence: float = 0.5,
+    step_size: float | Schedule = 0.1,
+    persistence: float | Schedule = 0.5,
     num_particles: int = 1,
 ) -> jax.Array:
     r"""The differentiable annealed importance sampling bound (DAIS).

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from vipp.objectives.arguments import Schedule
 from vipp.objectives.importance import weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
@@ -23,7 +24,7 @@ def CIWAE(  # noqa: N802
     q: AbstractProgram,
     *,
     num_particles: int,
-    beta: float,
+    beta: float | Schedule,
     per_plate: PerPlate = "auto",
 ) -> jax.Array:
     r"""A convex combination of the evidence lower bound and the importance weighted one.

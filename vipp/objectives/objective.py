@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import vipp_transforms as vt
 from vipp.language.handler import estimate
 from vipp.language.replicate import positive_int
 from vipp.language.state import SUFFIX, advance
+from vipp.objectives.arguments import apply_check, arguments, bound, frozen, schedules, written
 from vipp.programs.construct import Binding
 from vipp.programs.program import AbstractProgram
 
@@ -27,45 +29,43 @@ _STEP = (
 class Objective(NumPyroELBO):
     """A bound to be maximised, usable wherever NumPyro takes an ``ELBO``.
 
-    Made by :func:`objective`. Its keyword arguments are those of the decorated function.
+    Made by :func:`objective`, which gives each class its arguments. Two of one class with equal
+    arguments are equal.
 
     Attributes:
-      config: the keyword arguments, defaults filled in.
+      config: the arguments by name, defaults filled in.
     """
 
     can_infer_discrete = True
     program: Callable[..., Any]
+    arguments: Mapping[str, inspect.Parameter] = MappingProxyType({})
     check: Callable[[dict[str, Any]], None] | None = None
 
-    def __init__(self, **config: Any):
+    def __init__(self, *args: Any, **config: Any):
         name = type(self).__name__
-        known = {
-            k: p.default
-            for k, p in inspect.signature(self.program).parameters.items()
-            if p.kind is inspect.Parameter.KEYWORD_ONLY
-        }
-        for key in config:
-            if key not in known:
-                raise TypeError(f"{name}: unknown argument {key!r}, expected one of {list(known)}.")
-        self.defaults, self.config = known, {**known, **config}
+        self.config = bound(name, self.arguments, args, config)
         for key, value in self.config.items():
-            if value is inspect.Parameter.empty:
-                raise TypeError(f"{name}: argument {key!r} is required.")
             if key.startswith("num_"):
                 positive_int(f"{name}: {key}", value)
+        self.schedules = schedules(self.arguments, self.config)
         if self.check is not None:
-            self.check(self.config)
-        self.schedules = {
-            key: value
-            for key, value in config.items()
-            if callable(value) and isinstance(known[key], int | float)
-        }
+            apply_check(name, self.check, self.config, self.schedules)
         super().__init__(num_particles=self.config.get("num_particles", 1))
 
     def __repr__(self) -> str:
-        shown = {k: v for k, v in self.config.items() if v is not self.defaults[k]}
-        arguments = ", ".join(f"{k}={v!r}" for k, v in shown.items())
-        return f"{type(self).__name__}({arguments})"
+        default = lambda name: frozen(self.arguments[name].default)
+        shown = {n: x for n, x in self.config.items() if frozen(x) != default(n)}
+        return written(type(self).__name__, shown)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Objective) and other._identity == self._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> Any:
+        return type(self), frozen(self.config)
 
     @property
     def parts(self) -> tuple[tuple[float, Objective], ...]:
@@ -161,6 +161,10 @@ class _Sum(Objective):
     def parts(self) -> tuple[tuple[float, Objective], ...]:
         return self.terms
 
+    @property
+    def _identity(self) -> Any:
+        return type(self), tuple((frozen(c), part) for c, part in self.terms)
+
     def __repr__(self) -> str:
         factor = lambda c: "" if isinstance(c, float) and c == 1.0 else f"{c} * "
         return " + ".join(f"{factor(c)}{part!r}" for c, part in self.terms)
@@ -181,15 +185,18 @@ def objective(
 
     Args:
       fn: ``fn(p, q, *, **config)`` returning a real scalar, ``p`` the model and ``q`` the guide
-        as :class:`vipp.Program`. Arguments named ``num_...`` must be positive ints; one whose
-        default is a number may be given a schedule, a function of the step.
-      check: called with ``config`` when an objective is made; raises if it makes no sense.
+        as :class:`vipp.Program`. Arguments named ``num_...`` must be positive ints; one that is a
+        number (its default is one, or ``float`` its annotation) may be given a schedule, a function
+        of the step.
+      check: called with ``config`` when an objective is made, and with the values that schedules
+        have at some steps; raises if it makes no sense.
 
     Returns:
-      A class of objectives whose constructor takes ``config``.
+      A class of objectives whose constructor takes ``config``, by name.
 
     Raises:
-      TypeError: when instantiated with an argument that ``fn`` doesn't have.
+      TypeError: if ``fn`` does not take two programs first; when instantiated with an argument that
+        ``fn`` doesn't have, without one that it needs, or by position.
       ValueError: when instantiated with a non-positive ``num_...``, or as ``check`` raises.
 
     Example:
@@ -207,8 +214,11 @@ def objective(
     """
     if fn is None:
         return partial(objective, check=check)
+    known = arguments(fn)
     members = {
         "program": staticmethod(fn),
+        "arguments": MappingProxyType(known),
+        "__signature__": inspect.Signature(list(known.values())),
         "check": None if check is None else staticmethod(check),
         "__doc__": fn.__doc__,
         "__module__": fn.__module__,

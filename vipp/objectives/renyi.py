@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from vipp.objectives.arguments import Schedule
 from vipp.objectives.importance import weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
@@ -24,7 +25,7 @@ def Renyi(  # noqa: N802
     p: AbstractProgram,
     q: AbstractProgram,
     *,
-    alpha: float,
+    alpha: float | Schedule,
     num_particles: int,
     per_plate: PerPlate = "auto",
 ) -> jax.Array:
