@@ -16,7 +16,6 @@ from numpyro.distributions import biject_to
 from numpyro.handlers import seed
 
 from vipp.language.replicate import random_key, replicate
-from vipp.objectives.arguments import Schedule
 from vipp.objectives.objective import objective
 from vipp.programs.densities import SiteDensity
 from vipp.programs.program import AbstractProgram
@@ -39,8 +38,8 @@ def AnnealedBound(  # noqa: N802
     q: AbstractProgram,
     *,
     num_steps: int,
-    step_size: float | Schedule = 0.1,
-    persistence: float | Schedule = 0.5,
+    step_size: float = 0.1,
+    persistence: float = 0.5,
     num_particles: int = 1,
 ) -> jax.Array:
     r"""The differentiable annealed importance sampling bound (DAIS).

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpyro.util import not_jax_tracer
 
 # a function of the step, such as optax has
 Schedule = Callable[[Any], Any]
@@ -38,7 +39,13 @@ def arguments(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
                 f"objective: {_name(fn)} takes '{parameter}', expected arguments with names of "
                 "their own. Fix: name each argument, after a *."
             )
-    return {p.name: p.replace(kind=kinds.KEYWORD_ONLY) for p in rest}
+    return {p.name: _shown(p).replace(kind=kinds.KEYWORD_ONLY) for p in rest}
+
+
+def _shown(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The function gets a number; who calls may give a schedule instead."""
+    takes = parameter.annotation is float and _is_number(parameter)
+    return parameter.replace(annotation=float | Schedule) if takes else parameter
 
 
 def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:
@@ -136,7 +143,7 @@ def apply_check(
 
     Numbers that are not known yet, in a program that JAX traces, are not tested.
     """
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(list(config.values()))):
+    if not all(map(not_jax_tracer, jax.tree.leaves(list(config.values())))):
         return
     if not scheduled:
         return test(dict(config))

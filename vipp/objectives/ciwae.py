@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from vipp.objectives.arguments import Schedule
 from vipp.objectives.importance import weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
@@ -24,7 +23,7 @@ def CIWAE(  # noqa: N802
     q: AbstractProgram,
     *,
     num_particles: int,
-    beta: float | Schedule,
+    beta: float,
     per_plate: PerPlate = "auto",
 ) -> jax.Array:
     r"""A convex combination of the evidence lower bound and the importance weighted one.

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from vipp.objectives.arguments import Schedule
 from vipp.objectives.importance import weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
@@ -24,7 +23,7 @@ def CUBO(  # noqa: N802
     q: AbstractProgram,
     *,
     num_particles: int,
-    power: float | Schedule = 2.0,
+    power: float = 2.0,
     per_plate: PerPlate = "auto",
 ) -> jax.Array:
     r"""The chi upper bound of the evidence, with its sign changed so that it is maximised.

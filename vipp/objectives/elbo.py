@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from vipp.language.replicate import replicate
-from vipp.objectives.arguments import Schedule
 from vipp.objectives.divergence import analytic_kl
 from vipp.objectives.objective import objective
 from vipp.programs.densities import SiteDensity, joint
@@ -37,7 +36,7 @@ def ELBO(  # noqa: N802
     q: AbstractProgram,
     *,
     num_particles: int = 1,
-    beta: float | Schedule = 1.0,
+    beta: float = 1.0,
     kl: str | Sequence[str] = "monte_carlo",
     stick_the_landing: bool = False,
 ) -> jax.Array:

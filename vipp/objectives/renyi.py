@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from vipp.objectives.arguments import Schedule
 from vipp.objectives.importance import weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
@@ -25,7 +24,7 @@ def Renyi(  # noqa: N802
     p: AbstractProgram,
     q: AbstractProgram,
     *,
-    alpha: float | Schedule,
+    alpha: float,
     num_particles: int,
     per_plate: PerPlate = "auto",
 ) -> jax.Array:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp.objectives.arguments import Schedule
 from vipp.objectives.importance import gradient_only, weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate, Program
@@ -30,8 +29,8 @@ def ReweightedWakeSleep(  # noqa: N802
     q: AbstractProgram,
     *,
     num_particles: int,
-    wake: float | Schedule = 1.0,
-    sleep: float | Schedule = 0.0,
+    wake: float = 1.0,
+    sleep: float = 0.0,
     dreamt: Callable[..., tuple[Any, ...]] | None = None,
     per_plate: PerPlate = "auto",
 ) -> jax.Array:
