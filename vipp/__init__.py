@@ -27,7 +27,8 @@ from vipp.programs.marginal import marginal
 from vipp.programs.normalize import normalize
 from vipp.programs.program import Program
 from vipp.programs.trace import Trace
-from vipp.training.fit import FitResult, NonFiniteError, fit
+from vipp.training.fit import fit
+from vipp.training.result import FitResult, NonFiniteError
 from vipp_transforms import (
     ARM,
     Automatic,

@@ -8,6 +8,8 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import SVI, Predictive
+from numpyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal
+from numpyro.infer.reparam import LocScaleReparam
 
 import vipp
 from vipp import fit as fit_function
@@ -153,3 +155,76 @@ def test_data_that_are_not_a_number():
             KEY, vipp.ELBO(), model, guide, optax.adam(0.1), 5, X.at[1].set(jnp.nan),
             progress_bar=False,
         )  # fmt: skip
+
+
+SHIFT = 1.0
+
+
+def no_sites(x):
+    pass
+
+
+def test_the_same_programs_are_compiled_once(monkeypatch):
+    """Again, on other data of the same shapes, NumPy's as well, and from a state."""
+    runs, optim = [], optax.sgd(0.1)
+
+    def counted(x):
+        runs.append(x)
+        numpyro.sample("x", dist.Normal(numpyro.param("m", 0.0) + SHIFT, 1.0), obs=x)
+
+    def train(x, **kwargs):
+        before = len(runs)
+        result = vipp.fit(
+            KEY, vipp.ELBO(), counted, no_sites, optim, 3, x, progress_bar=False, **kwargs
+        )
+        return len(runs) - before, result
+
+    first, result = train(X)
+    for x in (X, X + 1.0, np.asarray(X)):
+        again, _ = train(x)
+        assert again == 1 < first  # to initialise
+    assert train(X, init_state=result.state)[0] == 1
+    assert train(X[:3])[0] == first
+    close(train(X)[1].losses, result.losses)
+    # what a program reads from its module is a part of it
+    monkeypatch.setitem(globals(), "SHIFT", 2.0)
+    assert train(X)[1].losses[0] != result.losses[0]
+
+
+def test_unknown_initial_values():
+    with pytest.raises(ValueError, match=r"'sdd', which is no parameter.*mean 'sd'\?.*Fix"):
+        train(1, init_params={"sdd": 1.0})
+
+
+def test_a_mean_posterior_is_not_its_mode():
+    """Of an autoguide that trains with something else than its posterior."""
+
+    def normal(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 2.0))
+        numpyro.deterministic("twice", 2 * z)
+        numpyro.sample("x", dist.Normal(z, 1.0).expand([4]).to_event(1), obs=x)
+
+    laplace = AutoLaplaceApproximation(normal)
+    result = vipp.fit(
+        KEY, vipp.ELBO(), normal, laplace, optax.adam(0.1), 300, X, progress_bar=False
+    )
+    draws = result.sample_posterior(KEY, 2_000)
+    assert set(draws) == {"z", "twice"}
+    np.testing.assert_allclose(draws["z"].std(), (4 + 1 / 4) ** -0.5, rtol=0.07)
+    np.testing.assert_allclose(draws["twice"], 2 * draws["z"], rtol=1e-6)
+
+
+def test_samples_have_the_models_own_names():
+    """A reparameterised site is there, what only the guide has is not."""
+
+    @numpyro.handlers.reparam(config={"z": LocScaleReparam(0.0)})
+    def centred(x):
+        z = numpyro.sample("z", dist.Normal(5.0, 2.0))
+        numpyro.sample("x", dist.Normal(z, 1.0).expand([4]).to_event(1), obs=x)
+
+    result = vipp.fit(
+        KEY, vipp.ELBO(), centred, AutoNormal(centred), optax.adam(0.1), 5, X, progress_bar=False
+    )
+    draws = result.sample_posterior(KEY, 3)
+    assert set(draws) == {"z", "z_decentered"}
+    np.testing.assert_allclose(draws["z"], 5.0 + 2.0 * draws["z_decentered"], rtol=1e-5)

@@ -1,0 +1,71 @@
+"""Draws of a trained guide, as values of the model's own sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from numpyro.handlers import block, seed, substitute, trace
+from numpyro.infer import Predictive
+from numpyro.infer.autoguide import AutoGuide
+
+
+def draw_posterior(
+    rng_key: Any,
+    model: Callable[..., Any],
+    guide: jax.tree_util.Partial,
+    params: dict[str, Any],
+    num_samples: int,
+) -> dict[str, jax.Array]:
+    """Values of the model's latent and deterministic sites, ``num_samples`` in front.
+
+    Args:
+      rng_key: a PRNG key.
+      model: the model.
+      guide: the guide with the arguments of both.
+      params: parameter values, and mutable state, by name.
+      num_samples: how many draws.
+    """
+    args, kwargs = guide.args, guide.keywords
+    key_guide, key_model = jax.random.split(rng_key)
+    drawn = _draw_guide(key_guide, guide, params, num_samples)
+    shapes = _sites_of(model, params, {n: x[0] for n, x in drawn.items()}, args, kwargs)
+    latent = {n: x for n, x in drawn.items() if shapes.get(n) == "sample"}
+    derived = [n for n, kind in shapes.items() if kind == "deterministic"]
+    if not derived:
+        return latent
+    # what the guide draws and the model does not is of no importance to the model
+    predict = Predictive(model, latent, params=params, return_sites=derived)
+    return {**latent, **predict(key_model, *args, **kwargs)}
+
+
+def _draw_guide(
+    rng_key: Any, guide: jax.tree_util.Partial, params: dict[str, Any], num_samples: int
+) -> dict[str, jax.Array]:
+    if isinstance(guide.func, AutoGuide):
+        shape = (num_samples,)
+        return guide.func.sample_posterior(
+            rng_key, params, *guide.args, sample_shape=shape, **guide.keywords
+        )
+    draw = Predictive(guide.func, params=params, num_samples=num_samples)
+    return draw(rng_key, *guide.args, **guide.keywords)
+
+
+def _sites_of(
+    model: Callable[..., Any], params: Any, values: Any, args: Any, kwargs: Any
+) -> dict[str, str]:
+    """The model's unobserved sites: ``"sample"`` or ``"deterministic"``, by name."""
+    kinds: dict[str, str] = {}
+
+    def run(key: Any) -> None:
+        with block(), trace() as record, seed(rng_seed=key), substitute(data={**params, **values}):
+            model(*args, **kwargs)
+        for name, site in record.items():
+            if site["type"] == "deterministic" or (
+                site["type"] == "sample" and not site["is_observed"]
+            ):
+                kinds[name] = site["type"]
+
+    jax.eval_shape(run, jax.random.key(0))
+    return kinds

@@ -1,0 +1,46 @@
+"""The progress bar of a training run."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import tqdm
+
+
+class Progress:
+    """A bar that says "compiling" until the first step is done, and starts its clock then.
+
+    Args:
+      total: the number of steps.
+      show: whether there is anything to see.
+    """
+
+    def __init__(self, total: int, show: bool):
+        self.total, self.shown = total, show
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        self._bar = tqdm.tqdm(
+            total=self.total, disable=not self.shown, bar_format="{desc}", desc="compiling"
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def advance(self, steps: int, loss: float) -> None:
+        """``steps`` more are done, of mean ``loss``."""
+        if self.shown and self._bar.n == 0:
+            # the steps so far took the time of compiling: they say nothing of the time to come
+            self._bar.bar_format, self._bar.initial = None, steps
+            self._bar.set_description_str("", refresh=False)
+            self._bar.unpause()
+            self._bar.start_t = self._bar.last_print_t
+        self._bar.set_postfix_str(f"loss: {loss:.4f}", refresh=False)
+        self._bar.update(steps)

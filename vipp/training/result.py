@@ -1,0 +1,82 @@
+"""What training gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from numpyro.infer.svi import SVIState
+
+from vipp.language.replicate import positive_int
+from vipp.training.posterior import draw_posterior
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training gave; unpacks as ``params, losses, state, guide``.
+
+    Attributes:
+      params: constrained parameter values by name, as ``numpyro.infer.Predictive`` takes them.
+      losses: minus the bound at every step, shape ``(num_steps,)``, in nats.
+      state: NumPyro's ``SVIState``, to go on from with ``fit(..., init_state=result.state)``.
+      guide: the guide with its arguments.
+      model: the model.
+    """
+
+    params: dict[str, Any]
+    losses: jax.Array
+    state: SVIState
+    guide: jax.tree_util.Partial
+    model: Callable[..., Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.params, self.losses, self.state, self.guide))
+
+    def sample_posterior(self, rng_key: jax.Array, num_samples: int = 1) -> dict[str, jax.Array]:
+        """Draw what the model leaves unknown from the trained guide, at the arguments of training.
+
+        The values are those of the model's latent sites, under the model's names, and of its
+        ``deterministic`` sites at these. An autoguide is asked for its own posterior, which for
+        ``AutoLaplaceApproximation``, say, is not what it trains with.
+
+        Args:
+          rng_key: a PRNG key.
+          num_samples: how many draws.
+
+        Returns:
+          Values by site name, each with a leading axis of size ``num_samples``.
+
+        Raises:
+          ValueError: if ``num_samples`` is not a positive int.
+
+        Example:
+          >>> import jax, numpyro, numpyro.distributions as dist, optax, vipp
+          >>> def model():
+          ...     z = numpyro.sample("z", dist.Normal(3.0, 1.0))
+          ...     numpyro.deterministic("double", 2 * z)
+          >>> guide = lambda: numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+          >>> result = vipp.fit(
+          ...     jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.1), 10,
+          ...     progress_bar=False)
+          >>> sorted(result.sample_posterior(jax.random.key(1), num_samples=5))
+          ['double', 'z']
+        """
+        positive_int("sample_posterior: num_samples", num_samples)
+        params = {**self.params, **(self.state.mutable_state or {})}
+        return draw_posterior(rng_key, self.model, self.guide, params, num_samples)
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met a loss or parameter that is not finite.
+
+    Attributes:
+      step: the first step that did.
+      result: the last good parameters and state, and the losses up to ``step``.
+    """
+
+    def __init__(self, message: str, step: int, result: FitResult):
+        super().__init__(message)
+        self.step = step
+        self.result = result
