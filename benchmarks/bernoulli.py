@@ -15,7 +15,7 @@ import numpy as np
 import numpyro.distributions as dist
 from _common import compiled, counted, paired, table
 
-from vipp.distributions.lanes import exact
+from vipp.distributions.densities import exact
 
 ROWS, PIXELS = 64, 784
 

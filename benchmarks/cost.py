@@ -20,7 +20,7 @@ from _common import apply, compiled, counted, dense, paired, table, verdict
 from numpyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 
 import vipp
-from vipp.distributions.lanes import exact
+from vipp.distributions.densities import exact
 
 PIXELS, HIDDEN, LATENT, BATCH = 784, 200, 20, 64
 stop = jax.lax.stop_gradient

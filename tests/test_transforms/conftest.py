@@ -18,6 +18,7 @@ import numpyro.distributions as dist
 import pytest
 
 import vipp_transforms as vt
+from vipp.distributions.answers import Answering
 from vipp_transforms.evaluation import Evaluation
 from vipp_transforms.lifting import Lifted
 
@@ -54,7 +55,7 @@ class Engine:
 
     def __call__(self, name, distribution):
         estimator = self.estimators.get(name, self.default)
-        return vt.sample(_key(self.key, name), distribution, estimator, name=name)
+        return vt.sample(_key(self.key, name), Answering(distribution), estimator, name=name)
 
     def noise(self, name, loc, scale):
         key = _key(self.noise_key, name)

@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 import vipp_transforms as vt
+from vipp.distributions.answers import Answering
 
 KEY = jax.random.key(0)
 T = jnp.float32(0.3)
@@ -51,8 +52,8 @@ def test_enumeration_limit_is_the_estimators_own():
     [(dist.Poisson(1.0), "Poisson"), (dist.Normal(0.0, 1.0), "Normal"),
      (dist.Geometric(0.5), "Geometric"),
      (dist.Binomial(jnp.array([2, 3]), 0.5), "Binomial"),
-     (dist.Normal(0.0, 1.0).expand([2]).to_event(1), "Normal"),
-     (dist.Bernoulli(jnp.full(3, 0.5)).to_event(1), "Bernoulli")],
+     (Answering(dist.Normal(0.0, 1.0).expand([2]).to_event(1)), "Normal"),
+     (Answering(dist.Bernoulli(jnp.full(3, 0.5)).to_event(1)), "Bernoulli")],
 )  # fmt: skip
 def test_enumeration_needs_a_finite_support(distribution, kind):
     with pytest.raises(

@@ -16,7 +16,7 @@ from numpyro.handlers import seed, trace
 import vipp
 from vipp.distributions.cdf import cdf, moving_cdf
 from vipp.distributions.implicit import implicit
-from vipp.distributions.lanes import explicit, reparameterised
+from vipp.distributions.reparameterisation import explicit, reparameterised
 from vipp.language.handler import estimate
 
 from .pathwise_rows import turn

@@ -64,10 +64,7 @@ def choose(program: Program, elimination: Elimination) -> dict[int, Choice]:
 
 def _first(site: Site, elimination: Elimination) -> Choice:
     template = site.template
-    lot = Lot(
-        site.name, template.kind, template.support, site.lane_shape, template.event_shape,
-        elimination.mixed(site),
-    )  # fmt: skip
+    lot = template.placed(site.name, site.lane_shape, elimination.mixed(site))
     estimator = template.estimator
     if not isinstance(estimator, Automatic):
         return Choice(estimator, lot, "asked for")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vipp_transforms.agreement import check_agreement
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
@@ -53,6 +54,7 @@ def plan(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
 def derive(traced: Traced) -> Plan:
     """The plan of a traced program."""
     program = inline(traced)
+    check_agreement(program)
     depends = Dependences(program)
     parts = split(program, depends)
     elimination = eliminate(program, depends, parts)

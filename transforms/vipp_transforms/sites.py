@@ -10,54 +10,52 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vipp_transforms._jax import define_primitive, is_tracer, shaped_array
+from vipp_transforms._jax import define_primitive, is_tracer, shaped_array, trace
+from vipp_transforms.distributions import Described, ask
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import Estimator, Here, Lot
 from vipp_transforms.estimators.pathwise import Pathwise
 from vipp_transforms.skeleton import Skeleton, shapes
 
 
-class Distribution(Protocol):
-    """What the engine needs of a distribution: a pytree with these members.
+class Template:
+    """A random choice without its array leaves: of the distribution, and of the estimator.
 
-    The batch axes are independent; ``log_prob`` has one entry per batch element.
+    Attributes:
+      drawing: one draw as a jaxpr of ``(key, *leaves)``.
     """
 
-    batch_shape: tuple[int, ...]
-    event_shape: tuple[int, ...]
-
-    def sample(self, key: Any) -> Any:
-        """One draw, ``(*batch_shape, *event_shape)``."""
-        ...
-
-    def log_prob(self, value: Any) -> Any:
-        """Log density, ``batch_shape``."""
-        ...
-
-
-class Template:
-    """A random choice without its array leaves: of the distribution, and of the estimator."""
-
-    def __init__(self, distribution: Any, name: str, estimator: Estimator):
+    def __init__(self, distribution: Described, name: str, estimator: Estimator, key: Any):
         self.skeleton = Skeleton((distribution, estimator))
         self.num_parameters = len(Skeleton(distribution).leaves(distribution))
         self.name = name
         self.estimator = shapes(estimator)
-        self.kind = _kind(distribution)
-        self.batch_shape = tuple(distribution.batch_shape)
-        self.event_shape = tuple(distribution.event_shape)
-        self.support = finite_support(distribution)
+        self.kind = distribution.kind
+        self.batch_shape = distribution.batch_shape
+        self.event_shape = distribution.event_shape
+        self.support = distribution.support
+        self.num_weak_derivatives = distribution.num_weak_derivatives
+        self.has_quantile = distribution.has_quantile
+        inputs = (key, *self.skeleton.leaves((distribution, estimator)))
+        shaped = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
+        self.drawing, _ = trace(lambda k, *xs: self.build(xs).sample(k), *shaped)
 
     def lot(self) -> Lot:
         """The site on its own, as far as it is known before the program is."""
         apart = (False,) * len(self.batch_shape)
-        return Lot(self.name, self.kind, self.support, self.batch_shape, self.event_shape, apart)
+        return self.placed(self.name, self.batch_shape, apart)
+
+    def placed(self, name: str, lanes: tuple[int, ...], mixed: tuple[bool, ...]) -> Lot:
+        """The site with all its lanes, and which of them some term mixes."""
+        return Lot(
+            name, self.kind, self.support, lanes, self.event_shape, mixed,
+            self.num_weak_derivatives, self.has_quantile,
+        )  # fmt: skip
 
     def build(self, leaves: Any) -> Any:
         """The distribution with these array leaves (and the estimator's behind them)."""
@@ -69,41 +67,6 @@ class Lanes(NamedTuple):
 
     size: int
     varies: tuple[bool, ...]
-
-
-def _kind(distribution: Any) -> str:
-    """The name of the distribution that a user wrote, behind expansion and the like."""
-    while hasattr(distribution, "base_dist") and type(distribution).__name__ in (
-        "ExpandedDistribution",
-        "Independent",
-        "MaskedDistribution",
-    ):
-        distribution = distribution.base_dist
-    return type(distribution).__name__.lstrip("_")
-
-
-def _refuse_mask(distribution: Any, name: str) -> None:
-    """A mask leaves lanes out of the log density that are drawn all the same."""
-    while hasattr(distribution, "base_dist"):
-        if type(distribution).__name__ == "MaskedDistribution":
-            raise SiteError(
-                f"Site '{name}' is drawn from a masked distribution, expected one whose log "
-                "density has every draw. Fix: draw from the distribution without its mask, and "
-                "mask the terms."
-            )
-        distribution = distribution.base_dist
-
-
-def finite_support(distribution: Any) -> np.ndarray | None:
-    """All values of one lane, ``(size, *event_shape)``, or None if there is no finite list."""
-    if not getattr(distribution, "has_enumerate_support", False):
-        return None
-    try:
-        with jax.ensure_compile_time_eval():
-            values = np.asarray(distribution.enumerate_support(expand=False))
-    except (NotImplementedError, ValueError, TypeError, jax.errors.JAXTypeError):
-        return None  # the support depends on a traced or a per-lane parameter
-    return values.reshape((values.shape[0], *distribution.event_shape))
 
 
 def over_lanes(
@@ -205,13 +168,9 @@ def _sample_impl(key: Any, *leaves: Any, template: Template, lanes: tuple[Lanes,
 
 
 def _sample_abstract(key: Any, *leaves: Any, template: Template, lanes: tuple[Lanes, ...]) -> Any:
-    def one(k: Any, *xs: Any) -> Any:
-        return draw(template, lanes, k, xs)
-
-    shaped = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (key, *leaves)]
-    out = jax.eval_shape(one, *shaped)
-    dtype = jnp.result_type(float) if template.estimator.relaxed else out.dtype
-    return shaped_array(out.shape, dtype)
+    (one,) = template.drawing.out_avals
+    dtype = jnp.result_type(float) if template.estimator.relaxed else one.dtype
+    return shaped_array((*(lane.size for lane in lanes), *one.shape), dtype)
 
 
 def _to_front(operand: Any, dim: Any) -> Any:
@@ -299,7 +258,8 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
 
     Args:
       key: a PRNG key.
-      distribution: see :class:`Distribution`; its batch axes are independent lanes.
+      distribution: see :class:`~vipp_transforms.distributions.Distribution`; its batch axes are
+        independent lanes.
       estimator: how the gradient with respect to the distribution's parameters is estimated.
       name: what errors and tables call this choice.
 
@@ -309,20 +269,24 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
     Raises:
       SiteError: for a pathwise choice without a differentiable sampler, or a masked distribution.
     """
+    described = ask(distribution)
     if isinstance(estimator, Pathwise):
-        declared = getattr(distribution, "has_rsample", hasattr(distribution, "rsample"))
-        # some continuous distributions don't declare what their samplers can do
-        if not declared and getattr(distribution, "is_discrete", True):
+        if not described.pathwise:
             raise SiteError(
                 f"Site '{name}': Pathwise needs a distribution with a differentiable sampler, got "
-                f"{_kind(distribution)}. Fix: use Enumerate() for a small finite support, or "
+                f"{described.kind}. Fix: use Enumerate() for a small finite support, or "
                 "ScoreFunction(num_samples=2, baseline='leave_one_out')."
             )
         if estimator.plain:
             return distribution.sample(lane_key(key, distribution))
-    _refuse_mask(distribution, name)
-    template = Template(distribution, name, estimator)
+    if described.masked:
+        raise SiteError(
+            f"Site '{name}' is drawn from a masked distribution, expected one whose log density "
+            "has every draw. Fix: draw from the distribution without its mask, and mask the terms."
+        )
+    key = _typed(key)
+    template = Template(described, name, estimator, key)
     if estimator.relaxed:  # a density that takes indices alone would fail first, and say less
         template.estimator.validate(template.lot())
-    leaves = template.skeleton.leaves((distribution, estimator))
-    return sample_p.bind(_typed(key), *leaves, template=template, lanes=())
+    leaves = template.skeleton.leaves((described, estimator))
+    return sample_p.bind(key, *leaves, template=template, lanes=())

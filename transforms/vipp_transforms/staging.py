@@ -78,6 +78,7 @@ class Program:
       out: the atom whose expectation is wanted.
       aux: atoms of the auxiliary outputs.
       aux_tree: their structure.
+      inputs: the variables that are no constants.
     """
 
     env: dict[Any, Any]
@@ -86,6 +87,7 @@ class Program:
     out: Atom
     aux: tuple[Atom, ...]
     aux_tree: Any
+    inputs: tuple[Any, ...]
 
 
 class Traced(NamedTuple):
@@ -152,7 +154,8 @@ def inline(traced: Traced) -> Program:
     out, *aux = (_lookup(v, scope) for v in jaxpr.outvars)
     eqns = live(inliner.eqns, [out, *aux])
     sites = _sites(eqns, inliner.loops or [])
-    return Program(env, tuple(eqns), sites, out, tuple(aux), traced.aux_tree)
+    inputs = tuple(jaxpr.invars)
+    return Program(env, tuple(eqns), sites, out, tuple(aux), traced.aux_tree, inputs)
 
 
 def check_scalar(value: Any) -> None:

@@ -11,6 +11,7 @@ from numpyro.infer import SVI
 from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
+from vipp.distributions.answers import kind
 from vipp.distributions.lanes import lane_distribution
 from vipp.objectives.objective import Objective
 
@@ -156,7 +157,7 @@ def _pathwise(name: str, msg: Any) -> SiteReport:
     asked = "asked for" if msg["infer"].get("estimator") else "reparameterisable"
     fn = lane_distribution(msg["fn"])
     lanes = "x".join(map(str, fn.batch_shape)) or "1"
-    return SiteReport(name, _kind(fn), "Pathwise", asked, lanes, "-", 1)
+    return SiteReport(name, kind(fn), "Pathwise", asked, lanes, "-", 1)
 
 
 def _estimated(plan: vt.Plan, site: Any) -> SiteReport:
@@ -193,9 +194,3 @@ def _short(value: Any) -> str:
 def _same(given: Any, default: Any) -> bool:
     arrays = isinstance(given, jax.ShapeDtypeStruct | jax.Array | dict)
     return not arrays and bool(given == default)
-
-
-def _kind(fn: Any) -> str:
-    while type(fn).__name__ in ("ExpandedDistribution", "Independent", "MaskedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__.lstrip("_")

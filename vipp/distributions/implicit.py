@@ -9,17 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
 from vipp.distributions.cdf import cdf, has_cdf, moving_cdf
+from vipp.distributions.wrappers import WRAPPERS, factor
 
-# distributions that are drawn by drawing from ``base_dist``
-WRAPPERS = (
-    ExpandedDistribution,
-    Independent,
-    MaskedDistribution,
-    dist.TransformedDistribution,
-)
 _MIXTURES = (dist.MixtureSameFamily, dist.MixtureGeneral)
 
 
@@ -66,10 +59,10 @@ def differentiable_sampler(fn: Any) -> Any:
         moved = copy.copy(fn)
         moved.base_dist = differentiable_sampler(fn.base_dist)
         return moved
-    return _Implicit(fn)
+    return Implicit(fn)
 
 
-class _Implicit(dist.Distribution):
+class Implicit(dist.Distribution):
     """The draws of a distribution, with their derivative."""
 
     pytree_data_fields = ("fn",)
@@ -80,13 +73,16 @@ class _Implicit(dist.Distribution):
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """The distribution's own draws, moving with its parameters."""
         return _transport(self.fn, jax.lax.stop_gradient(self.fn.sample(key, sample_shape)))
 
     def log_prob(self, value: Any) -> jax.Array:
+        """The distribution's own."""
         return self.fn.log_prob(value)
 
     @property
     def mean(self) -> jax.Array:
+        """The distribution's own."""
         return self.fn.mean
 
 
@@ -159,7 +155,7 @@ def _terms(fn: Any, x: jax.Array) -> _Terms:
 
 def _component(fn: Any, x: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
     """:class:`_Terms` of a component, without its weight."""
-    scalar = _factor(fn)
+    scalar = factor(fn)
     if isinstance(scalar, dist.MultivariateNormal):
         return _gaussian(scalar, x, shape)
     return _independent(scalar, x, shape)
@@ -236,14 +232,9 @@ def _components(fn: Any) -> list[Any]:
     return list(fn.component_distributions)
 
 
-def _factor(fn: Any) -> Any:
-    """What the coordinates of a component are drawn from; it broadcasts from the right."""
-    return _factor(fn.base_dist) if isinstance(fn, Independent | ExpandedDistribution) else fn
-
-
 def _has_conditionals(components: list[Any]) -> bool:
     """Whether the distribution function of each coordinate, given those before it, is known."""
-    factors = [_factor(c) for c in components]
+    factors = [factor(c) for c in components]
     if all(isinstance(f, dist.MultivariateNormal) for f in factors):
         return components[0].event_dim == 1
     return all(not f.event_shape and has_cdf(f) for f in factors)

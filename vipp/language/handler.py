@@ -9,8 +9,10 @@ from typing import Any
 from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
+from vipp.distributions.answers import Answering, kind
 from vipp.distributions.implicit import circular, differentiable_sampler, implicit
-from vipp.distributions.lanes import lane_distribution, reparameterised
+from vipp.distributions.lanes import lane_distribution
+from vipp.distributions.reparameterisation import reparameterised
 from vipp.language.state import aligned
 from vipp.language.unroll import NeedsUnrolling, scan_of
 
@@ -49,7 +51,7 @@ def _drawn(msg: Any, estimator: Any) -> Any:
     estimator, drawn = aligned(msg["name"], fn, estimator), lane_distribution(fn)
     if isinstance(estimator, vt.Pathwise):
         drawn = differentiable_sampler(drawn)
-    return vt.sample(kwargs["rng_key"], drawn, estimator, name=msg["name"])
+    return vt.sample(kwargs["rng_key"], Answering(drawn), estimator, name=msg["name"])
 
 
 def estimator_of(msg: Any) -> Any:
@@ -64,10 +66,9 @@ def estimator_of(msg: Any) -> Any:
             f"got {asked!r}. Fix: pass an instance."
         )
     if isinstance(asked, vt.Pathwise) and not reparameterised(fn):
-        kind = type(lane_distribution(fn)).__name__.lstrip("_")
         raise vt.SiteError(
             f"Site '{name}': Pathwise needs a distribution with a differentiable sampler, "
-            f"got {kind}. Fix: use Enumerate() for a small finite support, or "
+            f"got {kind(fn)}. Fix: use Enumerate() for a small finite support, or "
             "ScoreFunction(num_samples=2, baseline='leave_one_out')."
         )
     return asked

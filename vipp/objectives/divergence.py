@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import kl_divergence
 
-from vipp.distributions.lanes import exact
+from vipp.distributions.densities import exact
 from vipp.programs.densities import SiteDensity, scaled
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp.distributions.lanes import exact
+from vipp.distributions.densities import exact
 
 
 @dataclass(frozen=True, eq=False)

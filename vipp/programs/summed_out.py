@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from numpyro.contrib import funsor as funsor_handlers
 from numpyro.handlers import block, condition, seed, substitute
 
-from vipp.distributions.lanes import exact
+from vipp.distributions.densities import exact
 from vipp.language.replicate import random_key
 from vipp.programs.densities import SiteDensity, joint, subsampling
 from vipp.programs.kept import check_exists, check_given, only

@@ -44,6 +44,8 @@ class Lot(NamedTuple):
       event_shape: of one draw.
       mixed: per lane axis, whether some term or later density depends on several of its lanes at
         once, so that they can't be treated one by one.
+      num_weak_derivatives: how many parameters have a weak derivative, or None.
+      has_quantile: whether the distribution's quantiles are known.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Lot(NamedTuple):
     lane_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
     mixed: tuple[bool, ...]
+    num_weak_derivatives: int | None = None
+    has_quantile: bool = False
 
 
 class Here(NamedTuple):
@@ -59,7 +63,8 @@ class Here(NamedTuple):
 
     Attributes:
       key: a PRNG key, independent of :meth:`Source.draw`'s and :meth:`Source.uniform`'s.
-      distribution: only its own batch axes are left.
+      distribution: a :class:`~vipp_transforms.distributions.Described`; only its own batch axes are
+        left.
       estimator: with its array parameters.
     """
 

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vipp_transforms.distributions import Described
 from vipp_transforms.errors import SiteError
+from vipp_transforms.estimators._coupling import antithetic, quantile, require_quantile, uniform
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
@@ -20,7 +22,6 @@ from vipp_transforms.estimators.base import (
     estimator,
     positive_int,
 )
-from vipp_transforms.quantile import antithetic, quantile, uniform
 
 
 @estimator
@@ -105,6 +106,11 @@ class Pathwise(Estimator):
         """The Taylor expansion needs a directional derivative."""
         return self.control_variate is not None
 
+    def validate(self, lot: Lot) -> None:
+        """Coupled samples need quantiles."""
+        if self.coupled:
+            require_quantile(lot)
+
     def axis(self, lot: Lot) -> Axis | None:
         """Joint trajectories; or the samples with the mean and a step away from it."""
         if self.tangent:
@@ -122,7 +128,7 @@ class Pathwise(Estimator):
         """Differentiable values."""
         if self.coupled:
             value = source.map(
-                lambda here, u: quantile(here.distribution, u, None, lot.name), source.uniform()
+                lambda here, u: quantile(here.distribution, u, None), source.uniform()
             )
             return Expansion(value)
         if not self.tangent:
@@ -145,14 +151,14 @@ class Pathwise(Estimator):
         return term.value[: self.num_samples].mean(0) - (away - mean)
 
 
-def _mean(distribution: Any, lot: Lot) -> jax.Array:
-    try:
-        return distribution.mean
-    except NotImplementedError:
+def _mean(distribution: Described, lot: Lot) -> jax.Array:
+    mean = distribution.mean
+    if mean is None:
         raise SiteError(
             f"Site '{lot.name}': Pathwise(control_variate='taylor') expands around the mean, which "
             f"{lot.kind} does not know. Fix: use Pathwise(num_samples=2, antithetic=True)."
-        ) from None
+        )
+    return mean
 
 
 def _sobol(num: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators._baseline import Baseline, settled
+from vipp_transforms.estimators._coupling import antithetic, quantile, require_quantile, uniform
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
@@ -20,7 +21,6 @@ from vipp_transforms.estimators.base import (
     estimator,
     positive_int,
 )
-from vipp_transforms.quantile import antithetic, quantile, uniform
 
 
 @estimator
@@ -145,6 +145,8 @@ class ScoreFunction(Estimator):
 
     def validate(self, lot: Lot) -> None:
         """Every distribution with a density fits; a baseline must have become values."""
+        if self.antithetic:
+            require_quantile(lot)
         if self.baseline is not None and not self._leaves_out and self._values is None:
             raise SiteError(
                 f"Site '{lot.name}': the baseline {self.baseline!r} has parameters or state that "
@@ -165,7 +167,7 @@ class ScoreFunction(Estimator):
     def expand(self, lot: Lot, source: Source) -> Expansion:
         """One draw (per trajectory)."""
         if self.antithetic:
-            draw = lambda here, u: quantile(here.distribution, u, lot.support, lot.name)
+            draw = lambda here, u: quantile(here.distribution, u, lot.support)
             value = jax.lax.stop_gradient(source.map(draw, source.uniform()))
         else:
             value = source.draw()

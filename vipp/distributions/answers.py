@@ -1,0 +1,68 @@
+"""What NumPyro's distributions answer when the engine asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from vipp.distributions.implicit import Implicit
+from vipp.distributions.quantiles import has_quantile, quantile
+from vipp.distributions.reparameterisation import reparameterised
+from vipp.distributions.weak_derivatives import num_weak_derivatives, weak_derivatives
+from vipp.distributions.wrappers import factor, masked
+from vipp_transforms.distributions import Described, Weak
+
+
+@jax.tree_util.register_pytree_node_class
+class Answering(Described):
+    """A distribution of NumPyro's, or of its kind, that answers the engine."""
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        """The distribution."""
+        return (self.fn,), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> Answering:
+        """With whatever JAX puts in the distribution's place."""
+        return cls(*children)
+
+    @property
+    def kind(self) -> str:
+        """The class of the distribution that a user wrote."""
+        return kind(self.fn)
+
+    @property
+    def pathwise(self) -> bool:
+        """Whether its sampler, or an implicit one, carries the gradient of every parameter."""
+        return reparameterised(self.fn)
+
+    @property
+    def masked(self) -> bool:
+        """Whether there is a mask in it."""
+        return masked(self.fn)
+
+    @property
+    def has_quantile(self) -> bool:
+        """Whether it is drawn from independent uniform numbers."""
+        return has_quantile(self.fn)
+
+    def quantile(self, u: jax.Array) -> jax.Array:
+        """A draw if ``u`` is uniform."""
+        return quantile(self.fn, u)
+
+    @property
+    def num_weak_derivatives(self) -> int | None:
+        """How many parameters have a weak derivative."""
+        return num_weak_derivatives(self.fn)
+
+    def weak_derivatives(self, key: Any, value: jax.Array) -> tuple[list[Weak], jax.Array]:
+        """Weak derivatives around a draw."""
+        return weak_derivatives(self.fn, key, value)
+
+
+def kind(fn: Any) -> str:
+    """What errors and tables call a distribution."""
+    base = factor(fn)
+    base = factor(base.fn) if isinstance(base, Implicit) else base
+    return type(base).__name__.lstrip("_")
