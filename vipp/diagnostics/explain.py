@@ -122,6 +122,7 @@ def explain(
         svi = SVI(model, guide, optax.identity(), loss=objective)
         state = svi.init(key, *args, **kwargs)
         params = {**svi.get_params(state), **(state.mutable_state or {})}
+    params = {**objective.init_state(), **params}
     drawn = _Drawn()
 
     def draw(*inputs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -56,7 +55,8 @@ def AnnealedBound(  # noqa: N802
     Args:
       num_steps: ``T``, at least 1.
       step_size: of the leapfrog integrator, positive; a number or a schedule of the step.
-      persistence: ``gamma`` in [0, 1): how much of the momentum is kept from step to step.
+      persistence: ``gamma`` in [0, 1): how much of the momentum is kept from step to step; a number
+        or a schedule.
       num_particles: chains whose weights are averaged, as in IWAE, at least 1.
 
     Raises:
@@ -94,7 +94,7 @@ def AnnealedBound(  # noqa: N802
         normal = dist.Normal(jnp.zeros(size), 1.0)
         first = numpyro.sample("annealed$momentum", normal)
         fresh = numpyro.sample("annealed$refresh", normal.expand((num_steps, size)))
-        kept, new = persistence, math.sqrt(1 - persistence**2)
+        kept, new = persistence, jnp.sqrt(1 - persistence**2)
 
         def step(carry: Any, given: Any) -> tuple[Any, None]:
             u, v, log_w = carry

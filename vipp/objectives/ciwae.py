@@ -32,7 +32,7 @@ def CIWAE(  # noqa: N802
 
     Args:
       num_particles: ``K``, at least 1; both bounds use the same draws.
-      beta: within [0, 1]: 1 for the ELBO, 0 for IWAE.
+      beta: within [0, 1]: 1 for the ELBO, 0 for IWAE; a number or a schedule of the step.
       per_plate: as in :class:`vipp.IWAE`.
 
     Raises:

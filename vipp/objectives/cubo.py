@@ -9,7 +9,7 @@ import jax
 from vipp.objectives.importance import weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
-from vipp.programs.weights import log_mean_exp
+from vipp.programs.weights import log_power_mean
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def CUBO(  # noqa: N802
 
     Args:
       num_particles: ``K``, at least 1.
-      power: ``n``, at least 1; 2 for the chi-square divergence.
+      power: ``n``, at least 1; 2 for the chi-square divergence; a number or a schedule of the step.
       per_plate: as in :class:`vipp.IWAE`.
 
     Raises:
@@ -53,4 +53,4 @@ def CUBO(  # noqa: N802
       minimization*, 2017, equation 5.
     """
     weights = weigh(p, q, num_particles, per_plate)
-    return -weights.total(log_mean_exp(power * weights.log_w) / power)
+    return -weights.total(log_power_mean(weights.log_w, power))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from numpyro.distributions import kl_divergence
+from numpyro.distributions.distribution import ExpandedDistribution
 
-from vipp.distributions.densities import exact
-from vipp.programs.densities import SiteDensity, scaled
+from vipp.distributions.lanes import lane_distribution
+from vipp.distributions.masks import lane_mask
+from vipp.programs.densities import SiteDensity
 
 
 def analytic_kl(
@@ -18,10 +20,11 @@ def analytic_kl(
 ) -> dict[str, jax.Array]:
     r"""The divergence of the guide's from the model's distribution at sites that have a formula.
 
-    .. math:: E_{q(z_i \mid \cdot)}[\log q(z_i \mid \cdot) - \log p(z_i \mid \cdot)]
+    .. math:: E_{q(z_i \mid \cdot)}[c_q \log q(z_i \mid \cdot) - c_p \log p(z_i \mid \cdot)]
 
-    given the values drawn before. That is right where the model's distribution of the site does
-    not depend on values that the guide draws after it.
+    given the values drawn before, with what either density counts by scales and masks. That is
+    right where the model's distribution of the site does not depend on values that the guide draws
+    after it.
 
     Args:
       of_p: of the model, in its order.
@@ -58,7 +61,7 @@ def analytic_kl(
         if value is not None:
             found[site.name] = value
         elif asked is not None:
-            kinds = f"{type(site.fn).__name__} from {type(model[site.name].fn).__name__}"
+            kinds = f"{_kind(site.fn)} from {_kind(model[site.name].fn)}"
             raise ValueError(
                 f"ELBO(kl=): the divergence at site '{site.name}' ({kinds}) {why}. Fix: leave the "
                 "site out."
@@ -66,22 +69,88 @@ def analytic_kl(
     return found
 
 
+def _kind(fn: Any) -> str:
+    return type(lane_distribution(fn)).__name__.lstrip("_")
+
+
+class _Count(NamedTuple):
+    """What each lane of a site counts."""
+
+    scale: Any
+    mask: Any
+
+    @staticmethod
+    def of(site: SiteDensity) -> _Count:
+        scale = 1.0 if site.scale is None else site.scale
+        events = len(lane_distribution(site.fn).batch_shape) - len(site.fn.batch_shape)
+        if jnp.ndim(scale):
+            scale = jnp.expand_dims(scale, [-1 - i for i in range(events)])
+        return _Count(scale, lane_mask(site.fn))
+
+    def times(self, x: jax.Array) -> jax.Array:
+        return self.scale * (x if self.mask is True else jnp.where(self.mask, x, 0.0))
+
+    def same(self, other: _Count) -> bool:
+        """Whether it is known to be equal."""
+        numbers = isinstance(self.scale, int | float) and isinstance(other.scale, int | float)
+        scale = self.scale is other.scale or (numbers and self.scale == other.scale)
+        return scale and self.mask is other.mask
+
+
 def _divergence(q: SiteDensity, p: SiteDensity) -> jax.Array | None:
-    if q.fn.has_enumerate_support and p.fn.has_enumerate_support:
-        value = _sum_over_support(q.fn, p.fn)
-    else:
-        try:
-            value = kl_divergence(q.fn, p.fn)
-        except NotImplementedError:
-            return None
-    # one entry per batch element, as the log densities have
+    """Summed over the lanes; None where there is no formula."""
+    of_q, of_p = lane_distribution(q.fn), lane_distribution(p.fn)
+    counted = _Count.of(q), _Count.of(p)
+    if of_q.event_shape != of_p.event_shape:
+        return _as_one_event(q, p) if counted[0].same(counted[1]) else None
+    lanes = jnp.broadcast_shapes(of_q.batch_shape, of_p.batch_shape)
+    if lanes != of_q.batch_shape:
+        return None  # a lane of the guide stands for several of the model
+    if of_q.has_enumerate_support and of_p.has_enumerate_support:
+        return _attempt(_summed, of_q, of_p, *counted)
+    divergence = _attempt(kl_divergence, of_q, of_p)
+    if divergence is None:
+        return None
+    at_lanes = lambda x: jnp.broadcast_to(x, lanes)
+    total = counted[1].times(at_lanes(divergence)).sum()
+    if counted[0].same(counted[1]):
+        return total
+    entropy = _attempt(of_q.entropy)
+    if entropy is None:
+        return None
+    # c_q log q - c_p log p = c_p (log q - log p) + (c_q - c_p) log q
+    rest = counted[1].times(at_lanes(entropy)) - counted[0].times(at_lanes(entropy))
+    return total + rest.sum()
+
+
+def _attempt(formula: Callable[..., jax.Array], *args: Any) -> jax.Array | None:
+    """What a formula gives, or None where NumPyro has none."""
+    try:
+        return formula(*args)
+    except NotImplementedError:
+        return None
+
+
+def _as_one_event(q: SiteDensity, p: SiteDensity) -> jax.Array | None:
+    """Of distributions that only one of has independent coordinates; without masks."""
+    if lane_mask(q.fn) is not True or isinstance(q.scale, jax.Array):
+        return None
+    divergence = _attempt(kl_divergence, q.fn, p.fn)
+    if divergence is None:
+        return None
     shape = jnp.broadcast_shapes(q.log_prob.shape, p.log_prob.shape)
-    return scaled(jnp.broadcast_to(value, shape), q.scale).sum()
+    return (1.0 if q.scale is None else q.scale) * jnp.broadcast_to(divergence, shape).sum()
 
 
-def _sum_over_support(q: Any, p: Any) -> jax.Array:
-    q, p = exact(q), exact(p)
-    support = q.enumerate_support()
-    log_q = q.log_prob(support)
-    terms = jnp.exp(log_q) * (log_q - p.log_prob(support))
-    return jnp.where(log_q == -jnp.inf, 0.0, terms).sum(0)
+def _summed(q: Any, p: Any, of_q: _Count, of_p: _Count) -> jax.Array:
+    base = q
+    while isinstance(base, ExpandedDistribution):  # NumPyro's does not know of event axes
+        base = base.base_dist
+    values = base.enumerate_support(expand=False)
+    values = values.reshape((-1, *(1 for _ in q.batch_shape), *q.event_shape))
+    at_lanes = lambda x: jnp.broadcast_to(x, (len(values), *q.batch_shape))
+    log_q, log_p = at_lanes(q.log_prob(values)), at_lanes(p.log_prob(values))
+    possible = log_q > -jnp.inf
+    log_q = jnp.where(possible, log_q, 0.0)  # no gradient of what cannot be drawn
+    terms = jnp.exp(log_q) * (of_q.times(log_q) - of_p.times(log_p))
+    return jnp.where(possible, terms, 0.0).sum()

@@ -17,7 +17,7 @@ from vipp.programs.program import AbstractProgram
 
 def _check(config: dict[str, Any]) -> None:
     beta, kl = config["beta"], config["kl"]
-    if not callable(beta) and not isinstance(beta, jax.Array) and not beta >= 0:
+    if not beta >= 0:
         raise ValueError(f"ELBO: beta must not be negative, got {beta!r}.")
     if isinstance(kl, str) and kl not in ("monte_carlo", "analytic"):
         raise ValueError(
@@ -45,12 +45,15 @@ def ELBO(  # noqa: N802
     .. math:: E_{q(z)}[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z) \,\|\, p(z)) \le \log p(x)
         \quad (\beta = 1)
 
+    The divergence counts every term of the guide, its factors and observed sites included, and the
+    model's latent sites; scales and masks count what they say in each program.
+
     Args:
       num_particles: draws averaged over, at least 1.
       beta: what the divergence counts, not negative: a number, or a schedule, a function of the
         step such as optax has.
       kl: ``"monte_carlo"`` to estimate the divergence from the draws, ``"analytic"`` for the closed
-        form at every site that has one, or the names of sites that must have one.
+        form (or a finite sum) at every site that has one, or the names of sites that must have one.
       stick_the_landing: score the draws with the guide's parameters constant: without variance
         where the guide is exact.
 
@@ -82,9 +85,9 @@ def ELBO(  # noqa: N802
             of_q = q.stop_gradient().log_density_sites(z)
         _check_separable([*of_p, *of_q])
         closed = {} if kl == "monte_carlo" else analytic_kl(of_p, of_q, kl)
-        latent = [s for s in of_p if not s.observed and s.name not in closed]
-        rest = [s for s in of_q if not s.observed and s.name not in closed]
-        divergence = joint(rest) - joint(latent) + sum(closed.values(), start=jnp.zeros(()))
+        prior = [s for s in of_p if not s.observed and s.name not in closed]
+        rest = [s for s in of_q if s.name not in closed]  # its factors and observations, too
+        divergence = joint(rest) - joint(prior) + sum(closed.values(), start=jnp.zeros(()))
         return joint(s for s in of_p if s.observed) - beta * divergence
 
     return replicate(penalised, num_particles).mean()

@@ -123,7 +123,7 @@ class Objective(NumPyroELBO):
                     f"{type(self).__name__} has a schedule for {list(self.schedules)}, and so a "
                     "count of steps that is not in the state. Fix: use vipp.fit, or start "
                     "numpyro.infer.SVI from svi.init(...)._replace(mutable_state="
-                    "objective.init_state())."
+                    "objective.init_state()), or add objective.init_state() to the parameters."
                 )
         return {name: params[name] for name in own}
 
@@ -237,7 +237,9 @@ def value_and_grad(objective: Objective, model: Any, guide: Any) -> Callable[...
 
     Returns:
       ``(rng_key, params, *args, **kwargs) -> (bound, gradient)``: a scalar, and a dict like
-      ``params`` (constrained values by name). Unbiased; jit it to compile it.
+      ``params`` (constrained values by name), without what is not made of real numbers, such as
+      the count of steps that an objective with a schedule needs (``objective.init_state()``).
+      Unbiased; jit it to compile it.
 
     Example:
       >>> import jax, numpyro, numpyro.distributions as dist, vipp
@@ -251,8 +253,15 @@ def value_and_grad(objective: Objective, model: Any, guide: Any) -> Callable[...
 
     def evaluate(rng_key: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         def bound(params: Any) -> jax.Array:
-            return objective.estimate(rng_key, params, model, guide, args, kwargs)[0]
+            given = {**constants, **params}
+            return objective.estimate(rng_key, given, model, guide, args, kwargs)[0]
 
-        return jax.value_and_grad(bound)(params)
+        constants = {n: x for n, x in params.items() if not _is_real(x)}
+        return jax.value_and_grad(bound)({n: x for n, x in params.items() if n not in constants})
 
     return evaluate
+
+
+def _is_real(tree: Any) -> bool:
+    """Whether all of ``tree`` is made of real numbers, of which there are derivatives."""
+    return all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in jax.tree.leaves(tree))

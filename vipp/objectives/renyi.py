@@ -10,7 +10,7 @@ import jax
 from vipp.objectives.importance import weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
-from vipp.programs.weights import log_mean_exp
+from vipp.programs.weights import log_power_mean
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -34,7 +34,8 @@ def Renyi(  # noqa: N802
 
     Args:
       alpha: 0 for IWAE, 1 for the ELBO (its limit), ``-inf`` for the largest weight alone (VR-max);
-        above 0 tends to a lower bound as ``K`` grows, below 0 to an upper one.
+        a number or a schedule of the step. From 0 on it is a lower bound of the evidence with any
+        ``K``; below 0 it tends to an upper one as ``K`` grows, and is none with finitely many.
       num_particles: ``K``, at least 1.
       per_plate: as in :class:`vipp.IWAE`.
 
@@ -50,9 +51,4 @@ def Renyi(  # noqa: N802
       Li and Turner, *Renyi divergence variational inference*, 2016, equation 14.
     """
     weights = weigh(p, q, num_particles, per_plate)
-    log_w = weights.log_w
-    if alpha == 1:
-        return weights.total(log_w.mean(0))
-    if alpha == -math.inf:
-        return weights.total(log_w.max(0))
-    return weights.total(log_mean_exp((1 - alpha) * log_w) / (1 - alpha))
+    return weights.total(log_power_mean(weights.log_w, 1 - alpha))

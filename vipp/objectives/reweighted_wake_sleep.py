@@ -46,8 +46,8 @@ def ReweightedWakeSleep(  # noqa: N802
 
     Args:
       num_particles: ``K``, at least 1.
-      wake: the wake phase's share in the guide's gradient.
-      sleep: the sleep phase's share.
+      wake: the wake phase's share in the guide's gradient, a number or a schedule of the step.
+      sleep: the sleep phase's share, likewise.
       dreamt: ``dreamt(data, *args) -> args`` puts what the model dreamt (a dict by observed site)
         into the guide's arguments; None where the only argument is the data of the only
         observed site.
@@ -69,12 +69,16 @@ def ReweightedWakeSleep(  # noqa: N802
     constant = jax.lax.stop_gradient
     model = log_mean_exp(weights.log_p - constant(weights.log_q))
     value = weights.total(model)
-    if wake:
+    if not _is_zero(wake):
         normalised = constant(jax.nn.softmax(weights.log_w, axis=0))
         value = value + wake * gradient_only(weights.total((normalised * weights.log_q).sum(0)))
-    if sleep:
+    if not _is_zero(sleep):
         value = value + sleep * gradient_only(_dream(p, q, dreamt))
     return value
+
+
+def _is_zero(share: Any) -> bool:
+    return isinstance(share, int | float) and share == 0
 
 
 def _dream(p: AbstractProgram, q: AbstractProgram, dreamt: Any) -> jax.Array:

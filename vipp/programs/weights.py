@@ -89,6 +89,31 @@ def log_mean_exp(log_w: jax.Array) -> jax.Array:
     return log_w[0] if len(log_w) == 1 else jax.nn.logsumexp(log_w, axis=0) - math.log(len(log_w))
 
 
+def log_power_mean(log_w: jax.Array, power: Any) -> jax.Array:
+    r"""The logarithm of a power mean, :math:`\frac1n \log \frac1K \sum_k w_k^n`.
+
+    At ``power`` 0 it is the mean of the logarithms, at infinity the largest of them.
+    """
+    known = isinstance(power, int | float)
+    if known and power == 0:
+        return log_w.mean(0)
+    if known and power == math.inf:
+        return log_w.max(0)
+    if known and abs(power) > 0.1:
+        return log_mean_exp(power * log_w) / power
+    # about 0 the sum of powers is K but for rounding: there by what the powers exceed 1
+    centre = log_w.mean(0)
+    exponents = power * (log_w - centre)
+    near = jax.lax.stop_gradient(jnp.abs(exponents).max(0)) < 0.5
+    divisor = jnp.where(power == 0, 1.0, power)
+    excess = jnp.expm1(jnp.where(near, exponents, 0.0)).mean(0)
+    return jnp.where(
+        near,
+        centre + jnp.log1p(excess) / divisor,
+        log_mean_exp(power * log_w) / divisor,
+    )
+
+
 def one_density(
     name: str, log_density: jax.Array, names: tuple[str, ...], sites: list[SiteDensity]
 ) -> SiteDensity:
