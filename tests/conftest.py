@@ -3,12 +3,11 @@
 import os
 import socket
 
+from compilation import xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# most of a test's time is compilation for a single use
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+os.environ["XLA_FLAGS"] = xla_flags()
 
 import hypothesis
 import jax

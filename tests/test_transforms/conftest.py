@@ -22,7 +22,6 @@ from vipp.distributions.answers import Answering
 from vipp_transforms.evaluation import Evaluation
 from vipp_transforms.lifting import Lifted
 
-OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 LARGEST = 2**17  # joint assignments of one estimate
 
 
@@ -145,11 +144,6 @@ def _derivatives(fn, theta, orders):
     return (value, grad, curvature), aux
 
 
-def _compiled(fn, *args):
-    """Compiled for a single use: fast to compile, slow to run."""
-    return jax.jit(fn).lower(*args).compile(OPTIONS)(*args)
-
-
 def _antithetic(site):
     """Whether a site's estimator is driven by uniform numbers in place of draws."""
     return isinstance(site.template.estimator, vt.ARM | vt.DisARM)
@@ -215,7 +209,7 @@ def exact_estimate(fn, theta, grids: Mapping[str, Grid] | None = None, orders: i
         moments, weight = jax.vmap(one)(given, log_weight)
         return Moments(*(jnp.tensordot(weight, x, 1) for x in moments), weight.sum())
 
-    return _compiled(average, values, log_weights.astype(theta.dtype))
+    return jax.jit(average)(values, log_weights.astype(theta.dtype))
 
 
 def true_expectation(program, theta, grids: Mapping[str, Grid] | None = None) -> Moments:
@@ -239,7 +233,7 @@ def true_expectation(program, theta, grids: Mapping[str, Grid] | None = None) ->
         weights, parts = jax.vmap(one)(values, log_weights.astype(t.dtype))
         return parts.sum(), weights.sum()
 
-    moments, mass = _compiled(lambda t: _derivatives(expectation, t, 2), theta)
+    moments, mass = jax.jit(lambda t: _derivatives(expectation, t, 2))(theta)
     return Moments(*moments, mass)
 
 
@@ -257,7 +251,7 @@ def estimates(program, theta, estimators=None, default=None, batch=BATCH):
         return jax.value_and_grad(estimate)(theta)
 
     keys = lambda seed: jax.random.split(jax.random.key(seed), batch)
-    run = jax.jit(jax.vmap(one)).lower(keys(0)).compile(OPTIONS)
+    run = jax.jit(jax.vmap(one))
     return lambda seed: tuple(np.asarray(x, np.float64) for x in run(keys(seed)))
 
 
