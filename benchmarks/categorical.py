@@ -180,7 +180,7 @@ def main() -> None:
     for name, estimator in ESTIMATORS.items():
         params = adapted(under(estimator), common, data[0], 500) if name == "Relax" else common
         variance = gradient_variance(under(estimator), params, data[0], options.draws)
-        biased = "yes" if estimator.biased else "no"
+        biased = "yes" if estimator.traits.biased else "no"
         train_elbo, last = curves[name][-1]
         best, step = max((b, s) for s, (_, b) in zip(checkpoints, curves[name], strict=True))
         rows.append((name, biased, train_elbo, last, best, step, variance, times[name],

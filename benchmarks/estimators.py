@@ -260,7 +260,7 @@ def compile_all(problem: Problem, adapt: int) -> None:
     """All estimators, and leave-one-out of as many samples as each evaluates."""
     for name, estimator in problem.estimators.items():
         prepare(problem, name, estimator, adapt)
-    drawn = [name for name, e in problem.estimators.items() if e.draws]
+    drawn = [name for name, e in problem.estimators.items() if not isinstance(e, vipp.Enumerate)]
     for count in sorted({max(2, problem.cost[name]) for name in drawn}):
         if loo(count) not in problem.programs:
             prepare(problem, loo(count), vipp.ScoreFunction(count, "leave_one_out"), adapt)

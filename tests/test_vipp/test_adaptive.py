@@ -62,7 +62,7 @@ def check_average(state, costs, guide=None):
     np.testing.assert_allclose(state[STATE]["sum"], total, rtol=1e-4)
     np.testing.assert_allclose(state[STATE]["weight"], weight, rtol=1e-5)
     if guide is not None:
-        np.testing.assert_allclose(used(guide, state).baseline, total / weight, rtol=1e-4)
+        np.testing.assert_allclose(used(guide, state).baseline.mean, total / weight, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ PARAMS = {"l": jnp.array([[0.2, -0.4], [0.9, -0.1]])}
 
 def test_unbiased_at_any_average(reference):
     """Summed over all draws; and the state is not a parameter of the objective."""
-    state = {"sum": jnp.float32(-3.7), "weight": jnp.float32(0.5), "decay": jnp.float32(0.8)}
+    state = {"sum": jnp.float32(-3.7), "weight": jnp.float32(0.5)}
     guide = plated_guide(vipp.ScoreFunction(baseline=MOVING))
     value, grad = reference.mean(vipp.ELBO(), plated_model, guide, {**PARAMS, STATE: state}, (X,))
     bound = reference.bound(plated_model, guide, (X,))
@@ -205,7 +205,7 @@ def test_value_and_grad_starts_at_the_start(bound_and_grad):
         for b in (MOVING, None)
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), got, want)
-    assert used(guided(vipp.Mix(vipp.ARM(), vipp.DisARM())), {}).weight == 0.5
+    assert used(guided(vipp.Mix(vipp.ARM(), vipp.DisARM())), {}).best == 0.5
     assert used(guided(vipp.Rebar(lambda step: 0.75 + step)), {}).temperature == 0.75
 
 
@@ -230,7 +230,7 @@ def test_mixture_finds_the_best_weight(bound_and_grad):
     each = jnp.stack([f - 1, f - 1 + 60.0]) * s  # less s, the gradient of log q where it stands
     variance = (q * each**2).sum(1) - (q * each).sum(1) ** 2
     params = {**result.params, **result.state.mutable_state}
-    np.testing.assert_allclose(used(guide, params).weight, best, atol=0.01)
+    np.testing.assert_allclose(used(guide, params).best, best, atol=0.01)
     mixed = bound_and_grad(vipp.ELBO(), model, guide, params, keys=2000)[1]["l"].var()
     assert 0 <= mixed < 0.02 * variance.min()
 
@@ -243,7 +243,7 @@ class Echo(vt.Estimator):
     """Its value is its parameter, which an objective of the value then reports."""
 
     number: float = 0.0
-    relaxed = True
+    traits = vt.Traits(relaxed=True)
 
     def axis(self, lot):
         return None
@@ -295,10 +295,10 @@ def test_a_schedule_is_used_step_by_step():
 def test_every_parameter_may_be_scheduled(estimator):
     guide, fields = guided(estimator), vars(estimator)
     for step in (0, 3):
-        settled = used(guide, {STATE: {"step": jnp.array(step)}})
+        filled = used(guide, {STATE: {"step": jnp.array(step)}})
         for name, schedule in fields.items():
             if callable(schedule):
-                np.testing.assert_allclose(getattr(settled, name), schedule(step), rtol=1e-6)
+                np.testing.assert_allclose(getattr(filled, name), schedule(step), rtol=1e-6)
     assert any(callable(x) for x in fields.values())
     result = fit(KEY, vipp.ELBO(), model, guide, ADAM, 2)
     assert result.state.mutable_state[STATE]["step"] == 2

@@ -1,5 +1,7 @@
 """Transformations of JAX programs that draw random values into unbiased gradient estimators."""
 
+from typing import Any
+
 from vipp_transforms.choices import Automatic
 from vipp_transforms.constant import constant
 from vipp_transforms.errors import SiteError
@@ -27,12 +29,18 @@ from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Learning,
+    Local,
+    Policy,
+    Probe,
+    Seen,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
+from vipp_transforms.names import renamed
 from vipp_transforms.plan import Plan, plan
 from vipp_transforms.sites import lane_key, sample
 from vipp_transforms.surrogate import estimate, run, surrogate
@@ -47,25 +55,30 @@ __all__ = [
     "Estimator",
     "Expansion",
     "GumbelSoftmax",
-    "Here",
     "Learned",
+    "Learning",
+    "Local",
     "LocalExpectation",
-    "Lot",
     "MeasureValued",
     "Mix",
     "MovingAverage",
     "Pathwise",
     "Plan",
+    "Policy",
+    "Probe",
     "ReSTE",
     "Rebar",
     "ReinMax",
     "Relax",
     "ScoreFunction",
+    "Seen",
     "SiteError",
+    "SiteInfo",
     "Source",
     "SparseMixer",
     "StraightThrough",
     "Term",
+    "Traits",
     "constant",
     "estimate",
     "estimator",
@@ -75,3 +88,10 @@ __all__ = [
     "sample",
     "surrogate",
 ]
+
+_RENAMED = {"Here": "Local", "Lot": "SiteInfo"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names of the version before, for one version more."""
+    return renamed(__name__, name, _RENAMED, globals())

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, NamedTuple
 
-import jax
-
 from vipp_transforms.elimination import Elimination
-from vipp_transforms.estimators.base import Axis, Estimator, Expansion, Lot, Source, Term, estimator
+from vipp_transforms.estimators.base import Estimator, Policy, SiteInfo, Traits, estimator
 from vipp_transforms.estimators.enumerate import Enumerate, joint_size
+from vipp_transforms.estimators.pathwise import Pathwise
 from vipp_transforms.estimators.score_function import ScoreFunction
 from vipp_transforms.staging import Program, Site
 
 
 @estimator
-class Automatic(Estimator):
+class Automatic(Policy):
     """Choose between :class:`Enumerate` and the leave-one-out score function.
 
     Enumeration is chosen where the joint support of the lanes that some term mixes is at most
@@ -27,28 +26,36 @@ class Automatic(Estimator):
       max_evaluations: largest product of joint supports over one term's sites.
     """
 
-    causal: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(causal=True)
     max_support: int = 16
     max_evaluations: int = 64
 
-    def axis(self, lot: Lot) -> Axis | None:
-        """Decided by :func:`choose`."""
-        raise AssertionError("an Automatic estimator is replaced before it is used")
+    def choose(self, site: SiteInfo, looped: bool) -> tuple[Estimator, str]:
+        """For a site on its own; where several together cost too much, some fall back later."""
+        if looped:
+            return _FALLBACK, "in a loop"
+        if site.support is None:
+            return _FALLBACK, "not reparameterisable, no finite support"
+        if joint_size(site) > self.max_support:
+            mixed = math.prod(n for n, m in zip(site.lane_shape, site.mixed, strict=True) if m)
+            size = f"{site.support.shape[0]}" + (f"^{mixed}" if mixed > 1 else "")
+            return _FALLBACK, f"support of {size} values"
+        return Enumerate(), f"{joint_size(site)} values, cheap to sum"
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
-        """Decided by :func:`choose`."""
-        raise AssertionError("an Automatic estimator is replaced before it is used")
 
-    def contract(self, term: Term) -> jax.Array:
-        """Decided by :func:`choose`."""
-        raise AssertionError("an Automatic estimator is replaced before it is used")
+_FALLBACK = ScoreFunction(num_samples=2, baseline="leave_one_out")
+
+
+def default(reparameterised: bool) -> Estimator | Policy:
+    """What a site gets whose author named nothing."""
+    return Pathwise() if reparameterised else Automatic()
 
 
 class Choice(NamedTuple):
     """A site's estimator, and why it has it."""
 
     estimator: Estimator
-    lot: Lot
+    site: SiteInfo
     reason: str
 
 
@@ -58,28 +65,17 @@ def choose(program: Program, elimination: Elimination) -> dict[int, Choice]:
     for step in elimination.steps:
         _demote(program, step, choices)
     for choice in choices.values():
-        choice.estimator.validate(choice.lot)
+        choice.estimator.validate(choice.site)
     return choices
 
 
 def _first(site: Site, elimination: Elimination) -> Choice:
     template = site.template
-    lot = template.placed(site.name, site.lane_shape, elimination.mixed(site))
-    estimator = template.estimator
-    if not isinstance(estimator, Automatic):
-        return Choice(estimator, lot, "asked for")
-    if site.loop is not None:
-        return Choice(_FALLBACK, lot, "in a loop")
-    if lot.support is None:
-        return Choice(_FALLBACK, lot, "not reparameterisable, no finite support")
-    if joint_size(lot) > estimator.max_support:
-        mixed = math.prod(n for n, m in zip(lot.lane_shape, lot.mixed, strict=True) if m)
-        size = f"{lot.support.shape[0]}" + (f"^{mixed}" if mixed > 1 else "")
-        return Choice(_FALLBACK, lot, f"support of {size} values")
-    return Choice(Enumerate(), lot, f"{joint_size(lot)} values, cheap to sum")
-
-
-_FALLBACK = ScoreFunction(num_samples=2, baseline="leave_one_out")
+    known = template.placed(site.name, site.lane_shape, elimination.mixed(site))
+    if isinstance(template.estimator, Policy):
+        estimator, reason = template.estimator.choose(known, site.loop is not None)
+        return Choice(estimator, known, reason)
+    return Choice(template.estimator, known, "asked for")
 
 
 def _demote(program: Program, step: Any, choices: dict[int, Choice]) -> None:
@@ -93,7 +89,7 @@ def _demote(program: Program, step: Any, choices: dict[int, Choice]) -> None:
         )
 
     def size(i: int) -> int:
-        return joint_size(choices[i].lot)
+        return joint_size(choices[i].site)
 
     chosen = sorted(filter(automatic, together), key=size)
     policies = [by_index[i].template.estimator for i in chosen]

@@ -165,14 +165,14 @@ def stays_loop(eqn: Any) -> bool:
     """Whether a scan with sites can stay one."""
     if eqn.primitive.name != "scan" or eqn.params["length"] < 2:
         return False
-    return all(template.estimator.causal for template in templates_inside(eqn))
+    return all(template.estimator.traits.causal for template in templates_inside(eqn))
 
 
 def _unrolled(eqn: Any) -> Callable[..., list[Any]]:
     length, reverse = eqn.params["length"], eqn.params["reverse"]
     consts, carried = _jax.scan_arity(eqn)
     if length > MAX_UNROLLED:
-        template = next(t for t in templates_inside(eqn) if not t.estimator.causal)
+        template = next(t for t in templates_inside(eqn) if not t.estimator.traits.causal)
         raise SiteError(
             f"Site '{template.name}' is drawn with {template.estimator!r} in each of the {length} "
             f"steps of a loop. Expected ScoreFunction or Pathwise, or at most {MAX_UNROLLED} "

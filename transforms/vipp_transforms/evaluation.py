@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax
-from vipp_transforms.choices import Choice
 from vipp_transforms.elimination import Layout, Step
 from vipp_transforms.estimators.base import Axis, Term
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
 from vipp_transforms.plan import Plan
-from vipp_transforms.sites import LaneSource, coupled_noise, lifting, split_keys
+from vipp_transforms.sites import lifting, split_keys
+from vipp_transforms.source import LaneSource
 from vipp_transforms.staging import Site, live
 from vipp_transforms.terms import weights
+
+
+class Potentials(NamedTuple):
+    """The leaves of a site's potentials, and how they make a pytree."""
+
+    leaves: tuple[Lifted, ...]
+    tree: Any
+
+
+Leaves = Callable[[Site, list[Lifted]], list[Lifted]]
 
 
 class Evaluation:
@@ -27,34 +37,29 @@ class Evaluation:
       planned: what to evaluate.
       draws: given a site and the shape of all its draws (named axes first), their values; None to
         draw at random. Tests average over all values exactly this way.
-      given: by site index, values for the array parameters of its estimator, which are otherwise
-        those of the program, without gradient.
-      probes: by site index, zeros to be added to the parameters of its distribution.
-      step: zero, along which estimators with a tangent are differentiated.
+      leaves: given a site and the values of its leaves, those to take for them; None for these.
+      step: zero, along which estimates whose axis is a tangent are differentiated.
 
     Attributes:
       drawn: by index of a site, the values that ``draws`` gave.
-      costs: by index of a site that asks for it, what each of its lanes contributed to the value.
+      credited: by index of a site, what was contracted over it.
     """
 
     def __init__(
         self,
         planned: Plan,
         draws: Callable[[Site, tuple[int, ...]], Any] | None = None,
-        given: Mapping[int, list[Lifted]] | None = None,
-        probes: Mapping[int, list[jax.Array]] | None = None,
+        leaves: Leaves | None = None,
         step: Any = 0.0,
     ):
-        self.plan = planned
-        self.draws, self.given, self.probes = draws, given or {}, probes or {}
-        self.step = step
+        self.plan, self.draws, self.leaves, self.step = planned, draws, leaves, step
         self.drawn: dict[int, Lifted] = {}
-        self.costs: dict[int, jax.Array] = {}
+        self.credited: dict[int, list[tuple[Step, Lifted]]] = {}
         self.axes = Axes()
         self.axis_of: dict[int, Axis | None] = {}
         for site in planned.program.sites.values():
             choice = planned.choices[site.index]
-            axis = self.axis_of[site.index] = choice.estimator.axis(choice.lot)
+            axis = self.axis_of[site.index] = choice.estimator.axis(choice.site)
             if axis is not None:
                 self.axes.register(axis)
         self._carried: dict[int, frozenset[str]] = {}
@@ -64,7 +69,7 @@ class Evaluation:
         for site in planned.program.sites.values():
             if site.loop is not None:
                 self.env[site.loop.trajectory] = self._trajectory(site)
-        self.potentials: dict[int, tuple[Lifted, ...]] = {}
+        self.potentials: dict[int, Potentials] = {}
 
     def value(self) -> jax.Array:
         """The surrogate's value."""
@@ -93,27 +98,18 @@ class Evaluation:
             atoms += [site.key, *site.leaves, site.var]
         return atoms
 
-    def _parameters(self, site: Site) -> list[Lifted]:
-        """The leaves of a site's distribution."""
-        values = [value_of(self.env, v) for v in site.parameters]
-        for i, probe in enumerate(self.probes.get(site.index, ())):
-            x, named = values[i], tuple(range(len(values[i].axes)))
-            if jnp.issubdtype(probe.dtype, jnp.floating):
-                values[i] = x._replace(array=x.array + jnp.expand_dims(probe, named))
-        return values
-
-    def _settings(self, site: Site) -> list[Lifted]:
-        """The array parameters of a site's estimator: not for the objective's gradient."""
-        if site.index in self.given:
-            return self.given[site.index]
-        values = [value_of(self.env, v) for v in site.settings]
-        return [x._replace(array=jax.lax.stop_gradient(x.array)) for x in values]
+    def _leaves(self, site: Site) -> list[Lifted]:
+        """The leaves of a site's distribution, then those of its estimator."""
+        values = [value_of(self.env, v) for v in site.leaves]
+        for i in range(len(site.parameters), len(values)):  # not for the objective's gradient
+            values[i] = values[i]._replace(array=jax.lax.stop_gradient(values[i].array))
+        return values if self.leaves is None else self.leaves(site, values)
 
     def _names_of_site(self, site: Site) -> frozenset[str]:
         """The axes a site's values carry: its own, and those of what its draw depends on."""
         axis = self.axis_of[site.index]
         own = frozenset({axis.name} if axis else ())
-        if not self.plan.choices[site.index].estimator.draws:
+        if axis is not None and axis.drawless:
             return own
         if site.loop is not None:
             return self._names_of_loop(site.loop.eqn)
@@ -143,54 +139,52 @@ class Evaluation:
     # -- expansion ---------------------------------------------------------------------------
 
     def _node(self, site: Site) -> Node:
-        choice, axis = self.plan.choices[site.index], self.axis_of[site.index]
-        names = self._carried[site.index]
-        if not choice.estimator.draws:
-            return Node(names, lambda env: self._expand_drawless(site))
-        return Node(names, lambda env: self._expand(site, choice, axis))
+        axis, names = self.axis_of[site.index], self._carried[site.index]
+        if axis is not None and axis.drawless:
+            return Node(names, lambda env: self._expand_drawless(site, axis))
+        return Node(names, lambda env: self._expand(site, axis))
 
-    def _expand_drawless(self, site: Site) -> Lifted:
-        choice, axis = self.plan.choices[site.index], self.axis_of[site.index]
-        assert axis is not None
-        value = choice.estimator.expand(choice.lot, _NO_SOURCE).value
+    def _expand_drawless(self, site: Site, axis: Axis) -> Lifted:
+        choice = self.plan.choices[site.index]
+        value = choice.estimator.expand(choice.site, _NO_SOURCE).value
         return self.axes.named(Lifted(value.astype(site.var.aval.dtype)), axis.name)
 
-    def _expand(self, site: Site, choice: Choice, axis: Axis | None) -> Lifted:
-        key, noise = self.env[site.key], None
-        if axis is not None and axis.shared:
-            coupled = choice.estimator.coupled
-            split = self._coupled(site) if coupled else lambda k: [split_keys(k, axis.size)]
-            (each,) = self.axes.apply(split, key)
-            each = self.axes.named(each, axis.name)
-            key, noise = (key, each) if coupled else (each, None)
-
-        operands = [key, *self._parameters(site), *self._settings(site)]
+    def _expand(self, site: Site, axis: Axis | None) -> Lifted:
+        choice, sources = self.plan.choices[site.index], self._keys(site, axis)
+        operands = [*sources, *self._leaves(site)]
         if self.draws is not None:
             names = self.axes.union(operands)
             shape = (*(self.axes.sizes[n] for n in names), *site.var.aval.shape)
             self.drawn[site.index] = Lifted(self.draws(site, shape), names)
-            operands.insert(0, self.drawn[site.index])
-        if noise is not None:
-            operands.insert(0, noise)
+            operands.append(self.drawn[site.index])
 
         def one(*inputs: Any) -> list[Any]:
-            rest = list(inputs)
-            shared = rest.pop(0) if noise is not None else None
-            drawn = rest.pop(0) if self.draws is not None else None
-            k, *leaves = rest
-            source = LaneSource(site.template, site.lanes, k, leaves, drawn, shared, self.step)
-            value, potentials = choice.estimator.expand(choice.lot, source)
-            return [value, *(potentials or ())]
+            leaves = list(inputs[len(sources) :])
+            drawn = None if self.draws is None else leaves.pop()
+            key, *shared = inputs[: len(sources)]
+            common, index = shared or (None, 0)
+            source = LaneSource(
+                site.template, site.lanes, key, leaves, drawn, common, index, self.step
+            )
+            return list(choice.estimator.expand(choice.site, source))
 
-        results = self.axes.apply(one, *operands)
+        value, potentials = self.axes.apply(one, *operands)
+        arrays, tree = jax.tree.flatten(potentials.array)
+        results = [value, *(Lifted(x, value.axes) for x in arrays)]
         if axis is not None and not axis.shared:
             results = [self.axes.named(x, axis.name) for x in results]
-        if len(results) > 1:
-            self.potentials[site.index] = tuple(results[1:])
+        if arrays:
+            self.potentials[site.index] = Potentials(tuple(results[1:]), tree)
         return results[0]
 
-    def _coupled(self, site: Site) -> Callable[[Any], list[Any]]:
-        return lambda key: [coupled_noise(site.template, site.lanes, key)]
+    def _keys(self, site: Site, axis: Axis | None) -> list[Lifted]:
+        """The site's key; along a shared axis, a sample's own, that of all, and its number."""
+        key = self.env[site.key]
+        if axis is None or not axis.shared:
+            return [key]
+        (each,) = self.axes.apply(lambda k: [split_keys(k, axis.size)], key)
+        number = Lifted(jnp.arange(axis.size, dtype=jnp.int32), (axis.name,))
+        return [self.axes.named(each, axis.name), key, number]
 
     # -- terms and their contraction ---------------------------------------------------------
 
@@ -214,30 +208,31 @@ class Evaluation:
         dropped = tuple(named + a for a in unnamed if a not in how.axes)
         kept = [a for a in unnamed if a in how.axes]
         x = jnp.sum(x, axis=dropped) if dropped else x
-        return value._replace(array=_permute(x, named, [kept.index(a) for a in how.axes]))
+        return value._replace(array=permute(x, named, [kept.index(a) for a in how.axes]))
 
     def _contract(self, step: Step, members: list[Lifted]) -> Lifted:
-        estimator, lot, _ = self.plan.choices[step.site.index]
+        estimator, site, _ = self.plan.choices[step.site.index]
         lanes = math.prod(
             n for n, a in zip(step.site.lane_shape, step.lanes, strict=True) if a is None
         )
         axis = self.axis_of[step.site.index]
-        operands = [self.axes.add(members), *self._potentials_of(step)]
+        potentials, tree = self._potentials_of(step)
+        operands = [self.axes.add(members), *potentials]
         if step.constant:
             stopped = [jax.lax.stop_gradient(x.array) for x in operands[1:]]
             operands[1:] = [x._replace(array=a) for x, a in zip(operands[1:], stopped, strict=True)]
-        elif estimator.baseline_of is not None:
-            self._watch(step, operands[0])
+        else:
+            self.credited.setdefault(step.site.index, []).append((step, operands[0]))
         if axis is not None:
             operands = [self.axes.first(x, axis.name) for x in operands]
-        (value, *potentials), names = self._lined_up(operands, axis)
+        (value, *given), names = self._lined_up(operands, axis)
         mixed = tuple(a is None for a in step.lanes)
-        term = Term(value, tuple(potentials), lanes, lot, mixed, step.finest)
+        term = Term(value, tree.unflatten(given), lanes, site, mixed, step.finest)
         result = estimator.contract(term)
         lifted = Lifted(result, names)
         if axis is not None and axis.shared:
             lifted = self.axes.named(lifted, axis.name, at=0)
-        return self._arrange(self._settle(step, lifted), step.layout)
+        return self._arrange(self._averaged(step, lifted), step.layout)
 
     def _lined_up(self, operands: list[Lifted], axis: Axis | None) -> tuple[list[Any], Any]:
         """Give all operands the same named axes, those behind the estimator's own if it has one."""
@@ -248,72 +243,46 @@ class Evaluation:
         pairs = zip(operands, absent, strict=True)
         return [jnp.expand_dims(x.array, gaps) if gaps else x.array for x, gaps in pairs], names
 
-    def _settle(self, step: Step, result: Lifted) -> Lifted:
+    def _averaged(self, step: Step, result: Lifted) -> Lifted:
         """Average over the axes that none of the sites that are left was drawn or expanded along.
 
         A shared axis goes here once the last of its sites is eliminated; so does the axis of an
         earlier site that decided which draw it was but not its distribution.
         """
         left = self._names_of(step.layout.form.depends)
-        settled = tuple(i for i, name in enumerate(result.axes) if name not in left)
-        if not settled:
+        gone = tuple(i for i, name in enumerate(result.axes) if name not in left)
+        if not gone:
             return result
         kept = tuple(name for name in result.axes if name in left)
-        return Lifted(jnp.mean(result.array, axis=settled), kept)
+        return Lifted(jnp.mean(result.array, axis=gone), kept)
 
-    def _potentials_of(self, step: Step) -> list[Lifted]:
+    def _potentials_of(self, step: Step) -> Potentials:
         """The site's potentials, summed over mixed lanes, their lanes at the term's axes."""
         lanes, ndim = step.lanes, len(step.form.shape)
         kept = [a for a in lanes if a is not None]
         order = sorted(range(len(kept)), key=kept.__getitem__)
         if step.site.index not in self.potentials:
-            self.potentials[step.site.index] = (self.log_prob(step.site),)
+            own = (self.log_prob(step.site),)
+            self.potentials[step.site.index] = Potentials(own, _ONE)
+        potentials, tree = self.potentials[step.site.index]
         aligned = []
-        for value in self.potentials[step.site.index]:
+        for value in potentials:
             x, named = value.array, len(value.axes)
             if step.site.index in self.plan.depends.causal and lanes[0] is not None:
                 backwards = self.plan.depends.causal[step.site.index]
                 x = jax.lax.cumsum(x, axis=named, reverse=backwards)
             summed = tuple(named + j for j, a in enumerate(lanes) if a is None)
-            x = _permute(jnp.sum(x, axis=summed) if summed else x, named, order)
+            x = permute(jnp.sum(x, axis=summed) if summed else x, named, order)
             gaps = tuple(named + a for a in range(ndim) if a not in kept)
             aligned.append(value._replace(array=jnp.expand_dims(x, gaps) if gaps else x))
-        return aligned
-
-    def _watch(self, step: Step, term: Lifted) -> None:
-        """Add a term to what the lanes of its site contributed; the mean over named axes."""
-        x = jax.lax.stop_gradient(term.array)
-        x = jnp.mean(x, axis=tuple(range(len(term.axes)))) if term.axes else x
-        kept = [a for a in step.lanes if a is not None]
-        x = jnp.sum(x, axis=tuple(a for a in range(x.ndim) if a not in kept))
-        x = _permute(x, 0, [sorted(kept).index(a) for a in kept])
-        x = jnp.expand_dims(x, tuple(j for j, a in enumerate(step.lanes) if a is None))
-        x = jnp.broadcast_to(x, step.site.lane_shape)
-        before = self.costs.get(step.site.index)
-        self.costs[step.site.index] = x if before is None else before + x
-
-    def regression(self, site: Site) -> jax.Array:
-        """Zero, with the gradient that fits the site's baseline to its costs."""
-        leaves = [*self._parameters(site), *(value_of(self.env, v) for v in site.settings)]
-
-        def baseline(key: Any, *leaves: Any) -> list[Any]:
-            source = LaneSource(site.template, site.lanes, key, leaves)
-            shape = site.template.batch_shape
-            values = lambda here: jnp.broadcast_to(here.estimator.baseline_of, shape)
-            return [source.map(values)]
-
-        (b,) = self.axes.apply(baseline, self.env[site.key], *leaves)
-        error = jnp.square(b.array - jnp.expand_dims(self.costs[site.index], range(len(b.axes))))
-        loss = 0.5 * jnp.mean(error, axis=tuple(range(len(b.axes)))).sum()
-        return jax.lax.stop_gradient(loss) - loss
+        return Potentials(tuple(aligned), tree)
 
     def log_prob(self, site: Site, value: Lifted | None = None) -> Lifted:
         """The log density of a site at ``value`` (its own values), one entry per lane."""
         value = self.env[site.var] if value is None else value
         jaxpr, consts = _jax.open_jaxpr(site.log_prob)
         fn = _jax.evaluator(jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars), jaxpr.outvars)
-        leaves = [*self._parameters(site), *self._settings(site)]
-        return self.axes.apply(fn, *map(Lifted, consts), value, *leaves)[0]
+        return self.axes.apply(fn, *map(Lifted, consts), value, *self._leaves(site))[0]
 
 
 def value_of(env: Env, atom: Any) -> Lifted:
@@ -321,11 +290,12 @@ def value_of(env: Env, atom: Any) -> Lifted:
     return Lifted(jnp.asarray(atom.val)) if isinstance(atom, _jax.Literal) else env[atom]
 
 
-def _permute(x: Any, named: int, order: list[int]) -> Any:
+def permute(x: Any, named: int, order: list[int]) -> Any:
     """Order the axes behind the first ``named``."""
     if order == sorted(order):
         return x
     return jnp.transpose(x, (*range(named), *(named + a for a in order)))
 
 
+_ONE = jax.tree.structure((0,))  # a log density alone
 _NO_SOURCE: Any = None  # for estimators that expand without drawing

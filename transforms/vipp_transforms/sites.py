@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from vipp_transforms._jax import define_primitive, is_tracer, shaped_array, trace
 from vipp_transforms.distributions import Described, ask
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators.base import Estimator, Here, Lot
-from vipp_transforms.estimators.pathwise import Pathwise
+from vipp_transforms.estimators.base import Estimator, Policy, SiteInfo
+from vipp_transforms.settings import require_numbers
 from vipp_transforms.skeleton import Skeleton, shapes
 
 
@@ -30,9 +30,10 @@ class Template:
       drawing: one draw as a jaxpr of ``(key, *leaves)``.
     """
 
-    def __init__(self, distribution: Described, name: str, estimator: Estimator, key: Any):
+    def __init__(self, distribution: Described, name: str, estimator: Estimator | Policy, key: Any):
         self.skeleton = Skeleton((distribution, estimator))
         self.num_parameters = len(Skeleton(distribution).leaves(distribution))
+        self._settings = Skeleton(estimator)
         self.name = name
         self.estimator = shapes(estimator)
         self.kind = distribution.kind
@@ -45,14 +46,14 @@ class Template:
         shaped = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
         self.drawing, _ = trace(lambda k, *xs: self.build(xs).sample(k), *shaped)
 
-    def lot(self) -> Lot:
+    def site(self) -> SiteInfo:
         """The site on its own, as far as it is known before the program is."""
         apart = (False,) * len(self.batch_shape)
         return self.placed(self.name, self.batch_shape, apart)
 
-    def placed(self, name: str, lanes: tuple[int, ...], mixed: tuple[bool, ...]) -> Lot:
+    def placed(self, name: str, lanes: tuple[int, ...], mixed: tuple[bool, ...]) -> SiteInfo:
         """The site with all its lanes, and which of them some term mixes."""
-        return Lot(
+        return SiteInfo(
             name, self.kind, self.support, lanes, self.event_shape, mixed,
             self.num_weak_derivatives, self.has_quantile,
         )  # fmt: skip
@@ -60,6 +61,14 @@ class Template:
     def build(self, leaves: Any) -> Any:
         """The distribution with these array leaves (and the estimator's behind them)."""
         return self.skeleton.build(leaves)[0]
+
+    def build_estimator(self, settings: Any) -> Any:
+        """The estimator with these array leaves."""
+        return self._settings.build(settings)
+
+    def settings_of(self, estimator: Any) -> list[Any]:
+        """The array leaves of the estimator, or of one like it."""
+        return self._settings.leaves(estimator)
 
 
 class Lanes(NamedTuple):
@@ -93,64 +102,6 @@ def lane_log_prob(
     return one(value, *leaves)
 
 
-class LaneSource:
-    """The :class:`~vipp_transforms.estimators.base.Source` of one site."""
-
-    def __init__(
-        self,
-        template: Template,
-        lanes: tuple[Lanes, ...],
-        key: Any,
-        leaves: Any,
-        drawn: jax.Array | None = None,
-        noise: jax.Array | None = None,
-        step: Any = 0.0,
-    ):
-        self._template, self._lanes = template, lanes
-        self._key, self._leaves, self._drawn = key, leaves, drawn
-        self._noise = drawn if noise is None else noise  # a test that forces draws forces it, too
-        self.step = step
-
-    def draw(self) -> jax.Array:
-        """One independent draw per lane."""
-        if self._drawn is None:
-            self._drawn = draw(self._template, self._lanes, self._key, self._leaves)
-        return self._drawn
-
-    def uniform(self) -> jax.Array:
-        """Uniform numbers, independent between lanes."""
-        if self._noise is not None:
-            return self._noise
-        shape = (*self._template.batch_shape, *self._template.event_shape)
-        return self._map(lambda here: jax.random.uniform(here.key, shape), 2)
-
-    def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
-        """``fn(here, *arrays)`` under every enclosing ``vmap``."""
-        return self._map(fn, 1, *arrays)
-
-    def _map(self, fn: Callable[..., Any], salt: int, *arrays: jax.Array) -> Any:
-        count = len(arrays)
-
-        def one(key: Any, *rest: Any) -> Any:
-            parts = self._template.skeleton.build(rest[count:])
-            return fn(Here(jax.random.fold_in(key, salt), *parts), *rest[:count])
-
-        mapped = over_lanes(one, self._lanes, True, *(True for _ in arrays))
-        return mapped(self._key, *arrays, *self._leaves)
-
-
-def coupled_noise(template: Template, lanes: tuple[Lanes, ...], key: Any) -> jax.Array:
-    """What a coupled estimator's samples share: ``(num_samples, *lanes, *batch, *event)``."""
-    shape = (*template.batch_shape, *template.event_shape)
-
-    def one(k: Any) -> jax.Array:
-        return template.estimator.noise(jax.random.fold_in(k, 3), shape)
-
-    for _ in lanes:  # the samples' axis stays in front
-        one = jax.vmap(one, out_axes=1)
-    return one(key)
-
-
 def split_keys(key: Any, num: int) -> Any:
     """``num`` keys for each key in an array of keys, along a new leading axis."""
 
@@ -164,12 +115,12 @@ def split_keys(key: Any, num: int) -> Any:
 
 def _sample_impl(key: Any, *leaves: Any, template: Template, lanes: tuple[Lanes, ...]) -> Any:
     value = draw(template, lanes, key, leaves)
-    return value.astype(jnp.result_type(float)) if template.estimator.relaxed else value
+    return value.astype(jnp.result_type(float)) if template.estimator.traits.relaxed else value
 
 
 def _sample_abstract(key: Any, *leaves: Any, template: Template, lanes: tuple[Lanes, ...]) -> Any:
     (one,) = template.drawing.out_avals
-    dtype = jnp.result_type(float) if template.estimator.relaxed else one.dtype
+    dtype = jnp.result_type(float) if template.estimator.traits.relaxed else one.dtype
     return shaped_array((*(lane.size for lane in lanes), *one.shape), dtype)
 
 
@@ -253,14 +204,15 @@ def _typed(key: Any) -> Any:
     return jax.random.wrap_key_data(key)
 
 
-def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> jax.Array:
+def sample(key: Any, distribution: Any, estimator: Estimator | Policy, *, name: str) -> jax.Array:
     """Draw a value whose gradient :func:`vipp_transforms.surrogate` estimates.
 
     Args:
       key: a PRNG key.
       distribution: see :class:`~vipp_transforms.distributions.Distribution`; its batch axes are
         independent lanes.
-      estimator: how the gradient with respect to the distribution's parameters is estimated.
+      estimator: how the gradient with respect to the distribution's parameters is estimated, or a
+        policy that chooses how.
       name: what errors and tables call this choice.
 
     Returns:
@@ -269,16 +221,15 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
     Raises:
       SiteError: for a pathwise choice without a differentiable sampler, or a masked distribution.
     """
-    described = ask(distribution)
-    if isinstance(estimator, Pathwise):
-        if not described.pathwise:
-            raise SiteError(
-                f"Site '{name}': Pathwise needs a distribution with a differentiable sampler, got "
-                f"{described.kind}. Fix: use Enumerate() for a small finite support, or "
-                "ScoreFunction(num_samples=2, baseline='leave_one_out')."
-            )
-        if estimator.plain:
-            return distribution.sample(lane_key(key, distribution))
+    described, traits = ask(distribution), estimator.traits
+    if traits.pathwise and not described.pathwise:
+        raise SiteError(
+            f"Site '{name}': {type(estimator).__name__} needs a distribution with a differentiable "
+            f"sampler, got {described.kind}. Fix: use Enumerate() for a small finite support, or "
+            "ScoreFunction(num_samples=2, baseline='leave_one_out')."
+        )
+    if traits.direct:
+        return distribution.sample(lane_key(key, distribution))
     if described.masked:
         raise SiteError(
             f"Site '{name}' is drawn from a masked distribution, expected one whose log density "
@@ -286,7 +237,9 @@ def sample(key: Any, distribution: Any, estimator: Estimator, *, name: str) -> j
         )
     key = _typed(key)
     template = Template(described, name, estimator, key)
-    if estimator.relaxed:  # a density that takes indices alone would fail first, and say less
-        template.estimator.validate(template.lot())
+    if isinstance(template.estimator, Estimator):
+        require_numbers(name, template.estimator)
+        if traits.relaxed:  # a density that takes indices alone would fail first, and say less
+            template.estimator.validate(template.site())
     leaves = template.skeleton.leaves((described, estimator))
     return sample_p.bind(key, *leaves, template=template, lanes=())

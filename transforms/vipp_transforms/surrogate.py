@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms.evaluation import Evaluation, value_of
-from vipp_transforms.learning import mixture_moments, squared_gradient
+from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate
 from vipp_transforms.plan import Plan, derive
 from vipp_transforms.staging import Program, trace
@@ -48,55 +48,35 @@ def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: estimate(fn, *args, **kwargs)[:2]
 
 
-def estimate(
-    fn: Callable[..., Any], *args: Any, **kwargs: Any
-) -> tuple[jax.Array, Any, dict[str, Any]]:
-    """The :func:`surrogate` of ``fn`` at its arguments, and what :func:`run` reports besides."""
+def estimate(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[jax.Array, Any, Updates]:
+    """The :func:`surrogate` of ``fn`` at its arguments, and what :func:`run` returns besides."""
     traced = trace(fn, args, kwargs)
     return run(derive(traced)) if traced.draws() else (*traced.evaluate(), {})
 
 
-def run(planned: Plan) -> tuple[jax.Array, Any, dict[str, Any]]:
+def run(planned: Plan) -> tuple[jax.Array, Any, Updates]:
     """Evaluate a plan.
 
     Args:
       planned: made by :func:`plan`.
 
     Returns:
-      The estimate, the auxiliary outputs, and by site name what stateful estimators keep: the mean
-      cost of a lane for a baseline, the moments that the best weight of a mixture follows from.
+      The estimate, the auxiliary outputs, and by site name, of those estimators that keep a state
+      from step to step, the function that takes it to the next.
     """
-    sites = planned.program.sites.values()
-    chosen = {site: planned.choices[site.index].estimator for site in sites}
-    evaluation, value = _evaluate(planned, [e.tangent for e in chosen.values()])
-    report: dict[str, list[jax.Array]] = {}
-    for site, estimator in chosen.items():
-        found = report.setdefault(site.template.name, [])
-        if site.index in evaluation.costs:
-            found.append(evaluation.costs[site.index].mean())
-            if estimator.learns:
-                value = value + evaluation.regression(site)
-        elif estimator.learns:
-            value = value - squared_gradient(planned, site)
-        elif estimator.adaptive:
-            found.append(mixture_moments(planned, site))
-    means = {name: jnp.stack(found).mean(0) for name, found in report.items() if found}
-    return value, _auxiliary(planned.program), means
-
-
-def _evaluate(planned: Plan, tangents: list[bool]) -> tuple[Evaluation, jax.Array]:
-    if not any(tangents):
-        evaluation = Evaluation(planned)
-        return evaluation, evaluation.value()
     evaluation = Evaluation(planned)
     value = evaluation.value()
+    if any(axis is not None and axis.tangent for axis in evaluation.axis_of.values()):
+        value = value + _slope(planned)
+    learnt, updates = learn(evaluation)
+    value = value if learnt is None else value + learnt
+    return value, _auxiliary(planned.program), updates
 
-    def along(step: jax.Array) -> jax.Array:
-        return Evaluation(planned, step=step).value()
 
-    # zero in expectation, with all its derivatives: a control variate
-    _, slope = jax.jvp(along, (jnp.zeros(()),), (jnp.ones(()),))
-    return evaluation, value + slope
+def _slope(planned: Plan) -> jax.Array:
+    """Zero in expectation, with all its derivatives: a control variate."""
+    along = lambda step: Evaluation(planned, step=step).value()
+    return jax.jvp(along, (jnp.zeros(()),), (jnp.ones(()),))[1]
 
 
 def _auxiliary(program: Program) -> Any:

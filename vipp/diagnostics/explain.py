@@ -14,6 +14,7 @@ import vipp_transforms as vt
 from vipp.distributions.answers import kind
 from vipp.distributions.lanes import lane_distribution
 from vipp.objectives.objective import Objective
+from vipp_transforms.settings import Part
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,15 @@ def _pathwise(name: str, msg: Any) -> SiteReport:
 
 
 def _estimated(plan: vt.Plan, site: Any) -> SiteReport:
-    estimator, lot, reason = plan.choices[site.index]
-    axis = estimator.axis(lot)
+    estimator, info, reason = plan.choices[site.index]
+    axis = estimator.axis(info)
     lanes = "x".join(
-        f"{n}*" if m else f"{n}" for n, m in zip(lot.lane_shape, lot.mixed, strict=True)
+        f"{n}*" if m else f"{n}" for n, m in zip(info.lane_shape, info.mixed, strict=True)
     )
     groups = sum(step.site is site for step in plan.elimination.steps)
-    reason = f"{reason}; biased" if estimator.biased else reason
+    reason = f"{reason}; biased" if estimator.traits.biased else reason
     return SiteReport(
-        site.name, lot.kind, _short(estimator), reason, lanes or "1", str(groups),
+        site.name, info.kind, _short(estimator), reason, lanes or "1", str(groups),
         1 if axis is None else axis.size,
     )  # fmt: skip
 
@@ -179,19 +180,17 @@ def _short(value: Any) -> str:
     """An estimator without the arguments left at their defaults; arrays by type and shape."""
     if isinstance(value, jax.ShapeDtypeStruct | jax.Array):
         return f"{value.dtype.name}{list(value.shape)}"
-    if isinstance(value, dict):  # the parameters of one that learns
-        return f"{len(value)} arrays"
-    if not isinstance(value, vt.Estimator | vt.Learned | vt.Baseline):
+    if not isinstance(value, Part):
         return repr(value)
     names: Any = value
     arguments = [
         f"{f.name}={_short(given)}"
         for f in fields(names)
-        if not _same(given := getattr(value, f.name), f.default)
+        if f.repr and not _same(given := getattr(value, f.name), f.default)
     ]
     return type(value).__name__ + (f"({', '.join(arguments)})" if arguments else "")
 
 
 def _same(given: Any, default: Any) -> bool:
-    arrays = isinstance(given, jax.ShapeDtypeStruct | jax.Array | dict)
+    arrays = isinstance(given, jax.ShapeDtypeStruct | jax.Array)
     return not arrays and bool(given == default)

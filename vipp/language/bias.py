@@ -25,7 +25,7 @@ class noting_biased(Messenger):  # noqa: N801 (a NumPyro handler, named like Num
         """Note the site."""
         if msg["type"] == "sample" and not msg["is_observed"]:
             estimator = msg["infer"].get("estimator")
-            if isinstance(estimator, vt.Estimator) and estimator.biased:
+            if isinstance(estimator, vt.Estimator) and estimator.traits.biased:
                 self.found[msg["name"], type(estimator).__name__] = None
 
     def warn(self, what: str, stacklevel: int) -> None:

@@ -13,8 +13,9 @@ from vipp.distributions.answers import Answering, kind
 from vipp.distributions.implicit import circular, differentiable_sampler, implicit
 from vipp.distributions.lanes import lane_distribution
 from vipp.distributions.reparameterisation import reparameterised
-from vipp.language.state import aligned
+from vipp.language.state import per_lane
 from vipp.language.unroll import NeedsUnrolling, scan_of
+from vipp_transforms.choices import default
 
 
 class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
@@ -37,7 +38,7 @@ class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro'
             )
         estimator = estimator_of(msg)
         fn, kwargs = msg["fn"], msg["kwargs"]
-        if isinstance(estimator, vt.Pathwise) and estimator.plain:
+        if estimator.traits.direct:
             kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], fn)
             _move_implicitly(msg)
             return
@@ -48,8 +49,8 @@ def _drawn(msg: Any, estimator: Any) -> Any:
     """A draw of the site that the engine sees."""
     fn, kwargs = msg["fn"], msg["kwargs"]
     fn = fn.expand_by(kwargs["sample_shape"]) if kwargs["sample_shape"] else fn
-    estimator, drawn = aligned(msg["name"], fn, estimator), lane_distribution(fn)
-    if isinstance(estimator, vt.Pathwise):
+    estimator, drawn = per_lane(msg["name"], fn, estimator), lane_distribution(fn)
+    if estimator.traits.pathwise:
         drawn = differentiable_sampler(drawn)
     return vt.sample(kwargs["rng_key"], Answering(drawn), estimator, name=msg["name"])
 
@@ -59,16 +60,16 @@ def estimator_of(msg: Any) -> Any:
     name, fn, asked = msg["name"], msg["fn"], msg["infer"].get("estimator")
     if asked is None:
         # of an angle the gradient is right for functions continuous on the circle alone: ask for it
-        return vt.Pathwise() if reparameterised(fn) and not circular(fn) else vt.Automatic()
-    if isinstance(asked, type) or not isinstance(asked, vt.Estimator):
+        return default(reparameterised(fn) and not circular(fn))
+    if isinstance(asked, type) or not isinstance(asked, vt.Estimator | vt.Policy):
         raise TypeError(
             f"Site '{name}': infer['estimator'] must be an estimator such as vipp.Enumerate(), "
             f"got {asked!r}. Fix: pass an instance."
         )
-    if isinstance(asked, vt.Pathwise) and not reparameterised(fn):
+    if asked.traits.pathwise and not reparameterised(fn):
         raise vt.SiteError(
-            f"Site '{name}': Pathwise needs a distribution with a differentiable sampler, "
-            f"got {kind(fn)}. Fix: use Enumerate() for a small finite support, or "
+            f"Site '{name}': {type(asked).__name__} needs a distribution with a differentiable "
+            f"sampler, got {kind(fn)}. Fix: use Enumerate() for a small finite support, or "
             "ScoreFunction(num_samples=2, baseline='leave_one_out')."
         )
     return asked
@@ -107,15 +108,16 @@ def _draw_in_control_flow(msg: Any, looped: bool) -> Any:
     estimator = estimator_of(msg)
     if msg["kwargs"]["rng_key"] is None:
         return None
-    if isinstance(estimator, vt.Pathwise) and estimator.plain:
+    if estimator.traits.direct:
         _move_implicitly(msg)
         return None
-    if looped and (estimator.adaptive or estimator.baseline_of is not None):
+    learning = None if isinstance(estimator, vt.Policy) else estimator.learning
+    if looped and learning is not None and learning.update is not None:
         raise vt.SiteError(
             f"Site '{msg['name']}' is drawn in a scan with {type(estimator).__name__}, whose state "
-            "or baseline would have to be one for each step. Fix: use ScoreFunction(num_samples=2, "
+            "would have to be one for each step. Fix: use ScoreFunction(num_samples=2, "
             "baseline='leave_one_out'), or Mix with a fixed weight."
         )
-    if looped and not estimator.causal:
+    if looped and not estimator.traits.causal:
         raise NeedsUnrolling(msg["name"], estimator)
     return _drawn(msg, estimator)

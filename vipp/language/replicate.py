@@ -12,6 +12,7 @@ from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
 from vipp.language.state import SUFFIX
+from vipp_transforms.checks import positive_int
 
 
 def replicate(fn: Callable[[], Any], n: int) -> Any:
@@ -68,9 +69,3 @@ class _no_mutation(Messenger):  # noqa: N801 (a NumPyro handler, named like NumP
                 "Expected num_particles=1 (as numpyro.infer.SVI does). Fix: use one particle, or a "
                 "module without mutable state."
             )
-
-
-def positive_int(what: str, value: Any) -> None:
-    """Raise unless ``value`` is an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{what} must be a positive int, got {value!r}.")

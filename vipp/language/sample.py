@@ -9,7 +9,7 @@ from typing import Any
 import numpyro
 from numpyro.primitives import Messenger
 
-from vipp.language.state import SUFFIX, settle
+from vipp.language.state import SUFFIX, with_state
 
 
 def sample(name: str, fn: Any, estimator: Any = None, obs: Any = None, **kwargs: Any) -> Any:
@@ -37,7 +37,7 @@ def sample(name: str, fn: Any, estimator: Any = None, obs: Any = None, **kwargs:
     """
     infer = dict(kwargs.pop("infer", None) or {})
     if estimator is not None:
-        infer["estimator"] = settle(name, fn, estimator)
+        infer["estimator"] = with_state(name, fn, estimator)
     return numpyro.sample(name, fn, obs=obs, infer=infer, **kwargs)
 
 
@@ -79,13 +79,13 @@ class _Configure(Messenger):
         self.call = call
         self.estimators = dict(estimators)
         self.seen: set[str] = set()
-        self.settling: str | None = None
+        self.filling: str | None = None
 
     def process_message(self, msg: Any) -> None:
-        if self.settling is not None and msg["type"] in ("param", "mutable"):
-            if msg["name"].endswith(self.settling + SUFFIX):
+        if self.filling is not None and msg["type"] in ("param", "mutable"):
+            if msg["name"].endswith(self.filling + SUFFIX):
                 # a numpyro.handlers.scope further in has named the site already
-                msg["name"] = self.settling + SUFFIX
+                msg["name"] = self.filling + SUFFIX
             return
         if msg["type"] == "control_flow":
             msg["kwargs"]["substitute_stack"].append(("substitute", self._configure))
@@ -98,9 +98,9 @@ class _Configure(Messenger):
         name = msg["name"]
         self.seen.add(name)
         if name in self.estimators:
-            self.settling = name
-            estimator = settle(name, msg["fn"], self.estimators[name], self.call)
-            self.settling = None
+            self.filling = name
+            estimator = with_state(name, msg["fn"], self.estimators[name], self.call)
+            self.filling = None
             msg["infer"] = {**msg["infer"], "estimator": estimator}
 
     def check(self) -> None:

@@ -6,8 +6,6 @@ objective reads it when it draws, and returns the next one with the module state
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,12 +16,13 @@ from numpyro.primitives import mutable
 
 import vipp_transforms as vt
 from vipp.distributions.lanes import lane_distribution
+from vipp_transforms.settings import at_step, scheduled, with_elements
 
 SUFFIX = "$estimator"
 
 
-def settle(name: str, fn: Any, estimator: Any, call: Callable[..., Any] | None = None) -> Any:
-    """The estimator with its parameters and state filled in.
+def with_state(name: str, fn: Any, estimator: Any, call: Callable[..., Any] | None = None) -> Any:
+    """The estimator with its parameters and state filled in, schedules read off at this step.
 
     Args:
       name: of the site.
@@ -34,58 +33,46 @@ def settle(name: str, fn: Any, estimator: Any, call: Callable[..., Any] | None =
     Returns:
       An estimator of numbers and arrays.
     """
-    if isinstance(estimator, vt.Relax) and estimator.parameters is None:
-        size = max(1, math.prod(fn.event_shape))
-        init = lambda key: estimator.init(key, size)
-        learned = numpyro.param(name + SUFFIX, init)
-        _check_own(name, learned, jax.eval_shape(init, jax.random.key(0)))
-        return dataclasses.replace(estimator, parameters=learned)
-    if isinstance(estimator, vt.ScoreFunction):
-        return _with_baseline(name, estimator, call)
-    if isinstance(estimator, vt.Mix) and isinstance(estimator.weight, str):
-        total, count = _moments(name, jnp.zeros(2), estimator.decay)
-        best = jnp.where(total[1] > 0, total[0] / jnp.where(total[1] > 0, total[1], 1.0), 0.5)
-        return dataclasses.replace(estimator, weight=best, learning=True)
-    scheduled = _schedules(estimator)
-    if scheduled:
-        step = _state(name, {"step": jnp.zeros((), int)})["step"]
-        now = {key: jnp.asarray(schedule(step)) for key, schedule in scheduled.items()}
-        return dataclasses.replace(estimator, **now)
-    return estimator
-
-
-def _schedules(estimator: Any) -> dict[str, Callable[[Any], Any]]:
-    if not dataclasses.is_dataclass(estimator) or not isinstance(estimator, vt.Estimator):
-        return {}
-    values = {f.name: getattr(estimator, f.name) for f in dataclasses.fields(estimator)}
-    return {key: value for key, value in values.items() if callable(value)}
-
-
-def _with_baseline(name: str, estimator: vt.ScoreFunction, call: Any) -> vt.ScoreFunction:
-    baseline = estimator.baseline
-    if isinstance(baseline, vt.MovingAverage):
-        total, count = _moments(name, jnp.zeros(()), baseline.decay)
-        mean = jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
-        return dataclasses.replace(estimator, baseline=mean)
-    network = baseline.network if isinstance(baseline, vt.Learned) else baseline
-    if not callable(network):
+    if not isinstance(estimator, vt.Estimator):
         return estimator
+    estimator = with_elements(estimator, lambda values: _at_arguments(name, values, call))
+    learning, site = estimator.learning, _site(name, fn)
+    init = None if learning is None else learning.init
+    if learning is not None and init is not None and learning.update is None:
+        return _with_parameters(name, site, estimator)
+    start = {"step": jnp.zeros((), int)} if scheduled(estimator) else {}
+    start |= {} if init is None else init(jax.random.key(0), site)
+    if not start:
+        return estimator
+    state = _state(name, start)
+    now = at_step(estimator, state["step"]) if "step" in start else estimator
+    return now if init is None else now.learning.fill(state)
+
+
+def _with_parameters(name: str, site: vt.SiteInfo, estimator: Any) -> Any:
+    init = lambda key: estimator.learning.init(key, site)
+    parameters = numpyro.param(name + SUFFIX, init)
+    _check_own(name, parameters, jax.eval_shape(init, jax.random.key(0)))
+    return estimator.learning.fill(parameters)
+
+
+def _site(name: str, fn: Any) -> vt.SiteInfo:
+    """A site as its author sees it: the lanes of its batch, its event as one."""
+    batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
+    return vt.SiteInfo(name, type(fn).__name__, None, batch, event, (False,) * len(batch))
+
+
+def _at_arguments(name: str, values: Any, call: Callable[..., Any] | None) -> Any:
+    """Values for the batch, those that are a function of the program's arguments included."""
+    if not callable(values):
+        return values
     if call is None:
         raise vt.SiteError(
             f"Site '{name}': a baseline that is a function of the program's arguments was given "
             "where these are not at hand. Fix: pass its value, or set the estimator with "
             "vipp.with_estimators."
         )
-    values = call(network)
-    values = vt.Learned(values) if isinstance(baseline, vt.Learned) else values
-    return dataclasses.replace(estimator, baseline=values)
-
-
-def _moments(name: str, zero: jax.Array, decay: float) -> tuple[jax.Array, jax.Array]:
-    """A decaying sum and the sum of its weights."""
-    start = {"sum": zero, "weight": jnp.zeros(()), "decay": jnp.asarray(float(decay))}
-    state = _state(name, start)
-    return state["sum"], state["weight"]
+    return call(values)
 
 
 def _state(name: str, start: dict[str, Any]) -> Any:
@@ -106,49 +93,40 @@ def _check_own(name: str, kept: Any, start: Any) -> None:
         )
 
 
-def advance(states: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
-    """The next state of every estimator, given what the objective reported of its site."""
-    return {name: _next(name, state, report) for name, state in states.items()}
+def advance(states: Mapping[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
+    """The next state of every estimator, given what the objective says of its site."""
+    return {name: _next(name, state, updates) for name, state in states.items()}
 
 
-def _next(name: str, state: Any, report: Mapping[str, Any]) -> Any:
+def _next(name: str, state: Any, updates: Mapping[str, Any]) -> Any:
     if not name.endswith(SUFFIX):
         return state
-    if "step" in state:
-        return {"step": state["step"] + 1}
-    seen = report.get(name.removesuffix(SUFFIX))
-    if seen is None:
-        return state
-    old = jax.lax.stop_gradient(state["decay"])
-    total = old * state["sum"] + (1 - old) * jax.lax.stop_gradient(seen)
-    return {**state, "sum": total, "weight": old * state["weight"] + (1 - old)}
+    update = updates.get(name.removesuffix(SUFFIX))
+    step = {"step": state["step"] + 1} if "step" in state else {}
+    return {**state, **({} if update is None else update(state)), **step}
 
 
-def aligned(name: str, fn: Any, estimator: Any) -> Any:
-    """A baseline's values with one axis for each of the site's lanes, the event's included."""
-    scheduled = [] if isinstance(estimator, vt.ScoreFunction) else list(_schedules(estimator))
-    if scheduled:
-        raise vt.SiteError(
-            f"Site '{name}': {type(estimator).__name__} has a schedule for '{scheduled[0]}', and "
-            "so state that the program does not know of. Fix: set the estimator with "
-            "vipp.sample(..., estimator=) or vipp.with_estimators, not through "
-            "infer={'estimator': ...}."
-        )
-    if not isinstance(estimator, vt.ScoreFunction) or estimator.baseline_of is None:
+def per_lane(name: str, fn: Any, estimator: Any) -> Any:
+    """The estimator's values for the batch with an axis for each lane, the event's included."""
+    if not isinstance(estimator, vt.Estimator):
         return estimator
-    learned = isinstance(estimator.baseline, vt.Learned)
-    values, batch = jnp.asarray(estimator.baseline_of), tuple(fn.batch_shape)
-    try:
-        fits = jnp.broadcast_shapes(values.shape, batch) == batch
-    except ValueError:
-        fits = False
-    if not fits:
+    batch = tuple(fn.batch_shape)
+    extra = len(lane_distribution(fn).batch_shape) - len(batch)
+
+    def aligned(values: Any) -> Any:
+        if callable(values):
+            return values  # without the arguments of the program: the engine says so
+        values = jnp.asarray(values)
+        try:
+            fits = jnp.broadcast_shapes(values.shape, batch) == batch
+        except ValueError:
+            fits = False
+        if fits:
+            return values.reshape(values.shape + (1,) * extra)
         raise vt.SiteError(
             f"Site '{name}': the baseline has shape {values.shape}, expected one that broadcasts "
             f"to the batch shape {batch} of its distribution. Fix: give one value per element of "
             "the batch."
         )
-    extra = len(lane_distribution(fn).batch_shape) - len(batch)
-    values = values.reshape(values.shape + (1,) * extra)
-    baseline = vt.Learned(values) if learned else values
-    return dataclasses.replace(estimator, baseline=baseline)
+
+    return with_elements(estimator, aligned)

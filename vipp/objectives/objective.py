@@ -15,11 +15,11 @@ from numpyro.infer.elbo import ELBO as NumPyroELBO
 
 import vipp_transforms as vt
 from vipp.language.handler import estimate
-from vipp.language.replicate import positive_int
 from vipp.language.state import SUFFIX, advance
 from vipp.objectives.arguments import apply_check, arguments, bound, frozen, schedules, written
 from vipp.programs.construct import Binding
 from vipp.programs.program import AbstractProgram
+from vipp_transforms.checks import positive_int
 
 _STEP = (
     "objective" + SUFFIX

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import block, trace
 
-from vipp.language.replicate import positive_int, replicate
+from vipp.language.replicate import replicate
 from vipp.programs.construct import Binding, Construct
 from vipp.programs.densities import SiteDensity, joint_per_plate
 from vipp.programs.kept import check_exists, check_given, only
@@ -20,6 +20,7 @@ from vipp.programs.summed_out import ExactMarginalProgram
 from vipp.programs.support import check_same_support
 from vipp.programs.trace import Trace
 from vipp.programs.weights import apart_from, enclosing_plates, log_mean_exp, one_density
+from vipp_transforms.checks import positive_int
 
 Propose = Callable[[dict[str, Any]], AbstractProgram]
 

@@ -11,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.handlers import block, trace
 
-from vipp.language.replicate import positive_int, random_key, replicate
+from vipp.language.replicate import random_key, replicate
 from vipp.language.sample import sample
 from vipp.programs.construct import Binding, Construct
 from vipp.programs.densities import SiteDensity
@@ -19,6 +19,7 @@ from vipp.programs.program import AbstractProgram
 from vipp.programs.support import check_same_support
 from vipp.programs.trace import Trace
 from vipp.programs.weights import at_values, log_mean_exp, one_density, weigh_sites
+from vipp_transforms.checks import positive_int
 
 INDEX = "normalize$index"
 

@@ -14,11 +14,11 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from vipp.language.bias import noting_biased
-from vipp.language.replicate import positive_int
 from vipp.objectives.objective import Objective
 from vipp.training.loop import MOST_STEPS_AT_ONCE, compiled_loop
 from vipp.training.progress import Progress
 from vipp.training.result import FitResult, NonFiniteError
+from vipp_transforms.checks import positive_int
 
 _SECONDS_AT_ONCE = 0.25
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from numpyro.infer.svi import SVIState
 
-from vipp.language.replicate import positive_int
 from vipp.training.posterior import draw_posterior
+from vipp_transforms.checks import positive_int
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vipp_transforms.distributions import Described
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators.base import Lot
+from vipp_transforms.estimators.base import SiteInfo
 
 
 def quantile(distribution: Described, u: jax.Array, support: np.ndarray | None) -> jax.Array:
@@ -27,13 +27,13 @@ def quantile(distribution: Described, u: jax.Array, support: np.ndarray | None) 
     return distribution.quantile(u) if support is None else _of_finite(distribution, u, support)
 
 
-def require_quantile(lot: Lot) -> None:
+def require_quantile(site: SiteInfo) -> None:
     """Raise unless the site's values are known as functions of uniform numbers."""
-    if lot.support is None and not lot.has_quantile:
+    if site.support is None and not site.has_quantile:
         raise SiteError(
-            f"Site '{lot.name}': antithetic and quasi-random samples need a quantile function, got "
-            f"{lot.kind}, which answers with none. Fix: leave antithetic and quasi out, or draw "
-            "with vipp.sample from a distribution that transforms a Normal or a Uniform."
+            f"Site '{site.name}': antithetic and quasi-random samples need a quantile function, "
+            f"got {site.kind}, which answers with none. Fix: leave antithetic and quasi out, or "
+            "draw with vipp.sample from a distribution that transforms a Normal or a Uniform."
         )
 
 

@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators.base import Here, Lot, Source
-
-FIRST_ORDER = 1
+from vipp_transforms.estimators.base import Local, SiteInfo, Source
 
 
 def direction(parameter: jax.Array) -> jax.Array:
@@ -30,41 +28,42 @@ def combine(value: jax.Array, weights: Any, potential: jax.Array) -> jax.Array:
     return (weights * value + jax.lax.stop_gradient(value) * potential).sum(0)
 
 
-def per_lane(source: Source, fn: Callable[[Here], Any]) -> jax.Array:
+def per_lane(source: Source, fn: Callable[[Local], Any]) -> jax.Array:
     """``fn(here)``, a value for each batch element or one for all, at every lane."""
     return source.map(lambda here: jnp.broadcast_to(fn(here), here.distribution.batch_shape))
 
 
-def num_together(lot: Lot) -> int:
+def num_together(site: SiteInfo) -> int:
     """How many lanes must be changed one at a time because some term mixes them."""
-    return math.prod(n for n, m in zip(lot.lane_shape, lot.mixed, strict=True) if m)
+    return math.prod(n for n, m in zip(site.lane_shape, site.mixed, strict=True) if m)
 
 
-def selectors(lot: Lot) -> jax.Array:
+def selectors(site: SiteInfo) -> jax.Array:
     """``(num_together, *lane_shape)``: one for the lanes that are changed at once, else zero."""
-    shape = tuple(n if m else 1 for n, m in zip(lot.lane_shape, lot.mixed, strict=True))
+    shape = tuple(n if m else 1 for n, m in zip(site.lane_shape, site.mixed, strict=True))
     count = math.prod(shape)
-    return jnp.broadcast_to(jnp.eye(count).reshape((count, *shape)), (count, *lot.lane_shape))
+    return jnp.broadcast_to(jnp.eye(count).reshape((count, *shape)), (count, *site.lane_shape))
 
 
-def swap(lot: Lot, base: jax.Array, other: jax.Array) -> jax.Array:
+def swap(site: SiteInfo, base: jax.Array, other: jax.Array) -> jax.Array:
     """``other`` put into ``base`` at some lanes at a time: ``(num_together, *lanes, *event)``."""
-    chosen = selectors(lot).astype(bool)
-    chosen = chosen.reshape(chosen.shape + (1,) * len(lot.event_shape))
+    chosen = selectors(site).astype(bool)
+    chosen = chosen.reshape(chosen.shape + (1,) * len(site.event_shape))
     return jnp.where(chosen, other[None], base[None])
 
 
-def is_binary(lot: Lot) -> bool:
+def is_binary(site: SiteInfo) -> bool:
     """Whether the support is the numbers 0 and 1."""
-    return lot.support is not None and lot.event_shape == () and lot.support.tolist() == [0, 1]
+    return site.support is not None and site.event_shape == () and site.support.tolist() == [0, 1]
 
 
-def require_binary(lot: Lot, estimator: str) -> None:
+def require_binary(site: SiteInfo, estimator: str) -> None:
     """Raise unless the site is a Bernoulli."""
-    if not is_binary(lot):
+    if not is_binary(site):
         raise SiteError(
-            f"Site '{lot.name}': {estimator} needs a Bernoulli distribution, got {lot.kind}. Fix: "
-            "use LocalExpectation(), or ScoreFunction(num_samples=2, baseline='leave_one_out')."
+            f"Site '{site.name}': {estimator} needs a Bernoulli distribution, got {site.kind}. "
+            "Fix: use LocalExpectation(), or ScoreFunction(num_samples=2, "
+            "baseline='leave_one_out')."
         )
 
 

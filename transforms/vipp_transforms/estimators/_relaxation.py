@@ -13,66 +13,65 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipp_transforms import _jax
+from vipp_transforms import checks
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators._linear import is_binary, logit
-from vipp_transforms.estimators.base import Here, Lot, Source
+from vipp_transforms.estimators.base import Local, SiteInfo, Source
 
 
-def is_one_hot(lot: Lot) -> bool:
+def is_one_hot(site: SiteInfo) -> bool:
     """Whether a draw is one of the unit vectors."""
     return (
-        lot.support is not None
-        and len(lot.event_shape) == 1
-        and lot.support.shape == (lot.event_shape[0],) * 2
-        and np.array_equal(np.sort(lot.support, axis=0)[::-1], _first_row_ones(lot))
-        and np.array_equal(lot.support.sum(1), np.ones(lot.event_shape[0]))
+        site.support is not None
+        and len(site.event_shape) == 1
+        and site.support.shape == (site.event_shape[0],) * 2
+        and np.array_equal(np.sort(site.support, axis=0)[::-1], _first_row_ones(site))
+        and np.array_equal(site.support.sum(1), np.ones(site.event_shape[0]))
     )
 
 
-def _first_row_ones(lot: Lot) -> np.ndarray:
-    ones = np.zeros(lot.event_shape * 2)
+def _first_row_ones(site: SiteInfo) -> np.ndarray:
+    ones = np.zeros(site.event_shape * 2)
     ones[0] = 1
     return ones
 
 
-def require_relaxable(lot: Lot, estimator: str) -> None:
+def require_relaxable(site: SiteInfo, estimator: str) -> None:
     """Raise unless the site is a Bernoulli or a one-hot choice."""
-    if not (is_binary(lot) or is_one_hot(lot)):
+    if not (is_binary(site) or is_one_hot(site)):
         raise SiteError(
-            f"Site '{lot.name}': {estimator} relaxes a Bernoulli or a one-hot choice to real "
-            f"numbers, got {lot.kind}. Fix: use vipp.OneHotCategorical in place of Categorical, or "
-            "an estimator that keeps the values: LocalExpectation(), or "
+            f"Site '{site.name}': {estimator} relaxes a Bernoulli or a one-hot choice to real "
+            f"numbers, got {site.kind}. Fix: use vipp.OneHotCategorical in place of Categorical, "
+            "or an estimator that keeps the values: LocalExpectation(), or "
             "ScoreFunction(num_samples=2, baseline='leave_one_out')."
         )
 
 
 def require_temperature(estimator: str, temperature: Any) -> None:
     """Raise unless a temperature is positive (or traced, or a schedule)."""
-    if callable(temperature) or _jax.is_tracer(temperature):
-        return
-    if isinstance(temperature, bool) or not np.all(np.asarray(temperature, float) > 0):
-        raise ValueError(f"{estimator}: temperature must be positive, got {temperature!r}.")
+    checks.number(f"{estimator}: temperature", temperature, "positive", lambda x: x > 0)
 
 
-def relax(lot: Lot, source: Source, fn: Callable[[Here, jax.Array, jax.Array], jax.Array]) -> Any:
+def relax(
+    site: SiteInfo, source: Source, fn: Callable[[Local, jax.Array, jax.Array], jax.Array]
+) -> Any:
     """The site's value ``fn(here, logits, one_hot_draw)``, all with a last axis of categories."""
-    binary = is_binary(lot)
+    binary = is_binary(site)
 
-    def one(here: Here, drawn: jax.Array) -> jax.Array:
+    def one(here: Local, drawn: jax.Array) -> jax.Array:
         drawn = drawn.astype(jnp.result_type(float))
         if binary:
             log_odds = logit(here.distribution)
             logits = jnp.stack([jnp.zeros_like(log_odds), log_odds], -1)
             return fn(here, logits, jnp.stack([1 - drawn, drawn], -1))[..., 1]
-        return fn(here, _log_probabilities(lot, here.distribution), drawn)
+        return fn(here, _log_probabilities(site, here.distribution), drawn)
 
     return source.map(one, source.draw())
 
 
-def _log_probabilities(lot: Lot, distribution: Any) -> jax.Array:
+def _log_probabilities(site: SiteInfo, distribution: Any) -> jax.Array:
     """The log probability of each unit vector, in the order of its position."""
-    size = lot.event_shape[0]
+    size = site.event_shape[0]
     shape = (size, *distribution.batch_shape, size)
     vectors = jnp.eye(size).reshape((size,) + (1,) * len(distribution.batch_shape) + (size,))
     log_probs = jax.vmap(distribution.log_prob)(jnp.broadcast_to(vectors, shape))

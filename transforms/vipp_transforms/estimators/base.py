@@ -17,6 +17,29 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, dataclass_trans
 import jax
 import numpy as np
 
+from vipp_transforms.settings import Part
+
+
+class Traits(NamedTuple):
+    """What is known of an estimator before it meets a site.
+
+    Attributes:
+      biased: whether the law holds only in a limit.
+      relaxed: whether its values are real numbers though the distribution is discrete.
+      orders: how many derivatives are unbiased; None for all.
+      causal: whether its draws can be made step by step in a loop, each credited with what comes
+        after it: plain draws, the log density their only potential.
+      pathwise: whether it needs a distribution with a differentiable sampler.
+      direct: whether a draw is ordinary JAX, so that the engine never sees it.
+    """
+
+    biased: bool = False
+    relaxed: bool = False
+    orders: int | None = None
+    causal: bool = False
+    pathwise: bool = False
+    direct: bool = False
+
 
 class Axis(NamedTuple):
     """The extra axis that a site's values are evaluated along.
@@ -26,14 +49,19 @@ class Axis(NamedTuple):
       size: the number of values.
       shared: several sites draw along it, index by index, so that index ``i`` is one joint
         trajectory of all of them; the engine then averages over it once the last is eliminated.
+      drawless: the values depend on no draw, hence not on the distribution's parameters; they carry
+        no axis but this one, and ``expand`` is given no source.
+      tangent: the estimate adds the derivative of itself along :attr:`Source.step`.
     """
 
     name: str
     size: int
     shared: bool = False
+    drawless: bool = False
+    tangent: bool = False
 
 
-class Lot(NamedTuple):
+class SiteInfo(NamedTuple):
     """What an estimator may know of a site before it chooses values.
 
     Attributes:
@@ -58,7 +86,7 @@ class Lot(NamedTuple):
     has_quantile: bool = False
 
 
-class Here(NamedTuple):
+class Local(NamedTuple):
     """What an estimator sees of a site inside every enclosing ``vmap``.
 
     Attributes:
@@ -77,9 +105,11 @@ class Source(Protocol):
     """Where an estimator gets its randomness and the distribution from.
 
     Attributes:
-      step: zero, along which an estimator with a ``tangent`` is differentiated.
+      index: which of the samples along a shared axis this one is.
+      step: zero, along which an estimate whose axis is a ``tangent`` is differentiated.
     """
 
+    index: Any
     step: Any
 
     def draw(self) -> jax.Array:
@@ -87,14 +117,19 @@ class Source(Protocol):
         ...
 
     def uniform(self) -> jax.Array:
-        """Uniform numbers in (0, 1), ``(*lanes, *event)``, independent between lanes.
+        """Uniform numbers in (0, 1), ``(*lanes, *event)``, independent between lanes."""
+        ...
 
-        For an estimator that is ``coupled``, this sample's part of its :meth:`Estimator.noise`.
+    def common(self, make: Callable[[Any, tuple[int, ...]], jax.Array]) -> jax.Array:
+        """``make(key, event)`` at every lane, ``(n, *lanes, *event)``: equal for all samples.
+
+        The key is common to the samples along a shared axis: sample ``index`` takes its own entry
+        of the ``n``, which may so depend on each other. They are made once for all samples.
         """
         ...
 
     def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
-        """``fn(here, *arrays)`` under every enclosing ``vmap``; ``here`` is a :class:`Here`.
+        """``fn(local, *arrays)`` under every enclosing ``vmap``; it is given a :class:`Local`.
 
         ``arrays`` and the results have all lanes in front; inside ``fn`` only the distribution's
         own batch axes are left.
@@ -107,13 +142,13 @@ class Expansion(NamedTuple):
 
     Attributes:
       value: a draw ``(*lanes, *event)`` or, along an own axis, ``(size, *lanes, *event)``.
-      potentials: arrays with one entry per lane, ``(*lanes,)`` or ``(size, *lanes)``, through which
-        the parameters enter; a term is given their sums over the lanes that it mixes. None for the
-        log density of the values.
+      potentials: a pytree of arrays with one entry per lane, ``(*lanes,)`` or ``(size, *lanes)``,
+        through which the parameters enter; a term is given their sums over the lanes that it mixes.
+        None for the log density of the values.
     """
 
     value: jax.Array
-    potentials: tuple[jax.Array, ...] | None = None
+    potentials: Any = None
 
 
 class Term(NamedTuple):
@@ -124,16 +159,16 @@ class Term(NamedTuple):
       potentials: those of the expansion, summed over the lanes that the term mixes and
         broadcastable to ``value``: of everything that one entry of the term saw.
       lanes: the number of lanes that one entry saw.
-      lot: the site.
+      site: of which it is a term.
       mixed: per lane axis of the site, whether one entry saw all its lanes.
       finest: whether, of all terms of the site, this one keeps the most lanes apart: what an
         estimator adds once per site, such as a baseline, it adds here.
     """
 
     value: jax.Array
-    potentials: tuple[jax.Array, ...]
+    potentials: Any
     lanes: int
-    lot: Lot
+    site: SiteInfo
     mixed: tuple[bool, ...] = ()
     finest: bool = True
 
@@ -144,70 +179,88 @@ class Term(NamedTuple):
         return log_prob
 
 
-class Estimator(abc.ABC):
+class Probe(Protocol):
+    """What an estimator that learns may look at after a step.
+
+    Attributes:
+      estimator: with its array parameters, as functions of the program's.
+    """
+
+    @property
+    def estimator(self) -> Any: ...  # noqa: D102
+
+    @property
+    def costs(self) -> jax.Array | None:
+        """What each lane contributed to the value, ``(*lanes,)``, or None if nothing did."""
+        ...
+
+    def gradient(self, estimator: Any) -> list[jax.Array]:
+        """The estimate's gradient in the distribution's parameters, these alone, if so estimated.
+
+        Args:
+          estimator: this one, with array parameters of the same shapes.
+        """
+        ...
+
+    def error(self, predict: Callable[[Local], Any]) -> jax.Array:
+        """Half the squared error of ``predict(local)``, a value per lane, against ``costs``."""
+        ...
+
+
+class Seen(NamedTuple):
+    """What an estimator that learns saw in one step.
+
+    Attributes:
+      news: arrays for :attr:`Learning.update`, or None.
+      loss: what its array parameters are to make small, or None; it moves nothing else.
+    """
+
+    news: Any = None
+    loss: jax.Array | None = None
+
+
+class Learning(NamedTuple):
+    """What an estimator keeps from step to step, in optax's shape: ``init`` and ``update``.
+
+    Attributes:
+      observe: from a :class:`Probe`, what was seen in a step.
+      init: ``(key, site) -> kept``, a pytree of arrays; None if there is nothing (more) to keep.
+      fill: ``kept -> estimator``: the one that works with it.
+      update: ``(news, kept) -> kept`` for the next step; None where ``kept`` are parameters, to be
+        trained on the loss together with all others.
+    """
+
+    observe: Callable[[Probe], Seen] = lambda probe: Seen()
+    init: Callable[[Any, SiteInfo], Any] | None = None
+    fill: Callable[[Any], Any] | None = None
+    update: Callable[[Any, Any], Any] | None = None
+
+
+class Estimator(Part, abc.ABC):
     """How the gradient with respect to the parameters of one random choice is estimated.
 
     A subclass is final and made by :func:`estimator`.
 
     Attributes:
-      biased: whether the law holds only in a limit.
-      draws: whether ``expand`` depends on a draw, hence on the distribution's parameters; if not,
-        its values carry no axis but the estimator's own.
-      relaxed: whether its values are real numbers though the distribution is discrete.
-      causal: whether its draws can be made step by step in a loop, each credited with what comes
-        after it: plain draws, the log density their only potential.
-      orders: how many derivatives are unbiased; None for all.
+      traits: what is known of it before it meets a site.
     """
 
-    biased: ClassVar[bool] = False
-    causal: ClassVar[bool] | Any = False
-    draws: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = False
-    orders: ClassVar[int | None] = None
+    traits: ClassVar[Traits] = Traits()
 
     @property
-    def coupled(self) -> bool:
-        """Whether the samples along its axis share the numbers that :meth:`noise` makes."""
-        return False
-
-    @property
-    def num_potentials(self) -> int:
-        """How many potentials an expansion has; one if it has none of its own."""
-        return 1
-
-    @property
-    def tangent(self) -> bool:
-        """Whether the estimate adds the derivative of itself along :attr:`Source.step`."""
-        return False
-
-    @property
-    def learns(self) -> bool:
-        """Whether its array parameters are trained: on the baseline's error, else on variance."""
-        return False
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether it asks for the moments of the estimators that it mixes."""
-        return False
-
-    @property
-    def baseline_of(self) -> Any:
-        """A value for each lane that predicts what the lane contributes, or None."""
+    def learning(self) -> Learning | None:
+        """What it learns from step to step, or None."""
         return None
 
-    def validate(self, lot: Lot) -> None:  # noqa: B027 (every site fits where nothing is said)
+    def validate(self, site: SiteInfo) -> None:
         """Raise :class:`vipp_transforms.SiteError` where the site doesn't fit."""
 
     @abc.abstractmethod
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """The axis along which the site's values are expanded, None for a single draw."""
 
-    def noise(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
-        """Uniform numbers ``(num_samples, *shape)`` for all samples of one lane together."""
-        raise NotImplementedError(f"{type(self).__name__} is not coupled")
-
     @abc.abstractmethod
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The site's values."""
 
     @abc.abstractmethod
@@ -215,18 +268,24 @@ class Estimator(abc.ABC):
         """Estimate the term's expectation without bias; a shared axis stays, an own one goes."""
 
 
-def positive_int(what: str, value: Any) -> None:
-    """Raise unless ``value`` is an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{what} must be an int, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{what} must be positive, got {value}.")
+class Policy(abc.ABC):
+    """Chooses the estimator of a site, once the whole program is known.
+
+    Attributes:
+      traits: true of whatever it may choose for a site.
+    """
+
+    traits: ClassVar[Traits] = Traits()
+
+    @abc.abstractmethod
+    def choose(self, site: SiteInfo, looped: bool) -> tuple[Estimator, str]:
+        """An estimator for a site, and why; ``looped`` says whether it is one for each step."""
 
 
 T = TypeVar("T")
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def estimator(cls: type[T]) -> type[T]:
     """A frozen dataclass that is a pytree of its fields, so that they may be traced arrays."""
     cls = dataclasses.dataclass(frozen=True)(cls)

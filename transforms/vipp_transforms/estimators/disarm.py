@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms.estimators._linear import (
-    FIRST_ORDER,
     combine,
     direction,
     logit,
@@ -18,9 +17,10 @@ from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Lot,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
 
@@ -44,17 +44,17 @@ class ARM(Estimator):
       Yin and Zhou, *ARM: augment-REINFORCE-merge gradient for stochastic binary networks*, 2019.
     """
 
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(orders=1)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A Bernoulli."""
-        require_binary(lot, "ARM")
+        require_binary(site, "ARM")
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """The pair."""
-        return Axis(f"site:{lot.name}", 2)
+        return Axis(f"site:{site.name}", 2)
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The pair, and the coefficient of each one's value."""
         u, log_odds, pair = _antithetic(source)
         slope = (u - 0.5) * direction(log_odds)
@@ -86,17 +86,17 @@ class DisARM(Estimator):
       gradient-based optimization* (U2G), 2020.
     """
 
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(orders=1)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A Bernoulli."""
-        require_binary(lot, "DisARM")
+        require_binary(site, "DisARM")
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """The pair."""
-        return Axis(f"site:{lot.name}", 2)
+        return Axis(f"site:{site.name}", 2)
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The pair, and the coefficient of each one's value."""
         _, log_odds, pair = _antithetic(source)
         sign = pair[0] - pair[1]  # zero where the two agree

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vipp_transforms.checks import positive_int
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Lot,
+    SiteInfo,
     Source,
     Term,
     estimator,
@@ -46,68 +46,64 @@ class Enumerate(Estimator):
     """
 
     max_evaluations: int = 65536
-    draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_evaluations, int) or self.max_evaluations < 1:
-            raise ValueError(
-                f"Enumerate: max_evaluations must be a positive int, got {self.max_evaluations!r}."
-            )
+        positive_int("Enumerate: max_evaluations", self.max_evaluations)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A finite support whose joint size over mixed lanes stays within ``max_evaluations``."""
-        if lot.support is None:
+        if site.support is None:
             raise SiteError(
-                f"Site '{lot.name}': Enumerate needs a finite support that is known before "
-                f"compilation, got {lot.kind}. Fix: use ScoreFunction(num_samples=2, "
+                f"Site '{site.name}': Enumerate needs a finite support that is known before "
+                f"compilation, got {site.kind}. Fix: use ScoreFunction(num_samples=2, "
                 "baseline='leave_one_out'), or a distribution with enumerate_support (a "
                 "total_count or bound must be one Python int, equal for all lanes)."
             )
-        size = joint_size(lot)
+        size = joint_size(site)
         if size > self.max_evaluations:
-            lanes = math.prod(n for n, m in zip(lot.lane_shape, lot.mixed, strict=True) if m)
-            count = f"{lot.support.shape[0]}**{lanes}" + (f" = {size}" if size < 10**9 else "")
+            lanes = math.prod(n for n, m in zip(site.lane_shape, site.mixed, strict=True) if m)
+            count = f"{site.support.shape[0]}**{lanes}" + (f" = {size}" if size < 10**9 else "")
             raise SiteError(
-                f"Site '{lot.name}': a term depends on {lanes} of its lanes together, so "
+                f"Site '{site.name}': a term depends on {lanes} of its lanes together, so "
                 f"enumerating them takes {count} evaluations; "
                 f"expected at most {self.max_evaluations}. Fix: use ScoreFunction(num_samples=2, "
                 "baseline='leave_one_out'), keep the lanes apart in the objective, or raise "
                 "Enumerate(max_evaluations=)."
             )
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """An axis of its own with one entry per joint assignment of the mixed lanes."""
-        return Axis(f"site:{lot.name}", joint_size(lot))
+        return Axis(f"site:{site.name}", joint_size(site), drawless=True)
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """Every joint assignment of the mixed lanes; the other lanes all take the same value."""
-        joint = jnp.asarray(joint_support(lot))
-        full = (joint.shape[0], *lot.lane_shape, *lot.event_shape)
+        joint = jnp.asarray(joint_support(site))
+        full = (joint.shape[0], *site.lane_shape, *site.event_shape)
         return Expansion(jnp.broadcast_to(joint, full))
 
     def contract(self, term: Term) -> jax.Array:
         """The sum over the axis, weighted by probability; impossible values count for nothing."""
-        assert term.lot.support is not None
+        assert term.site.support is not None
         weight = jnp.exp(term.log_prob)
         impossible = (weight == 0) & ~jnp.isfinite(term.value)
         total = (weight * jnp.where(impossible, 0.0, term.value)).sum(0)
         # a term that mixes fewer lanes than were enumerated jointly meets each assignment often
-        repeats = joint_size(term.lot) // term.lot.support.shape[0] ** term.lanes
+        repeats = joint_size(term.site) // term.site.support.shape[0] ** term.lanes
         return total if repeats == 1 else total / repeats
 
 
-def joint_size(lot: Lot) -> int:
+def joint_size(site: SiteInfo) -> int:
     """The number of joint assignments of the mixed lanes."""
-    assert lot.support is not None
-    lanes = math.prod(n for n, m in zip(lot.lane_shape, lot.mixed, strict=True) if m)
-    return lot.support.shape[0] ** lanes
+    assert site.support is not None
+    lanes = math.prod(n for n, m in zip(site.lane_shape, site.mixed, strict=True) if m)
+    return site.support.shape[0] ** lanes
 
 
-def joint_support(lot: Lot) -> np.ndarray:
+def joint_support(site: SiteInfo) -> np.ndarray:
     """All joint assignments, shape ``(size, *lane_shape, *event_shape)`` with lanes apart as 1."""
-    assert lot.support is not None
-    values = lot.support.shape[0]
-    shape = tuple(n if m else 1 for n, m in zip(lot.lane_shape, lot.mixed, strict=True))
+    assert site.support is not None
+    values = site.support.shape[0]
+    shape = tuple(n if m else 1 for n, m in zip(site.lane_shape, site.mixed, strict=True))
     lanes = math.prod(shape)
     index = np.arange(values**lanes)[:, None] // values ** np.arange(lanes) % values
-    return lot.support[index].reshape((-1, *shape, *lot.event_shape))
+    return site.support[index].reshape((-1, *shape, *site.event_shape))

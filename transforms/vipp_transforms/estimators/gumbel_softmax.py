@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import jax
 
-from vipp_transforms.estimators._linear import FIRST_ORDER
 from vipp_transforms.estimators._relaxation import (
     gumbel_behind,
     relax,
@@ -17,10 +16,11 @@ from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Local,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
 
@@ -54,30 +54,28 @@ class GumbelSoftmax(Estimator):
 
     temperature: float = 1.0
     hard: bool = False
-    biased: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = True
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(biased=True, relaxed=True, orders=1)
 
     def __post_init__(self) -> None:
         require_temperature("GumbelSoftmax", self.temperature)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A Bernoulli or a one-hot choice."""
-        require_relaxable(lot, "GumbelSoftmax")
+        require_relaxable(site, "GumbelSoftmax")
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """One value."""
         return None
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The relaxed value, differentiable."""
 
-        def value(here: Here, logits: jax.Array, drawn: jax.Array) -> jax.Array:
+        def value(here: Local, logits: jax.Array, drawn: jax.Array) -> jax.Array:
             perturbed = gumbel_behind(here.key, logits, drawn)
             soft = jax.nn.softmax(perturbed / here.estimator.temperature)
             return drawn + soft - jax.lax.stop_gradient(soft) if self.hard else soft
 
-        return Expansion(relax(lot, source, value))
+        return Expansion(relax(site, source, value))
 
     def contract(self, term: Term) -> jax.Array:
         """The term: its gradient flows through the value."""

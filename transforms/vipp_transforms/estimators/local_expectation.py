@@ -7,16 +7,18 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from vipp_transforms.checks import positive_int
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators._linear import FIRST_ORDER, direction, num_together, selectors, swap
+from vipp_transforms.estimators._linear import direction, num_together, selectors, swap
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Local,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
 
@@ -48,45 +50,41 @@ class LocalExpectation(Estimator):
     """
 
     max_evaluations: int = 4096
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(orders=1)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_evaluations, int) or self.max_evaluations < 1:
-            raise ValueError(
-                "LocalExpectation: max_evaluations must be a positive int, got "
-                f"{self.max_evaluations!r}."
-            )
+        positive_int("LocalExpectation: max_evaluations", self.max_evaluations)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A finite support, small enough."""
-        if lot.support is None:
+        if site.support is None:
             raise SiteError(
-                f"Site '{lot.name}': LocalExpectation needs a finite support that is known before "
-                f"compilation, got {lot.kind}. Fix: use ScoreFunction(num_samples=2, "
+                f"Site '{site.name}': LocalExpectation needs a finite support that is known before "
+                f"compilation, got {site.kind}. Fix: use ScoreFunction(num_samples=2, "
                 "baseline='leave_one_out')."
             )
-        size = lot.support.shape[0] * num_together(lot)
+        size = site.support.shape[0] * num_together(site)
         if size > self.max_evaluations:
             raise SiteError(
-                f"Site '{lot.name}': LocalExpectation would make {lot.support.shape[0]} * "
-                f"{num_together(lot)} = {size} evaluations; expected at most "
+                f"Site '{site.name}': LocalExpectation would make {site.support.shape[0]} * "
+                f"{num_together(site)} = {size} evaluations; expected at most "
                 f"{self.max_evaluations}. Fix: use ScoreFunction(num_samples=2, "
                 "baseline='leave_one_out') or raise LocalExpectation(max_evaluations=)."
             )
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """Every value of every lane that is changed on its own."""
-        assert lot.support is not None
-        return Axis(f"site:{lot.name}", lot.support.shape[0] * num_together(lot))
+        assert site.support is not None
+        return Axis(f"site:{site.name}", site.support.shape[0] * num_together(site))
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The draw with one lane replaced by each value, and each value's probability there."""
-        assert lot.support is not None
+        assert site.support is not None
         base = source.draw()
-        support = jnp.asarray(lot.support, base.dtype)
+        support = jnp.asarray(site.support, base.dtype)
         constants = [jnp.broadcast_to(value, base.shape) for value in support]
-        values = jnp.concatenate([swap(lot, base, constant) for constant in constants])
-        chosen = selectors(lot)
+        values = jnp.concatenate([swap(site, base, constant) for constant in constants])
+        chosen = selectors(site)
         probabilities = [probability(source, constant) for constant in constants]
         potentials = jnp.concatenate([chosen * p[None] for p in probabilities])
         return Expansion(values, (potentials,))
@@ -103,7 +101,7 @@ class LocalExpectation(Estimator):
 def probability(source: Source, values: jax.Array) -> jax.Array:
     """The probability that each lane takes the value given for it."""
 
-    def one(here: Here, value: jax.Array) -> jax.Array:
+    def one(here: Local, value: jax.Array) -> jax.Array:
         return jnp.exp(here.distribution.log_prob(value))
 
     return source.map(one, values)

@@ -12,7 +12,6 @@ import numpy as np
 from vipp_transforms.distributions import Weak
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators._linear import (
-    FIRST_ORDER,
     combine,
     direction,
     num_together,
@@ -23,9 +22,10 @@ from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Lot,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
 
@@ -58,41 +58,41 @@ class MeasureValued(Estimator):
       2020, section 6 and table 1.
     """
 
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(orders=1)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A finite support, or a distribution with a known decomposition."""
-        if lot.support is None and lot.num_weak_derivatives is None:
+        if site.support is None and site.num_weak_derivatives is None:
             raise SiteError(
-                f"Site '{lot.name}': MeasureValued knows no weak derivative, got {lot.kind}, "
+                f"Site '{site.name}': MeasureValued knows no weak derivative, got {site.kind}, "
                 "expected a finite support, or one of Normal, Poisson, Exponential, Gamma and "
                 "Weibull drawn with vipp.sample. Fix: use Pathwise(), or "
                 "ScoreFunction(num_samples=2, baseline='leave_one_out')."
             )
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """The draw, then both perturbed values of each parameter and number changed on its own."""
-        if lot.support is None:
-            pairs = 2 * (lot.num_weak_derivatives or 0) * math.prod(lot.event_shape)
+        if site.support is None:
+            pairs = 2 * (site.num_weak_derivatives or 0) * math.prod(site.event_shape)
         else:
-            pairs = lot.support.shape[0]
-        return Axis(f"site:{lot.name}", 1 + pairs * num_together(lot))
+            pairs = site.support.shape[0]
+        return Axis(f"site:{site.name}", 1 + pairs * num_together(site))
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The draw and the perturbed values, and each one's coefficient."""
         base = source.draw()
-        if lot.support is not None:
-            parts = source.map(lambda here, x: _finite(here.distribution, lot.support, x), base)
+        if site.support is not None:
+            parts = source.map(lambda here, x: _finite(here.distribution, site.support, x), base)
             signed = [(slope, value) for slope, value in parts]
-            score = jnp.zeros(lot.lane_shape)
+            score = jnp.zeros(site.lane_shape)
         else:
             weak, score = source.map(
                 lambda here, x: here.distribution.weak_derivatives(here.key, x), base
             )
-            score = score.sum(tuple(range(len(lot.lane_shape), score.ndim)))
-            signed = [pair for w in weak for pair in _one_by_one(w, base, lot.event_shape)]
-        chosen = selectors(lot)
-        values = [base[None], *(swap(lot, base, value.astype(base.dtype)) for _, value in signed)]
+            score = score.sum(tuple(range(len(site.lane_shape), score.ndim)))
+            signed = [pair for w in weak for pair in _one_by_one(w, base, site.event_shape)]
+        chosen = selectors(site)
+        values = [base[None], *(swap(site, base, value.astype(base.dtype)) for _, value in signed)]
         slopes = [score[None], *(chosen * slope[None] for slope, _ in signed)]
         return Expansion(jnp.concatenate(values), (jnp.concatenate(slopes),))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,17 +10,24 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms.errors import SiteError
+from vipp_transforms.estimators import _running
+from vipp_transforms.estimators._baseline import require_decay
 from vipp_transforms.estimators._linear import per_lane
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Learning,
+    Local,
+    Probe,
+    Seen,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
+from vipp_transforms.settings import NUMBER
 
 
 @estimator
@@ -40,6 +48,7 @@ class Mix(Estimator):
       second: another, :math:`\hat f_b`.
       weight: :math:`w`, a number, or ``"optimal"``.
       decay: of the running moments, from 0 to below 1.
+      best: :math:`w^*`; None where vipp is to keep it.
 
     Raises:
       TypeError: if one of the two is not an estimator that takes several values.
@@ -57,101 +66,110 @@ class Mix(Estimator):
 
     first: Any
     second: Any
-    weight: float | Literal["optimal"] | Any = "optimal"
+    weight: float | Literal["optimal"] | Any = dataclasses.field(default="optimal", metadata=NUMBER)
     decay: float = 0.99
-    learning: bool = False
+    best: Any = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for part in (self.first, self.second):
-            if not isinstance(part, Estimator) or part.tangent or part.learns or part.coupled:
+            if not isinstance(part, Estimator) or part.learning is not None:
                 raise TypeError(
-                    "Mix: expected two estimators without state or shared noise, got "
-                    f"{part!r}. Fix: mix for instance DisARM() and ScoreFunction()."
+                    f"Mix: expected two estimators without state, got {part!r}. Fix: mix for "
+                    "instance DisARM() and ScoreFunction()."
                 )
         if isinstance(self.weight, str | bool) and self.weight != "optimal":
             raise ValueError(f"Mix: weight must be a number or 'optimal', got {self.weight!r}.")
-        if isinstance(self.decay, bool) or not 0 <= float(self.decay) < 1:
-            raise ValueError(f"Mix: decay must be in [0, 1), got {self.decay!r}.")
+        require_decay("Mix", self.decay)
 
     @property
-    def biased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether one of the two is."""
-        return self.first.biased or self.second.biased
-
-    @property
-    def relaxed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether one of the two is."""
-        return self.first.relaxed or self.second.relaxed
-
-    @property
-    def orders(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The smaller of the two."""
-        limits = [n for n in (self.first.orders, self.second.orders) if n is not None]
-        return min(limits, default=None)
-
-    @property
-    def num_potentials(self) -> int:
-        """Those of both, and the weight."""
-        return 1 + self.first.num_potentials + self.second.num_potentials
-
-    @property
-    def weight_index(self) -> int:
-        """Where the weight is among the array parameters: behind those of the two."""
-        return sum(
-            isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves((self.first, self.second))
+    def traits(self) -> Traits:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Biased or relaxed if one of the two is; as many orders as both have."""
+        parts = (self.first.traits, self.second.traits)
+        return Traits(
+            biased=any(part.biased for part in parts),
+            relaxed=any(part.relaxed for part in parts),
+            orders=min((part.orders for part in parts if part.orders is not None), default=None),
+            pathwise=any(part.pathwise for part in parts),
         )
 
     @property
-    def adaptive(self) -> bool:
-        """Whether the weight is to be adapted."""
-        return bool(self.learning)
+    def learning(self) -> Learning | None:
+        """The moments that the best weight follows from."""
+        if not isinstance(self.weight, str):
+            return None
 
-    def validate(self, lot: Lot) -> None:
+        def fill(kept: Any) -> Mix:
+            return dataclasses.replace(
+                self, best=_running.ratio(kept["sum"][0], kept["sum"][1], 0.5)
+            )
+
+        def observe(probe: Probe) -> Seen:
+            return Seen(_running.news(_moments(probe), probe.estimator.decay))
+
+        init = None if self.best is not None else lambda key, site: _running.start(2)
+        return Learning(observe, init, fill, _running.update)
+
+    def validate(self, site: SiteInfo) -> None:
         """The site fits both, and the weight has become a number."""
-        self.first.validate(lot)
-        self.second.validate(lot)
-        if isinstance(self.weight, str):
+        self.first.validate(site)
+        self.second.validate(site)
+        if isinstance(self.weight, str) and self.best is None:
             raise SiteError(
-                f"Site '{lot.name}': Mix(weight='optimal') has state that the program does not "
+                f"Site '{site.name}': Mix(weight='optimal') has state that the program does not "
                 "know of. Fix: set the estimator with vipp.sample(..., estimator=) or "
                 "vipp.with_estimators, not through infer={'estimator': ...}."
             )
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """The values of both."""
-        return Axis(f"site:{lot.name}", _size(self.first, lot) + _size(self.second, lot))
+        axes = [part.axis(site) for part in (self.first, self.second)]
+        size = sum(1 if axis is None else axis.size for axis in axes)
+        return Axis(
+            f"site:{site.name}", size, tangent=any(a is not None and a.tangent for a in axes)
+        )
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The values of both, one after the other, and the weight."""
-        weight = per_lane(source, lambda here: here.estimator.weight)
-        values, potentials = [], [weight[None]]
-        for name in ("first", "second"):
-            part = getattr(self, name)
-            value, own = _expand(part, lot, source, name)
-            values.append(value.astype(jnp.result_type(float)) if self.relaxed else value)
-            potentials += own
-        value = jnp.concatenate(values)
-        return Expansion(value, tuple(_padded(p, len(value)) for p in potentials))
+        weight = per_lane(source, lambda here: _weight_of(here.estimator))
+        first = _expand(self.first, site, source, lambda mix: mix.first)
+        second = _expand(self.second, site, source, lambda mix: mix.second)
+        value = jnp.concatenate([first.value, second.value])  # numbers, if one of the two relaxes
+        potentials = (weight[None], first.potentials, second.potentials)
+        return Expansion(value, jax.tree.map(lambda p: _padded(p, len(value)), potentials))
 
     def contract(self, term: Term) -> jax.Array:
         """The weighted mean of both contractions."""
-        size, (weight, *potentials) = _size(self.first, term.lot), term.potentials
-        count = self.first.num_potentials
-        first = _contract(self.first, term, term.value[:size], potentials[:count])
-        second = _contract(self.second, term, term.value[size:], potentials[count:])
+        weight, *potentials = term.potentials
+        size = _size(self.first, term.site)
+        first = _contract(self.first, term, term.value[:size], potentials[0])
+        second = _contract(self.second, term, term.value[size:], potentials[1])
         w = weight[0] / term.lanes
         return w * first + (1.0 - w) * second
+
+
+def _weight_of(mix: Mix) -> Any:
+    return mix.best if isinstance(mix.weight, str) else mix.weight
+
+
+def _moments(probe: Probe) -> jax.Array:
+    """``(<g_b - g_a, g_b>, |g_a - g_b|^2)``, whose means give the best weight."""
+    mix = probe.estimator
+    at = lambda w: probe.gradient(dataclasses.replace(mix, best=jnp.full_like(mix.best, w)))
+    pairs = list(zip(at(1.0), at(0.0), strict=True))
+    inner = sum(jnp.sum((b - a) * b) for a, b in pairs)
+    square = sum(jnp.sum(jnp.square(a - b)) for a, b in pairs)
+    return jnp.stack([jnp.asarray(inner), jnp.asarray(square)])
 
 
 class _Part:
     """The source of one of the two: its own parameters, and a draw of its own per sample."""
 
-    def __init__(self, source: Source, name: str, sample: int):
-        self.source, self.name, self.sample, self.step = source, name, sample, source.step
+    def __init__(self, source: Source, part: Callable[[Any], Any], sample: int):
+        self.source, self.part, self.index, self.step = source, part, sample, source.step
 
     def draw(self) -> jax.Array:
         """The draw that both share, or a further one."""
-        if self.sample == 0:
+        if self.index == 0:
             return self.source.draw()
         return jax.lax.stop_gradient(self.map(lambda here: here.distribution.sample(here.key)))
 
@@ -159,50 +177,51 @@ class _Part:
         """Uniform numbers, those that both share."""
         return self.source.uniform()
 
+    def common(self, make: Callable[[Any, tuple[int, ...]], jax.Array]) -> jax.Array:
+        """Numbers for all samples of the part."""
+        return self.source.common(make)
+
     def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
         """``fn(here, *arrays)`` with the part's own parameters."""
 
-        def one(here: Here, *rest: jax.Array) -> Any:
-            key = jax.random.fold_in(here.key, self.sample)
-            own = Here(key, here.distribution, getattr(here.estimator, self.name))
-            return fn(own, *rest)
+        def one(here: Local, *rest: jax.Array) -> Any:
+            key = jax.random.fold_in(here.key, self.index)
+            return fn(Local(key, here.distribution, self.part(here.estimator)), *rest)
 
         return self.source.map(one, *arrays)
 
 
-def _size(part: Estimator, lot: Lot) -> int:
-    axis = part.axis(lot)
+def _size(part: Estimator, site: SiteInfo) -> int:
+    axis = part.axis(site)
     return 1 if axis is None else axis.size
 
 
 def _expand(
-    part: Estimator, lot: Lot, source: Source, name: str
-) -> tuple[jax.Array, list[jax.Array]]:
+    part: Estimator, site: SiteInfo, source: Source, own: Callable[[Any], Any]
+) -> Expansion:
     """All values of a part along a leading axis, and its potentials."""
-    axis = part.axis(lot)
+    axis = part.axis(site)
+    log_prob = lambda here, x: here.distribution.log_prob(x)
     if axis is not None and not axis.shared:
-        value, potentials = part.expand(lot, _Part(source, name, 0))
+        value, potentials = part.expand(site, _Part(source, own, 0))
         if potentials is None:
-            log_prob = lambda here, x: here.distribution.log_prob(x)
-            each = [source.map(log_prob, x) for x in value]
-            potentials = (jnp.stack(each),)
-        return value, list(potentials)
-    values, rows = [], []
-    for sample in range(_size(part, lot)):
-        own = _Part(source, name, sample)
-        value, potentials = part.expand(lot, own)
+            potentials = (jnp.stack([source.map(log_prob, x) for x in value]),)
+        return Expansion(value, potentials)
+    samples = []
+    for sample in range(_size(part, site)):
+        each = _Part(source, own, sample)
+        value, potentials = part.expand(site, each)
         if potentials is None:
-            potentials = (own.map(lambda here, x: here.distribution.log_prob(x), value),)
-        values.append(value)
-        rows.append(potentials)
-    return jnp.stack(values), [jnp.stack(row) for row in zip(*rows, strict=True)]
+            potentials = (each.map(log_prob, value),)
+        samples.append(Expansion(value, potentials))
+    return jax.tree.map(lambda *x: jnp.stack(x), *samples)
 
 
-def _contract(part: Estimator, term: Term, value: Any, potentials: list[Any]) -> jax.Array:
-    axis, size = part.axis(term.lot), len(value)
-    own = tuple(p[:size] for p in potentials)
+def _contract(part: Estimator, term: Term, value: Any, potentials: Any) -> jax.Array:
+    axis = part.axis(term.site)
+    own = jax.tree.map(lambda p: p[: len(value)], potentials)
     if axis is None:
-        value, own = value[0], tuple(p[0] for p in own)
+        value, own = value[0], jax.tree.map(lambda p: p[0], own)
     result = part.contract(term._replace(value=value, potentials=own))
     return result.mean(0) if axis is not None and axis.shared else result
 

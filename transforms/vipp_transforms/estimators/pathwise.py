@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vipp_transforms.checks import positive_int
 from vipp_transforms.distributions import Described
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators._coupling import antithetic, quantile, require_quantile, uniform
@@ -15,12 +16,12 @@ from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Local,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
-    positive_int,
 )
 
 
@@ -92,52 +93,44 @@ class Pathwise(Estimator):
             )
 
     @property
-    def plain(self) -> bool:
-        """Whether one ordinary draw is all that is wanted."""
-        return self.num_samples == 1 and self.control_variate is None and not self.quasi
+    def traits(self) -> Traits:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Ordinary JAX where one plain draw is all that is wanted."""
+        plain = self.num_samples == 1 and self.control_variate is None and not self.quasi
+        return Traits(pathwise=True, direct=plain)
 
-    @property
-    def coupled(self) -> bool:
-        """Antithetic and quasi-random samples share their noise."""
-        return self.antithetic or self.quasi
-
-    @property
-    def tangent(self) -> bool:
-        """The Taylor expansion needs a directional derivative."""
-        return self.control_variate is not None
-
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """Coupled samples need quantiles."""
-        if self.coupled:
-            require_quantile(lot)
+        if self.antithetic or self.quasi:
+            require_quantile(site)
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """Joint trajectories; or the samples with the mean and a step away from it."""
-        if self.tangent:
-            return Axis(f"site:{lot.name}", self.num_samples + 2)
+        if self.control_variate is not None:
+            return Axis(f"site:{site.name}", self.num_samples + 2, tangent=True)
         return Axis(f"samples:{self.num_samples}", self.num_samples, shared=True)
 
-    def noise(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
+    def _noise(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
         """Pairs, or a randomly shifted Sobol sequence."""
         if self.antithetic:
             return antithetic(uniform(key, (self.num_samples // 2, *shape)))
         points = jnp.asarray(_sobol(self.num_samples, shape), jnp.result_type(float))
         return jnp.clip((points + uniform(key, shape)[None]) % 1.0, 1e-7, 1.0 - 1e-7)
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """Differentiable values."""
-        if self.coupled:
+        if self.antithetic or self.quasi:
             value = source.map(
-                lambda here, u: quantile(here.distribution, u, None), source.uniform()
+                lambda here, u: quantile(here.distribution, u, None),
+                source.common(self._noise)[source.index],
             )
             return Expansion(value)
-        if not self.tangent:
+        if self.control_variate is None:
             return Expansion(source.map(lambda here: here.distribution.sample(here.key)))
 
-        def taylor(here: Here) -> list[jax.Array]:
+        def taylor(here: Local) -> list[jax.Array]:
             keys = jax.random.split(here.key, self.num_samples)
             draws = [here.distribution.sample(key) for key in keys]
-            mean = jnp.broadcast_to(_mean(here.distribution, lot), draws[0].shape)
+            mean = jnp.broadcast_to(_mean(here.distribution, site), draws[0].shape)
             away = sum(draws[1:], start=draws[0]) / self.num_samples - mean
             return [*draws, mean + source.step * away, mean]
 
@@ -145,18 +138,18 @@ class Pathwise(Estimator):
 
     def contract(self, term: Term) -> jax.Array:
         """The term: its gradient flows through the values."""
-        if not self.tangent:
+        if self.control_variate is None:
             return term.value
         *_, away, mean = term.value
         return term.value[: self.num_samples].mean(0) - (away - mean)
 
 
-def _mean(distribution: Described, lot: Lot) -> jax.Array:
+def _mean(distribution: Described, site: SiteInfo) -> jax.Array:
     mean = distribution.mean
     if mean is None:
         raise SiteError(
-            f"Site '{lot.name}': Pathwise(control_variate='taylor') expands around the mean, which "
-            f"{lot.kind} does not know. Fix: use Pathwise(num_samples=2, antithetic=True)."
+            f"Site '{site.name}': Pathwise(control_variate='taylor') expands around the mean, "
+            f"which {site.kind} does not know. Fix: use Pathwise(num_samples=2, antithetic=True)."
         )
     return mean
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from vipp_transforms.checks import positive_int
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators._linear import FIRST_ORDER, per_lane
+from vipp_transforms.estimators._linear import per_lane
 from vipp_transforms.estimators._relaxation import (
     gumbel_behind,
     gumbel_given,
@@ -21,12 +23,15 @@ from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Learning,
+    Local,
+    Probe,
+    Seen,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
-    positive_int,
 )
 
 
@@ -61,28 +66,22 @@ class Rebar(Estimator):
 
     temperature: Any = 0.5
     eta: Any = 1.0
-    relaxed: ClassVar[bool] = True
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(relaxed=True, orders=1)
 
     def __post_init__(self) -> None:
         require_temperature("Rebar", self.temperature)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A Bernoulli or a one-hot choice."""
-        require_relaxable(lot, "Rebar")
+        require_relaxable(site, "Rebar")
 
-    @property
-    def num_potentials(self) -> int:
-        """The log probability and the scale."""
-        return 2
-
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """The choice, its relaxation, and one given the choice."""
-        return Axis(f"site:{lot.name}", 3)
+        return Axis(f"site:{site.name}", 3)
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The three values; the log probability of the choice, and the scale."""
-        values = _relaxations(lot, source, lambda here: here.estimator.temperature)
+        values = _relaxations(site, source, lambda here: here.estimator.temperature)
         scale = lambda here: here.estimator.eta
         return Expansion(values, (_log_prob(source), per_lane(source, scale)[None]))
 
@@ -116,24 +115,34 @@ class Relax(Estimator):
     Example:
       >>> import vipp_transforms as vt
       >>> vt.Relax(hidden=8)
-      Relax(hidden=8, parameters=None)
+      Relax(hidden=8)
 
     References:
       Grathwohl, Choi, Wu, Roeder and Duvenaud, *Backpropagation through the void*, 2018.
     """
 
     hidden: int = 16
-    parameters: Any = None
-    relaxed: ClassVar[bool] = True
-    orders: ClassVar[int | None] = FIRST_ORDER
+    parameters: Any = dataclasses.field(default=None, repr=False)
+    traits: ClassVar[Traits] = Traits(relaxed=True, orders=1)
 
     def __post_init__(self) -> None:
         positive_int("Relax: hidden", self.hidden)
 
     @property
-    def learns(self) -> bool:
-        """On the variance."""
-        return True
+    def learning(self) -> Learning | None:
+        """Its parameters, trained on the squared gradient (whose mean they don't change)."""
+
+        def observe(probe: Probe) -> Seen:
+            gradient = probe.gradient(probe.estimator)
+            return Seen(loss=sum((jnp.square(g).sum() for g in gradient), start=jnp.zeros(())))
+
+        def init(key: Any, site: SiteInfo) -> Any:
+            return self.init(key, max(1, math.prod(site.event_shape)))
+
+        def fill(kept: Any) -> Relax:
+            return dataclasses.replace(self, parameters=kept)
+
+        return Learning(observe, init if self.parameters is None else None, fill)
 
     def init(self, key: Any, size: int) -> dict[str, jax.Array]:
         """Parameters for values of ``size`` numbers: REBAR with temperature 1/2."""
@@ -146,28 +155,28 @@ class Relax(Estimator):
             "out": jnp.zeros(self.hidden),
         }
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A Bernoulli or a one-hot choice, and parameters."""
-        require_relaxable(lot, "Relax")
+        require_relaxable(site, "Relax")
         if self.parameters is None:
             raise SiteError(
-                f"Site '{lot.name}': Relax has parameters that the program does not know of. Fix: "
+                f"Site '{site.name}': Relax has parameters that the program does not know of. Fix: "
                 "set it with vipp.sample(..., estimator=) or vipp.with_estimators, not through "
                 "infer={'estimator': ...}."
             )
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """The choice, its relaxation, and one given the choice."""
-        return Axis(f"site:{lot.name}", 3)
+        return Axis(f"site:{site.name}", 3)
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The three values; the log probability, the scale, and the network at the relaxations."""
         learned = lambda here: here.estimator.parameters
-        values = _relaxations(lot, source, lambda here: jnp.exp(learned(here)["log_temperature"]))
+        values = _relaxations(site, source, lambda here: jnp.exp(learned(here)["log_temperature"]))
         scale = per_lane(source, lambda here: learned(here)["eta"])[None]
 
-        def network(here: Here, x: jax.Array) -> jax.Array:
-            return _network(learned(here), x, lot)
+        def network(here: Local, x: jax.Array) -> jax.Array:
+            return _network(learned(here), x, site)
 
         soft, given = (source.map(network, value)[None] for value in values[1:])
         return Expansion(values, (_log_prob(source), scale, soft, given))
@@ -176,20 +185,20 @@ class Relax(Estimator):
         """As REBAR, the network's values added to the control variate's."""
         log_prob, eta, soft, given = (p[0] for p in term.potentials)
         size = self.parameters["weights"].shape[0]
-        together = term.mixed[len(term.mixed) - _group(term.lot, size) :]
+        together = term.mixed[len(term.mixed) - _group(term.site, size) :]
         if not (term.finest and all(together)):
             soft = given = 0.0  # the network sees lanes that this term does not
         return _combine(term, log_prob, eta / term.lanes, soft, given)
 
 
-def _relaxations(lot: Lot, source: Source, temperature: Any) -> jax.Array:
+def _relaxations(site: SiteInfo, source: Source, temperature: Any) -> jax.Array:
     """The choice, and two relaxations of equal value: free, and given the choice."""
 
     def soften(perturb: Any) -> jax.Array:
-        def value(here: Here, logits: jax.Array, one_hot: jax.Array) -> jax.Array:
+        def value(here: Local, logits: jax.Array, one_hot: jax.Array) -> jax.Array:
             return jax.nn.softmax(perturb(here.key, logits, one_hot) / temperature(here))
 
-        return relax(lot, source, value)
+        return relax(site, source, value)
 
     drawn = source.draw().astype(jnp.result_type(float))
     return jnp.stack([drawn, soften(gumbel_behind), soften(gumbel_given)])
@@ -208,28 +217,28 @@ def _combine(term: Term, log_prob: Any, eta: Any, soft: Any, given: Any) -> jax.
     return (hard - conditional) * ratio + free
 
 
-def _group(lot: Lot, size: int) -> int:
+def _group(site: SiteInfo, size: int) -> int:
     """How many trailing lane axes make, with the event, ``size`` numbers."""
-    return _trailing(lot, lot.lane_shape, size)
+    return _trailing(site, site.lane_shape, size)
 
 
-def _trailing(lot: Lot, lanes: tuple[int, ...], size: int) -> int:
+def _trailing(site: SiteInfo, lanes: tuple[int, ...], size: int) -> int:
     for count in range(len(lanes) + 1):
         together = lanes[len(lanes) - count :]
-        if math.prod((*together, *lot.event_shape)) == size:
+        if math.prod((*together, *site.event_shape)) == size:
             return count
     raise SiteError(
-        f"Site '{lot.name}': Relax has parameters for {size} numbers, expected as many as a "
-        f"batch element of its value has (lanes {lanes}, event {lot.event_shape}). Fix: "
+        f"Site '{site.name}': Relax has parameters for {size} numbers, expected as many as a "
+        f"batch element of its value has (lanes {lanes}, event {site.event_shape}). Fix: "
         "make them with Relax.init(key, size)."
     )
 
 
-def _network(parameters: Any, x: jax.Array, lot: Lot) -> jax.Array:
+def _network(parameters: Any, x: jax.Array, site: SiteInfo) -> jax.Array:
     """The network's value for each batch element, shared out among its lanes."""
     size = parameters["weights"].shape[0]
-    batch = x.shape[: x.ndim - len(lot.event_shape)]
-    outer = batch[: len(batch) - _trailing(lot, batch, size)]  # never lanes of a vmap
+    batch = x.shape[: x.ndim - len(site.event_shape)]
+    outer = batch[: len(batch) - _trailing(site, batch, size)]  # never lanes of a vmap
     hidden = x.reshape((*outer, size)) @ parameters["weights"]
     hidden = jnp.tanh(hidden + parameters["bias"].reshape((1,) * len(outer) + (-1,)))
     value = (hidden @ parameters["out"]) / max(math.prod(batch[len(outer) :]), 1)

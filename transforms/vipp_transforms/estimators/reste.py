@@ -7,16 +7,18 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.estimators._linear import FIRST_ORDER, require_binary
+from vipp_transforms import checks
+from vipp_transforms.estimators._linear import require_binary
 from vipp_transforms.estimators._relaxation import gumbel_behind, relax
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Local,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
 
@@ -53,38 +55,33 @@ class ReSTE(Estimator):
 
     power: Any = 1.5
     limit: float = 10.0
-    biased: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = True
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(biased=True, relaxed=True, orders=1)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.power, jax.Array) and not callable(self.power):
-            if isinstance(self.power, bool) or not float(self.power) >= 1:
-                raise ValueError(f"ReSTE: power must be at least 1, got {self.power!r}.")
-        if isinstance(self.limit, bool) or not float(self.limit) > 0:
-            raise ValueError(f"ReSTE: limit must be positive, got {self.limit!r}.")
+        checks.number("ReSTE: power", self.power, "at least 1", lambda x: x >= 1)
+        checks.number("ReSTE: limit", self.limit, "positive", lambda x: x > 0)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A Bernoulli."""
-        require_binary(lot, "ReSTE")
+        require_binary(site, "ReSTE")
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """One value."""
         return None
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The draw, with the power's gradient."""
 
-        def value(here: Here, logits: jax.Array, drawn: jax.Array) -> jax.Array:
+        def value(here: Local, logits: jax.Array, drawn: jax.Array) -> jax.Array:
             perturbed = gumbel_behind(here.key, logits, drawn)
             z = perturbed[..., 1:] - perturbed[..., :1]
             o, size = here.estimator.power, jnp.abs(jax.lax.stop_gradient(z))
             power = jnp.maximum(size, jnp.finfo(size.dtype).tiny) ** (1.0 / o - 1.0)
-            slope = 0.5 * jnp.minimum(power / o, self.limit)
+            slope = 0.5 * jnp.minimum(power / o, here.estimator.limit)
             # only the last category is the value of a Bernoulli
             return drawn + slope * (z - jax.lax.stop_gradient(z))
 
-        return Expansion(relax(lot, source, value))
+        return Expansion(relax(site, source, value))
 
     def contract(self, term: Term) -> jax.Array:
         """The term: its gradient flows through the value."""

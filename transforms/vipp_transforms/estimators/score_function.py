@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from vipp_transforms.checks import positive_int
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators._baseline import Baseline, settled
+from vipp_transforms.estimators._baseline import (
+    Baseline,
+    MovingAverage,
+    as_values,
+    fit_to_costs,
+)
 from vipp_transforms.estimators._coupling import antithetic, quantile, require_quantile, uniform
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Learning,
+    Local,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
-    positive_int,
 )
+from vipp_transforms.settings import ELEMENTS
 
 
 @estimator
@@ -70,7 +79,7 @@ class ScoreFunction(Estimator):
     """
 
     num_samples: int = 1
-    baseline: Any = None
+    baseline: Any = dataclasses.field(default=None, metadata=ELEMENTS)
     antithetic: bool = False
     coefficient: float | Literal["optimal"] = 1.0
 
@@ -95,8 +104,13 @@ class ScoreFunction(Estimator):
                 "ScoreFunction: baseline='leave_one_out' averages over the other samples and so "
                 f"needs num_samples of at least {least}, got {self.num_samples}."
             )
-        if self.coefficient != "optimal":
+        if not isinstance(self.coefficient, str):
             return
+        if self.coefficient != "optimal":
+            raise ValueError(
+                "ScoreFunction: coefficient must be a number or 'optimal', got "
+                f"{self.coefficient!r}."
+            )
         if self.baseline is None or self._leaves_out:
             raise ValueError(
                 "ScoreFunction: coefficient='optimal' scales a baseline of values, got baseline="
@@ -113,70 +127,55 @@ class ScoreFunction(Estimator):
         return isinstance(self.baseline, str)
 
     @property
-    def causal(self) -> bool:
-        """Plain draws, without a baseline for each lane."""
-        return not self.antithetic and self._values is None
+    def traits(self) -> Traits:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Causal where draws are plain, without a baseline for each lane."""
+        return Traits(causal=not self.antithetic and self.values is None)
 
     @property
-    def coupled(self) -> bool:
-        """Antithetic draws share their noise."""
-        return self.antithetic
+    def learning(self) -> Learning | None:
+        """What a moving average keeps, and what a baseline with parameters is fitted to."""
+        if isinstance(self.baseline, MovingAverage):
+            return self.baseline.learning(lambda b: dataclasses.replace(self, baseline=b))
+        learned = self.values is not None and self.values.learned
+        return Learning(fit_to_costs) if learned else None
 
     @property
-    def _values(self) -> Baseline | None:
-        return settled(self.baseline, self.coefficient)
+    def values(self) -> Baseline | None:
+        """The baseline, if it has values."""
+        return as_values(self.baseline, self.coefficient)
 
-    @property
-    def baseline_of(self) -> Any:
-        """The values of the baseline, if it has some."""
-        values = self._values
-        return None if values is None else values.values
-
-    @property
-    def learns(self) -> bool:
-        """Whether the baseline's values are to be fitted."""
-        values = self._values
-        return values is not None and values.learned
-
-    @property
-    def num_potentials(self) -> int:
-        """The log probability, and the baseline if it has values."""
-        return 1 if self._values is None else 2
-
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """Every distribution with a density fits; a baseline must have become values."""
         if self.antithetic:
-            require_quantile(lot)
-        if self.baseline is not None and not self._leaves_out and self._values is None:
+            require_quantile(site)
+        if self.baseline is not None and not self._leaves_out and self.values is None:
             raise SiteError(
-                f"Site '{lot.name}': the baseline {self.baseline!r} has parameters or state that "
+                f"Site '{site.name}': the baseline {self.baseline!r} has parameters or state that "
                 "the program does not know of. Fix: set the estimator with vipp.sample(..., "
                 "estimator=) or vipp.with_estimators, not through infer={'estimator': ...}."
             )
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """Joint trajectories, shared by all sites with as many samples."""
         if self.num_samples == 1:
             return None
         return Axis(f"samples:{self.num_samples}", self.num_samples, shared=True)
 
-    def noise(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
-        """Pairs of uniform numbers."""
-        return antithetic(uniform(key, (self.num_samples // 2, *shape)))
-
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """One draw (per trajectory)."""
         if self.antithetic:
-            draw = lambda here, u: quantile(here.distribution, u, lot.support)
-            value = jax.lax.stop_gradient(source.map(draw, source.uniform()))
+            pairs = lambda key, shape: antithetic(uniform(key, (self.num_samples // 2, *shape)))
+            draw = lambda here, u: quantile(here.distribution, u, site.support)
+            u = source.common(pairs)[source.index]
+            value = jax.lax.stop_gradient(source.map(draw, u))
         else:
             value = source.draw()
-        if self._values is None:
+        if self.values is None:
             return Expansion(value)
 
-        def potentials(here: Here, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def potentials(here: Local, x: jax.Array) -> tuple[jax.Array, jax.Array]:
             log_prob = here.distribution.log_prob(x)
-            return log_prob, _broadcast(here.estimator.baseline_of, log_prob.shape, lot)
+            return log_prob, _broadcast(here.estimator.values.values, log_prob.shape, site)
 
         return Expansion(value, source.map(potentials, value))
 
@@ -201,9 +200,9 @@ class ScoreFunction(Estimator):
         return x.sum(0, keepdims=True) - own
 
     def _scaled(self, value: jax.Array, baseline: jax.Array) -> jax.Array:
-        values = self._values
+        values = self.values
         assert values is not None
-        if values.coefficient != "optimal":
+        if not isinstance(values.coefficient, str):
             return baseline * values.coefficient
         baseline = jnp.broadcast_to(baseline, value.shape)
         inner = lambda x: x.reshape((self.num_samples, -1)).sum(1)
@@ -212,12 +211,12 @@ class ScoreFunction(Estimator):
         return baseline * best.reshape((-1,) + (1,) * (value.ndim - 1))
 
 
-def _broadcast(values: Any, shape: tuple[int, ...], lot: Lot) -> jax.Array:
+def _broadcast(values: Any, shape: tuple[int, ...], site: SiteInfo) -> jax.Array:
     try:
         return jnp.broadcast_to(values, shape)
     except ValueError:
         raise SiteError(
-            f"Site '{lot.name}': the baseline has shape {jnp.shape(values)}, expected one that "
+            f"Site '{site.name}': the baseline has shape {jnp.shape(values)}, expected one that "
             f"broadcasts to the batch shape {shape} of its distribution. Fix: give one value per "
             "element of the batch."
         ) from None

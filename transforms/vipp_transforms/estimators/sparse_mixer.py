@@ -7,16 +7,16 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.estimators._linear import FIRST_ORDER
 from vipp_transforms.estimators._relaxation import relax, require_relaxable
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Local,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
 
@@ -42,27 +42,25 @@ class SparseMixer(Estimator):
       method).
     """
 
-    biased: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = True
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(biased=True, relaxed=True, orders=1)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A one-hot choice, or a Bernoulli (a choice between nothing and one)."""
-        require_relaxable(lot, "SparseMixer")
+        require_relaxable(site, "SparseMixer")
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """The choice; half of it, differentiable and not."""
-        return Axis(f"site:{lot.name}", 3)
+        return Axis(f"site:{site.name}", 3)
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The choice and its halves."""
 
-        def value(here: Here, logits: jax.Array, drawn: jax.Array) -> jax.Array:
+        def value(here: Local, logits: jax.Array, drawn: jax.Array) -> jax.Array:
             log_prob = (jax.nn.log_softmax(logits) * drawn).sum(-1, keepdims=True)
             return drawn * (0.5 + log_prob - jax.lax.stop_gradient(log_prob))
 
         drawn = source.draw().astype(jnp.result_type(float))
-        middle = relax(lot, source, value)
+        middle = relax(site, source, value)
         return Expansion(jnp.stack([drawn, middle, jax.lax.stop_gradient(middle)]))
 
     def contract(self, term: Term) -> jax.Array:

@@ -7,16 +7,16 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.estimators._linear import FIRST_ORDER
 from vipp_transforms.estimators._relaxation import relax, require_relaxable, require_temperature
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
     Expansion,
-    Here,
-    Lot,
+    Local,
+    SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
 
@@ -37,26 +37,24 @@ class StraightThrough(Estimator):
       neurons for conditional computation*, 2013.
     """
 
-    biased: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = True
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(biased=True, relaxed=True, orders=1)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A Bernoulli or a one-hot choice."""
-        require_relaxable(lot, "StraightThrough")
+        require_relaxable(site, "StraightThrough")
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """One value."""
         return None
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The draw with the gradient of its probabilities."""
 
-        def value(here: Here, logits: jax.Array, drawn: jax.Array) -> jax.Array:
+        def value(here: Local, logits: jax.Array, drawn: jax.Array) -> jax.Array:
             soft = jax.nn.softmax(logits)
             return drawn + soft - jax.lax.stop_gradient(soft)
 
-        return Expansion(relax(lot, source, value))
+        return Expansion(relax(site, source, value))
 
     def contract(self, term: Term) -> jax.Array:
         """The term: its gradient flows through the value."""
@@ -90,31 +88,29 @@ class ReinMax(Estimator):
     """
 
     temperature: float = 1.0
-    biased: ClassVar[bool] = True
-    relaxed: ClassVar[bool] = True
-    orders: ClassVar[int | None] = FIRST_ORDER
+    traits: ClassVar[Traits] = Traits(biased=True, relaxed=True, orders=1)
 
     def __post_init__(self) -> None:
         require_temperature("ReinMax", self.temperature)
 
-    def validate(self, lot: Lot) -> None:
+    def validate(self, site: SiteInfo) -> None:
         """A Bernoulli or a one-hot choice."""
-        require_relaxable(lot, "ReinMax")
+        require_relaxable(site, "ReinMax")
 
-    def axis(self, lot: Lot) -> Axis | None:
+    def axis(self, site: SiteInfo) -> Axis | None:
         """One value."""
         return None
 
-    def expand(self, lot: Lot, source: Source) -> Expansion:
+    def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """The draw with Heun's gradient."""
 
-        def value(here: Here, logits: jax.Array, drawn: jax.Array) -> jax.Array:
+        def value(here: Local, logits: jax.Array, drawn: jax.Array) -> jax.Array:
             middle = (drawn + jax.nn.softmax(logits / here.estimator.temperature)) / 2
             shift = jax.lax.stop_gradient(jnp.log(middle) - logits)
             soft = 2 * jax.nn.softmax(shift + logits) - 0.5 * jax.nn.softmax(logits)
             return drawn + soft - jax.lax.stop_gradient(soft)
 
-        return Expansion(relax(lot, source, value))
+        return Expansion(relax(site, source, value))
 
     def contract(self, term: Term) -> jax.Array:
         """The term: its gradient flows through the value."""
