@@ -187,7 +187,7 @@ def test_every_estimator_is_in_a_table():
     for classes, file in [(SAMPLED, "test_contract_sampled.py"), (BIASED, "test_biased.py")]:
         text = (pathlib.Path(__file__).parent / file).read_text()
         assert all(re.search(rf"\bvt\.{c.__name__}\(", text) for c in classes)
-    assert all(c.traits.biased == (c in BIASED) for c in [*SAMPLED, *BIASED])
+    assert all(c().traits.biased == (c in BIASED) for c in [*SAMPLED, *BIASED])
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
