@@ -2,7 +2,7 @@
 
 from vipp.diagnostics.explain import Explanation, explain
 from vipp.distributions.one_hot import OneHotCategorical
-from vipp.language.bias import BiasedEstimatorWarning
+from vipp.language.bias import BiasedEstimatorWarning, BiasedObjectiveWarning
 from vipp.language.expectation import expectation
 from vipp.language.replicate import replicate
 from vipp.language.sample import sample, with_estimators
@@ -57,6 +57,7 @@ __all__ = [
     "ARM",
     "Automatic",
     "BiasedEstimatorWarning",
+    "BiasedObjectiveWarning",
     "CIWAE",
     "constant",
     "CUBO",

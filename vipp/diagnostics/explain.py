@@ -47,16 +47,21 @@ class Explanation:
     Attributes:
       objective: what is estimated.
       rows: in program order.
+      biased: why the objective's gradient is biased for what it is to optimise; None if it is not.
     """
 
     objective: str
     rows: tuple[SiteReport, ...]
+    biased: str | None = None
 
     def __getitem__(self, site: str) -> SiteReport:
         for row in self.rows:
             if row.site == site:
                 return row
         raise KeyError(f"no site '{site}', got {[r.site for r in self.rows]}")
+
+    def _title(self) -> list[str]:
+        return [self.objective, *([f"biased: {self.biased}"] if self.biased else [])]
 
     def _cells(self) -> list[list[str]]:
         names = [f.name for f in fields(SiteReport)]
@@ -70,7 +75,7 @@ class Explanation:
             for row in cells
         ]
         rule = "-" * max(map(len, lines))
-        return "\n".join([self.objective, lines[0], rule, *lines[1:]])
+        return "\n".join([*self._title(), lines[0], rule, *lines[1:]])
 
     __repr__ = __str__
 
@@ -79,7 +84,8 @@ class Explanation:
 
         head, *body = ([f"<td>{escape(c)}</td>" for c in row] for row in self._cells())
         rows = "".join(f"<tr>{''.join(row)}</tr>" for row in [head, *body])
-        return f"<p><code>{escape(self.objective)}</code></p><table>{rows}</table>"
+        title = "".join(f"<p><code>{escape(line)}</code></p>" for line in self._title())
+        return f"{title}<table>{rows}</table>"
 
 
 def explain(
@@ -133,7 +139,7 @@ def explain(
     plan = vt.plan(draw, key, params, model, guide, args, kwargs)
     rows = [_pathwise(*item) for item in drawn.pathwise.items()]
     rows += [_estimated(plan, site) for site in plan.program.sites.values()]
-    return Explanation(repr(objective), tuple(rows))
+    return Explanation(repr(objective), tuple(rows), objective.biased)
 
 
 class _Drawn(Messenger):

@@ -14,6 +14,10 @@ class BiasedEstimatorWarning(UserWarning):
     """Training follows a biased gradient, as an estimator that was asked for is biased."""
 
 
+class BiasedObjectiveWarning(UserWarning):
+    """Training follows a gradient that is biased for what the objective is to optimise."""
+
+
 class noting_biased(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
     """Notes the latent sites of the programs beneath it that name a biased estimator."""
 
@@ -40,3 +44,14 @@ class noting_biased(Messenger):  # noqa: N801 (a NumPyro handler, named like Num
             BiasedEstimatorWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+def warn_of_biased_objective(what: str, objective: str, reason: str, stacklevel: int) -> None:
+    """One warning that an objective's gradient is biased, and why."""
+    warnings.warn(
+        f"{what}: the gradient of {objective} is biased: {reason}. Expected an unbiased one. Fix: "
+        "choose another objective (`Objective.biased` says of each), or accept it with "
+        "warnings.simplefilter('ignore', vipp.BiasedObjectiveWarning).",
+        BiasedObjectiveWarning,
+        stacklevel=stacklevel + 1,
+    )

@@ -17,7 +17,11 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"CUBO: power must be at least 1, got {config['power']!r}.")
 
 
-@objective(check=_check)
+@objective(
+    check=_check,
+    biased="the logarithm of an average over particles stays below the chi bound, by an amount of "
+    "order 1 / num_particles",
+)
 def CUBO(  # noqa: N802
     p: AbstractProgram,
     q: AbstractProgram,
@@ -30,10 +34,11 @@ def CUBO(  # noqa: N802
 
     .. math:: -\frac1n E\Big[\log \frac1K \sum_{k=1}^K w_k^n\Big]
 
-    Minimising it makes the guide cover the posterior. In log space throughout, so that no power of
-    a weight overflows; with finitely many particles it is an upper bound only nearly, which the
-    largest weights decide. Only the guide should be trained with it: the model would lower its
-    evidence.
+    Minimising the bound makes the guide cover the posterior. In log space throughout, so that no
+    power of a weight overflows. The gradient is that of the expectation above, and biased for the
+    chi bound :math:`\frac1n \log E[w^n]`, which ``K`` particles stay below, by ``1 / K`` as they
+    grow: few of them need not bound the evidence at all. Only the guide should be trained with it:
+    the model would lower its evidence.
 
     Args:
       num_particles: ``K``, at least 1.

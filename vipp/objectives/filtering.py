@@ -37,7 +37,17 @@ def _check(config: dict[str, Any]) -> None:
         )
 
 
-@objective(check=_check)
+def _biased(config: dict[str, Any]) -> str | None:
+    chosen = config["resample"] != "none" and config["num_particles"] > 1
+    if config["resampling_gradient"] or not chosen:
+        return None
+    return (
+        "the choice of ancestors gets no gradient (resampling_gradient=True adds it, with much "
+        "noise; resample='none' needs none)"
+    )
+
+
+@objective(check=_check, biased=_biased)
 def FilteringBound(  # noqa: N802
     p: AbstractProgram,
     q: AbstractProgram,
@@ -63,7 +73,8 @@ def FilteringBound(  # noqa: N802
         for the bound IWAE(K).
       resampling_gradient: whether the choice of ancestors gets its score-function gradient. Without
         it, as is usual, the gradient is biased and much less noisy.
-      softness: the uniform distribution's share in ``"soft"``, within (0, 1].
+      softness: the uniform distribution's share in ``"soft"``, within (0, 1]; a number or a
+        schedule of the step.
 
     Raises:
       ValueError: if ``num_particles`` is not a positive int, or for an unknown way to resample;
@@ -146,9 +157,8 @@ def _resample(
         return index, jnp.full(count, -math.log(count))
     log_proposal = log_w
     if way == "soft":
-        uniform = math.log(softness) - math.log(count)
-        log_proposal = jnp.logaddexp(math.log1p(-softness) + log_w if softness < 1 else -jnp.inf,
-                                     uniform)  # fmt: skip
+        uniform = jnp.log(softness) - math.log(count)
+        log_proposal = jnp.logaddexp(jnp.log1p(-softness) + log_w, uniform)
     if with_gradient:
         drawn = dist.Categorical(logits=jnp.broadcast_to(log_proposal, (count, count)))
         index = vt.sample(key, drawn, vt.ScoreFunction(), name="filtering$ancestors")

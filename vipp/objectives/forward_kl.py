@@ -15,7 +15,13 @@ from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.trace import Trace
 
 
-@objective
+def _biased(config: dict[str, Any]) -> str | None:
+    if config["samples"] is not None:
+        return None
+    return "the particles' weights are normalised by their own sum, of order 1 / num_particles"
+
+
+@objective(biased=_biased)
 def ForwardKL(  # noqa: N802
     p: AbstractProgram,
     q: AbstractProgram,
@@ -31,9 +37,11 @@ def ForwardKL(  # noqa: N802
 
     The guide covers all modes of the posterior, where the ELBO picks one. The model is not trained.
 
+    Its gradient is biased, by ``1 / K`` as the particles grow, unless ``samples`` of the posterior
+    are given.
+
     Args:
-      num_particles: ``K`` draws of the guide that stand for the posterior; the bias of the weights
-        falls as ``1 / K``.
+      num_particles: ``K`` draws of the guide that stand for the posterior.
       samples: posterior values by site name, with a sample axis in front, to be used instead of
         weighted draws; without bias, if they are exact.
       per_plate: as in :class:`vipp.IWAE`.

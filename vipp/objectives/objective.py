@@ -40,6 +40,7 @@ class Objective(NumPyroELBO):
     program: Callable[..., Any]
     arguments: Mapping[str, inspect.Parameter] = MappingProxyType({})
     check: Callable[[dict[str, Any]], None] | None = None
+    bias: str | Callable[[dict[str, Any]], str | None] | None = None
 
     def __init__(self, *args: Any, **config: Any):
         name = type(self).__name__
@@ -66,6 +67,14 @@ class Objective(NumPyroELBO):
     @property
     def _identity(self) -> Any:
         return type(self), frozen(self.config)
+
+    @property
+    def biased(self) -> str | None:
+        """Why its gradient is biased for what it is to optimise; None if it is not.
+
+        The gradient is meant as the objective takes it, whatever the estimators of the sites.
+        """
+        return self.bias(self.config) if callable(self.bias) else self.bias
 
     @property
     def parts(self) -> tuple[tuple[float, Objective], ...]:
@@ -162,6 +171,11 @@ class _Sum(Objective):
         return self.terms
 
     @property
+    def biased(self) -> str | None:
+        reasons = {type(part).__name__: part.biased for c, part in self.terms if part.biased}
+        return "; ".join(f"{name}, as {reason}" for name, reason in reasons.items()) or None
+
+    @property
     def _identity(self) -> Any:
         return type(self), tuple((frozen(c), part) for c, part in self.terms)
 
@@ -177,6 +191,7 @@ def objective(
     fn: Callable[..., Any] | None = None,
     *,
     check: Callable[[dict[str, Any]], None] | None = None,
+    biased: str | Callable[[dict[str, Any]], str | None] | None = None,
 ) -> Any:
     """Make an objective of a function of two programs.
 
@@ -190,6 +205,9 @@ def objective(
         of the step.
       check: called with ``config`` when an objective is made, and with the values that schedules
         have at some steps; raises if it makes no sense.
+      biased: why the gradient is biased for what the objective is to optimise, or a function of
+        ``config`` that says so; None if it is not. What the engine derives from ``fn`` never is:
+        say so where ``fn`` stops gradients, or is an estimate of something else.
 
     Returns:
       A class of objectives whose constructor takes ``config``, by name.
@@ -213,13 +231,14 @@ def objective(
       PLDI 2024.
     """
     if fn is None:
-        return partial(objective, check=check)
+        return partial(objective, check=check, biased=biased)
     known = arguments(fn)
     members = {
         "program": staticmethod(fn),
         "arguments": MappingProxyType(known),
         "__signature__": inspect.Signature(list(known.values())),
         "check": None if check is None else staticmethod(check),
+        "bias": staticmethod(biased) if callable(biased) else biased,
         "__doc__": fn.__doc__,
         "__module__": fn.__module__,
         "__qualname__": fn.__qualname__,

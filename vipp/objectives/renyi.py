@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+from numpyro.util import not_jax_tracer
 
 from vipp.objectives.importance import weigh
 from vipp.objectives.objective import objective
@@ -19,7 +20,17 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"Renyi: alpha must be a number or -inf, got {alpha!r}.")
 
 
-@objective(check=_check)
+def _biased(config: dict[str, Any]) -> str | None:
+    alpha = config["alpha"]
+    if callable(alpha) or not not_jax_tracer(alpha) or alpha >= 0:
+        return None
+    return (
+        "for alpha below 0 the logarithm of an average over particles stays below the upper bound, "
+        "by an amount of order 1 / num_particles"
+    )
+
+
+@objective(check=_check, biased=_biased)
 def Renyi(  # noqa: N802
     p: AbstractProgram,
     q: AbstractProgram,
@@ -35,7 +46,7 @@ def Renyi(  # noqa: N802
     Args:
       alpha: 0 for IWAE, 1 for the ELBO (its limit), ``-inf`` for the largest weight alone (VR-max);
         a number or a schedule of the step. From 0 on it is a lower bound of the evidence with any
-        ``K``; below 0 it tends to an upper one as ``K`` grows, and is none with finitely many.
+        ``K``; below 0 its gradient is biased for that of an upper one, by ``1 / K`` as they grow.
       num_particles: ``K``, at least 1.
       per_plate: as in :class:`vipp.IWAE`.
 

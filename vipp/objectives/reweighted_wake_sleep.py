@@ -23,7 +23,16 @@ def _check(config: dict[str, Any]) -> None:
             )
 
 
-@objective(check=_check)
+def _biased(config: dict[str, Any]) -> str | None:
+    if _is_zero(config["wake"]):
+        return None
+    return (
+        "the wake phase's weights are normalised by their own sum, of order 1 / num_particles "
+        "(wake=0.0 leaves it out)"
+    )
+
+
+@objective(check=_check, biased=_biased)
 def ReweightedWakeSleep(  # noqa: N802
     p: AbstractProgram,
     q: AbstractProgram,
@@ -41,8 +50,9 @@ def ReweightedWakeSleep(  # noqa: N802
         z_k \sim q(\cdot \mid x), \quad (x', z') \sim p
 
     The value is that of ``IWAE(K)``. All sites are drawn as constants, whatever their estimators:
-    discrete choices cost nothing. Its bias falls as ``1 / K`` in the wake phase; the sleep phase
-    has none.
+    discrete choices cost nothing. The guide's gradient in the wake phase is biased for that of
+    :math:`E_{p(z \mid x)}[\log q(z \mid x)]`, by ``1 / K`` as the particles grow; the sleep phase
+    and the model's gradient are not.
 
     Args:
       num_particles: ``K``, at least 1.

@@ -13,7 +13,7 @@ import numpy as np
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
-from vipp.language.bias import noting_biased
+from vipp.language.bias import noting_biased, warn_of_biased_objective
 from vipp.objectives.objective import Objective
 from vipp.training.loop import MOST_STEPS_AT_ONCE, compiled_loop
 from vipp.training.progress import Progress
@@ -38,8 +38,8 @@ def fit(
 ) -> FitResult:
     r"""Maximise an objective over the parameters of model and guide.
 
-    Steps ``num_steps`` times along an unbiased estimate of
-    :math:`\nabla_\theta E[\mathrm{objective}]`, compiled as one loop that returns to Python only to
+    Steps ``num_steps`` times along an estimate of :math:`\nabla_\theta E[\mathrm{objective}]`,
+    unbiased unless a warning says otherwise, compiled as one loop that returns to Python only to
     move the progress bar.
 
     Args:
@@ -62,6 +62,7 @@ def fit(
 
     Warns:
       BiasedEstimatorWarning: once, naming the sites whose estimators are biased, if there are any.
+      BiasedObjectiveWarning: once, if ``objective.biased`` says that its gradient is.
 
     Raises:
       TypeError: if ``objective`` is not an :class:`vipp.Objective`.
@@ -91,6 +92,8 @@ def fit(
         state = svi.init(rng_key, *args, init_params=init_params, **kwargs)
     _check_init_params(init_params, svi.get_params(state))
     biased.warn("fit", stacklevel=2)
+    if objective.biased:
+        warn_of_biased_objective("fit", repr(objective), objective.biased, stacklevel=2)
     mutable = {**(state.mutable_state or {}), **objective.init_state()}
     state = state._replace(mutable_state=mutable or None)
     state = _settled(state if init_state is None else _continued(init_state, state))
