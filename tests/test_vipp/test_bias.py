@@ -96,6 +96,65 @@ def test_the_warning_can_be_an_error_or_ignored():
     assert jnp.isfinite(result.losses).all()
 
 
+# -- objectives ------------------------------------------------------------------------------------
+
+BIASED_OBJECTIVES = [
+    (vipp.FilteringBound(num_particles=2), "choice of ancestors"),
+    (vipp.FilteringBound(num_particles=2, resample="soft"), "choice of ancestors"),
+    (vipp.ReweightedWakeSleep(num_particles=2), "normalised by their own sum"),
+    (vipp.ReweightedWakeSleep(num_particles=2, wake=lambda step: 1.0 * step), "wake phase"),
+    (vipp.ForwardKL(num_particles=2), "normalised by their own sum"),
+    (vipp.CUBO(num_particles=2), "below the chi bound"),
+    (vipp.Renyi(alpha=-1.0, num_particles=2), "below the upper bound"),
+    (vipp.ELBO() + 0.1 * vipp.ForwardKL(num_particles=2), "ForwardKL, as the particles'"),
+]
+UNBIASED_OBJECTIVES = [
+    vipp.ELBO(), vipp.ELBO(beta=0.5, kl="analytic"), vipp.ELBO(stick_the_landing=True),
+    vipp.IWAE(num_particles=2), vipp.IWAE(num_particles=2, doubly_reparameterised=True),
+    vipp.MIWAE(num_bounds=2, num_particles=2), vipp.PIWAE(num_bounds=2, num_particles=2),
+    vipp.CIWAE(num_particles=2, beta=0.5), vipp.VIMCO(num_particles=2), vipp.TVO(num_particles=2),
+    vipp.VarGrad(num_particles=2), vipp.Renyi(alpha=0.5, num_particles=2),
+    vipp.AnnealedBound(num_steps=2), vipp.ForwardKL(samples={"z": jnp.zeros(1)}),
+    vipp.ReweightedWakeSleep(num_particles=2, wake=0.0, sleep=1.0),
+    vipp.FilteringBound(num_particles=2, resampling_gradient=True),
+    vipp.FilteringBound(num_particles=2, resample="none"), vipp.FilteringBound(num_particles=1),
+    vipp.ELBO() + vipp.IWAE(num_particles=2), vipp.objective(lambda p, q: 0.0)(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("objective, why", BIASED_OBJECTIVES, ids=lambda o: repr(o)[:40])
+def test_a_biased_objective_says_so(objective, why):
+    assert why in objective.biased
+
+
+@pytest.mark.parametrize("objective", UNBIASED_OBJECTIVES, ids=repr)
+def test_an_unbiased_objective_says_nothing(objective):
+    assert objective.biased is None
+
+
+def test_of_ones_own():
+    mine = vipp.objective(lambda p, q, *, k=1.0: k, biased=lambda c: "of k" if c["k"] else None)
+    assert (mine(k=2.0).biased, mine(k=0.0).biased) == ("of k", None)
+    assert vipp.objective(lambda p, q: 0.0, biased="always")().biased == "always"
+
+
+def test_fit_and_explain_tell_of_a_biased_objective():
+    objective = vipp.ForwardKL(num_particles=2)
+    fitted = lambda: vipp.fit(
+        KEY, objective, model, guided(None), optax.adam(0.1), 1, progress_bar=False
+    )
+    with pytest.warns(vipp.BiasedObjectiveWarning, match="ForwardKL.*biased: .*Fix: ") as caught:
+        fitted()
+    assert [w.filename for w in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", vipp.BiasedObjectiveWarning)
+        fitted()
+    table = vipp.explain(objective, model, guided(None))
+    assert str(table).splitlines()[1] == f"biased: {objective.biased}"
+    assert "biased: " in table._repr_html_()
+    assert "biased" not in str(vipp.explain(vipp.ELBO(), model, guided(None)))
+
+
 @pytest.mark.parametrize("estimator", [*BIASED, *UNBIASED], ids=named)
 def test_explain_marks_a_biased_estimator(estimator):
     """And prints estimators as they are written, their arrays by shape."""

@@ -432,6 +432,7 @@ def test_filtering_comes_closest_to_the_kalman_likelihood(bound_and_grad):
     assert exact - means[2] < 1.5
 
 
+@pytest.mark.filterwarnings("ignore::vipp.BiasedObjectiveWarning")
 def test_fitting_by_filtering():
     xs = simulated(60)
     result = vipp.fit(
@@ -444,6 +445,7 @@ def test_fitting_by_filtering():
     assert exact - 4 < -result.losses[-100:].mean() < exact + 0.5
 
 
+@pytest.mark.filterwarnings("ignore::vipp.BiasedObjectiveWarning")
 def test_deep_markov_model_learns():
     """Neural transitions and emissions on a noisy sine."""
     xs = jnp.sin(jnp.arange(30) * 0.6)[:, None] + 0.1 * jax.random.normal(
