@@ -29,7 +29,7 @@ COMMON, LEARNED = "leave-one-out, 2", "$estimator"
 ESTIMATORS = {
     COMMON: vipp.ScoreFunction(2, "leave_one_out"),
     "leave-one-out, 4": vipp.ScoreFunction(4, "leave_one_out"),
-    "Relax": vipp.Relax(),
+    "RELAX": vipp.RELAX(),
     "LocalExpectation": vipp.LocalExpectation(),
     "ReinMax": vipp.ReinMax(),
     "ST-Gumbel": vipp.GumbelSoftmax(hard=True),
@@ -178,7 +178,7 @@ def main() -> None:
     times = seconds_of_training(data[0], options.rounds)
     common, rows = programs_only(results[COMMON].params), []
     for name, estimator in ESTIMATORS.items():
-        params = adapted(under(estimator), common, data[0], 500) if name == "Relax" else common
+        params = adapted(under(estimator), common, data[0], 500) if name == "RELAX" else common
         variance = gradient_variance(under(estimator), params, data[0], options.draws)
         biased = "yes" if estimator.traits.biased else "no"
         train_elbo, last = curves[name][-1]

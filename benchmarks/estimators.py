@@ -124,8 +124,8 @@ def finite(binary: bool) -> dict[str, Any]:
         "LocalExpectation": vipp.LocalExpectation(),
         **({"ARM": vipp.ARM(), "DisARM": vipp.DisARM()} if binary else {}),
         **({"MeasureValued": vipp.MeasureValued()} if binary else {}),
-        "Rebar": vipp.Rebar(),
-        "Relax": vipp.Relax(),
+        "REBAR": vipp.REBAR(),
+        "RELAX": vipp.RELAX(),
         **({"Mix(DisARM, leave-one-out of 2)": mix} if binary else {}),
         **relaxations(binary),
     }
@@ -146,7 +146,7 @@ CONTINUOUS = {
     ),
     "MeasureValued": vipp.MeasureValued(),
 }
-LAWS = (("DisARM", loo(2)), ("Rebar", "ScoreFunction"), ("Relax", "ScoreFunction"),
+LAWS = (("DisARM", loo(2)), ("REBAR", "ScoreFunction"), ("RELAX", "ScoreFunction"),
         ("Mix(DisARM, leave-one-out of 2)", "DisARM"))  # fmt: skip
 
 
@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=50_000, help="of a small objective")
     parser.add_argument("--vae-draws", type=int, default=300)
     parser.add_argument("--steps", type=int, default=500, help="of training an autoencoder")
-    parser.add_argument("--adapt", type=int, default=500, help="steps that Relax and Mix learn")
+    parser.add_argument("--adapt", type=int, default=500, help="steps that RELAX and Mix learn")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", help="names of problems")
     parser.add_argument("--estimators", nargs="*", help="names of estimators; all by default")

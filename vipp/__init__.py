@@ -1,5 +1,7 @@
 """Programmable variational inference for NumPyro and JAX."""
 
+from typing import Any
+
 from vipp.diagnostics.explain import Explanation, explain
 from vipp.distributions.one_hot import OneHotCategorical
 from vipp.language.bias import BiasedEstimatorWarning, BiasedObjectiveWarning
@@ -31,6 +33,8 @@ from vipp.training.fit import fit
 from vipp.training.result import FitResult, NonFiniteError
 from vipp_transforms import (
     ARM,
+    REBAR,
+    RELAX,
     Automatic,
     DisARM,
     Enumerate,
@@ -41,9 +45,7 @@ from vipp_transforms import (
     Mix,
     MovingAverage,
     Pathwise,
-    Rebar,
     ReinMax,
-    Relax,
     ReSTE,
     ScoreFunction,
     SiteError,
@@ -51,6 +53,7 @@ from vipp_transforms import (
     StraightThrough,
     constant,
 )
+from vipp_transforms.names import renamed
 
 __all__ = [
     "AnnealedBound",
@@ -88,9 +91,9 @@ __all__ = [
     "Pathwise",
     "PIWAE",
     "Program",
-    "Rebar",
+    "REBAR",
     "ReinMax",
-    "Relax",
+    "RELAX",
     "Renyi",
     "replicate",
     "ReSTE",
@@ -107,3 +110,10 @@ __all__ = [
     "VIMCO",
     "with_estimators",
 ]
+
+_RENAMED = {"Rebar": "REBAR", "Relax": "RELAX"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names of the version before, for one version more."""
+    return renamed(__name__, name, _RENAMED, globals())

@@ -17,7 +17,7 @@ ESTIMATORS = [
     vt.MeasureValued(),
     vt.ARM(),
     vt.DisARM(),
-    vt.Rebar(),
+    vt.REBAR(),
     vt.GumbelSoftmax(0.5),
     vt.StraightThrough(),
 ]

@@ -108,7 +108,7 @@ IN_MIXTURES = ("score", "score3", "score2-loo", "score3-loo", "enumerate", "auto
 LIMIT = 40_000  # joint assignments of one case; at least one estimator of each kind stays below
 
 # What has continuous randomness besides a discrete draw, and what is exact only in a limit.
-SAMPLED = [vt.Pathwise, vt.Rebar, vt.Relax]
+SAMPLED = [vt.Pathwise, vt.REBAR, vt.RELAX]
 BIASED = [vt.GumbelSoftmax, vt.ReinMax, vt.ReSTE, vt.SparseMixer, vt.StraightThrough]
 
 

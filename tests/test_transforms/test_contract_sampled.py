@@ -44,12 +44,12 @@ OTHERS = {
 
 def relax(size):
     """With a network that matters."""
-    parameters = vt.Relax(hidden=3).init(jax.random.key(5), size)
+    parameters = vt.RELAX(hidden=3).init(jax.random.key(5), size)
     out = jnp.array([0.5, -0.8, 0.3])
-    return vt.Relax(3, {**parameters, "out": out, "eta": jnp.float32(0.7)})
+    return vt.RELAX(3, {**parameters, "out": out, "eta": jnp.float32(0.7)})
 
 
-REBAR = vt.Rebar(temperature=jnp.float32(0.6), eta=jnp.float32(0.8))
+REBAR = vt.REBAR(temperature=jnp.float32(0.6), eta=jnp.float32(0.8))
 
 
 SHARED = (("score2-loo", "score2-antithetic"), ("score2-antithetic", "score2-loo"))

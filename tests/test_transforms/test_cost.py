@@ -45,7 +45,7 @@ def operations(make, f, estimator):
     return (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
 
 
-RELAX = vt.Relax(4, vt.Relax(4).init(KEY, 3))
+RELAX = vt.RELAX(4, vt.RELAX(4).init(KEY, 3))
 ROWS = {  # evaluations where lanes are apart, and together
     "score": (bernoulli, vt.ScoreFunction(), 1, 1),
     "score4": (bernoulli, vt.ScoreFunction(4, "leave_one_out"), 4, 4),
@@ -57,7 +57,7 @@ ROWS = {  # evaluations where lanes are apart, and together
     "measure-normal": (normal, vt.MeasureValued(), 5, 13),
     "arm": (bernoulli, vt.ARM(), 2, 2),
     "disarm": (bernoulli, vt.DisARM(), 2, 2),
-    "rebar": (bernoulli, vt.Rebar(), 3, 3),
+    "rebar": (bernoulli, vt.REBAR(), 3, 3),
     "mix": (bernoulli, vt.Mix(vt.DisARM(), vt.ScoreFunction(), 0.5), 3, 3),
     "pathwise": (normal, vt.Pathwise(), 1, 1),
     "pathwise4": (normal, vt.Pathwise(4), 4, 4),

@@ -25,7 +25,7 @@ def run(estimator, distribution):
     return jax.eval_shape(lambda: vt.surrogate(lambda: (draw(), None))()[0])
 
 
-RELAX = vt.Relax(3, vt.Relax(3).init(KEY, 1))
+RELAX = vt.RELAX(3, vt.RELAX(3).init(KEY, 1))
 NOT_FOR = [
     (vt.LocalExpectation(), [POISSON, NORMAL], "LocalExpectation needs a finite support"),
     (vt.Enumerate(), [POISSON, NORMAL], "Enumerate needs a finite support"),
@@ -33,8 +33,8 @@ NOT_FOR = [
     (vt.DisARM(), [CATEGORICAL, NORMAL, POISSON], "DisARM needs a Bernoulli"),
     (vt.ReSTE(), [CATEGORICAL, NORMAL], "ReSTE needs a Bernoulli"),
     (vt.MeasureValued(), [BETA, POISSON, NORMAL], "MeasureValued knows no weak derivative"),
-    (vt.Rebar(), [CATEGORICAL, NORMAL], "Rebar relaxes a Bernoulli or a one-hot"),
-    (RELAX, [CATEGORICAL, NORMAL], "Relax relaxes a Bernoulli or a one-hot"),
+    (vt.REBAR(), [CATEGORICAL, NORMAL], "REBAR relaxes a Bernoulli or a one-hot"),
+    (RELAX, [CATEGORICAL, NORMAL], "RELAX relaxes a Bernoulli or a one-hot"),
     (vt.GumbelSoftmax(), [CATEGORICAL, NORMAL], "GumbelSoftmax relaxes a Bernoulli or a one-hot"),
     (vt.StraightThrough(), [CATEGORICAL], "StraightThrough relaxes a Bernoulli or a one-hot"),
     (vt.ReinMax(), [CATEGORICAL], "ReinMax relaxes a Bernoulli or a one-hot"),
@@ -66,7 +66,7 @@ def test_coupled_samples_need_a_quantile_function(estimator):
 
 
 @pytest.mark.parametrize("temperature", [0, 0.0, -1.0, True, float("nan")])
-@pytest.mark.parametrize("make", [vt.GumbelSoftmax, vt.Rebar, vt.ReinMax])
+@pytest.mark.parametrize("make", [vt.GumbelSoftmax, vt.REBAR, vt.ReinMax])
 def test_temperature(make, temperature):
     with pytest.raises(ValueError, match=rf"{make.__name__}: temperature must be positive, got"):
         make(temperature=temperature)
@@ -87,7 +87,7 @@ def test_temperature(make, temperature):
         (lambda: vt.Pathwise(2, antithetic=True, quasi=True), "exclude each other"),
         (lambda: vt.Pathwise(control_variate="newton"), "None or 'taylor', got 'newton'"),
         (lambda: vt.LocalExpectation(0), "must be a positive int, got 0"),
-        (lambda: vt.Relax(0), "hidden must be a positive int, got 0"),
+        (lambda: vt.RELAX(0), "hidden must be a positive int, got 0"),
         (lambda: vt.ReSTE(power=0.5), "power must be at least 1, got 0.5"),
         (lambda: vt.ReSTE(limit=0.0), "limit must be positive, got 0.0"),
         (lambda: vt.Mix(vt.ARM(), vt.DisARM(), weight="best"), "'optimal', got 'best'"),
@@ -99,7 +99,7 @@ def test_arguments(make, match):
         make()
 
 
-@pytest.mark.parametrize("part", [None, vt.ScoreFunction, vt.Relax(), 3.0])
+@pytest.mark.parametrize("part", [None, vt.ScoreFunction, vt.RELAX(), 3.0])
 def test_parts_of_a_mixture(part):
     with pytest.raises(TypeError, match=r"Mix: expected two estimators.*got"):
         vt.Mix(vt.DisARM(), part)
@@ -117,7 +117,7 @@ def test_shape_of_a_baseline(shape):
     [
         vt.ScoreFunction(baseline=vt.MovingAverage()),
         vt.ScoreFunction(baseline=lambda x: x),
-        vt.Relax(),
+        vt.RELAX(),
         vt.Mix(vt.DisARM(), vt.ScoreFunction()),
     ],
     ids=["average", "function", "relax", "mix"],

@@ -63,12 +63,12 @@ def test_binary_variances_where_lanes_are_mixed(exact):
     assert disarm < 0.8 * arm
 
 
-RELAXED = vt.Relax(2).init(jax.random.key(0), 1)
+RELAXED = vt.RELAX(2).init(jax.random.key(0), 1)
 
 
 @pytest.mark.parametrize(
     "estimator",
-    [vt.Rebar(), vt.Relax(2, {**RELAXED, "out": jnp.full(2, 0.05)})],
+    [vt.REBAR(), vt.RELAX(2, {**RELAXED, "out": jnp.full(2, 0.05)})],
     ids=["rebar", "relax"],
 )
 def test_a_relaxed_control_variate_lowers_the_variance(exact, estimator):

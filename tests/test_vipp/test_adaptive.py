@@ -206,7 +206,7 @@ def test_value_and_grad_starts_at_the_start(bound_and_grad):
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), got, want)
     assert used(guided(vipp.Mix(vipp.ARM(), vipp.DisARM())), {}).best == 0.5
-    assert used(guided(vipp.Rebar(lambda step: 0.75 + step)), {}).temperature == 0.75
+    assert used(guided(vipp.REBAR(lambda step: 0.75 + step)), {}).temperature == 0.75
 
 
 # -- the weight of a mixture ---------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_a_schedule_is_used_step_by_step():
     "estimator",
     [
         vipp.GumbelSoftmax(lambda t: 2.0 / (1 + t)),
-        vipp.Rebar(lambda t: 2.0 / (1 + t), eta=lambda t: 0.25 * t),
+        vipp.REBAR(lambda t: 2.0 / (1 + t), eta=lambda t: 0.25 * t),
         vipp.ReinMax(lambda t: 1 + 0.5 * t),
         vipp.ReSTE(lambda t: 1.5 + t),
     ],
@@ -312,7 +312,7 @@ def test_predictive_takes_the_parameters_as_they_are():
         logits = numpyro.param("l", jnp.zeros(2))
         with numpyro.plate("N", 2):
             vipp.sample("b", dist.Bernoulli(logits=logits), vipp.ScoreFunction(baseline=MOVING))
-        vipp.sample("z", dist.Bernoulli(logits=logits[0]), vipp.Rebar(lambda t: 1.0 / (1 + t)))
+        vipp.sample("z", dist.Bernoulli(logits=logits[0]), vipp.REBAR(lambda t: 1.0 / (1 + t)))
 
     def both():
         model()
@@ -338,9 +338,9 @@ def test_predictive_takes_the_parameters_as_they_are():
         ),
         (vipp.ScoreFunction(baseline=vipp.Learned(lambda: 0.0)), "has parameters or state"),
         (vipp.ScoreFunction(baseline=lambda: 0.0), "has parameters or state"),
-        (vipp.Relax(2), "Relax has parameters"),
+        (vipp.RELAX(2), "RELAX has parameters"),
         (vipp.Mix(vipp.DisARM(), vipp.ARM()), "weight='optimal'.*has state"),
-        (vipp.Rebar(optax.constant_schedule(0.5)), "Rebar has a schedule for 'temperature'"),
+        (vipp.REBAR(optax.constant_schedule(0.5)), "REBAR has a schedule for 'temperature'"),
     ],
     ids=lambda x: type(x).__name__,
 )
@@ -373,6 +373,6 @@ def test_one_site_has_one_state():
     averaged = vipp.ScoreFunction(baseline=MOVING)
     same = vipp.with_estimators(model, {"z": averaged})
     vipp.explain(vipp.ELBO(), same, guided(averaged))
-    other = vipp.with_estimators(model, {"z": vipp.Rebar(lambda t: 1.0 + t)})
+    other = vipp.with_estimators(model, {"z": vipp.REBAR(lambda t: 1.0 + t)})
     with pytest.raises(vipp.SiteError, match=r"Site 'z'.*found.*expected.*Fix: give the site the"):
         vipp.explain(vipp.ELBO(), other, guided(averaged))

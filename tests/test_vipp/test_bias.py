@@ -23,7 +23,7 @@ BIASED = [
 ]
 UNBIASED = [
     None, vipp.Enumerate(), vipp.ScoreFunction(), vipp.ARM(), vipp.DisARM(), vipp.LocalExpectation(),
-    vipp.MeasureValued(), vipp.Rebar(), vipp.Relax(2), vipp.Mix(vipp.ARM(), vipp.DisARM()),
+    vipp.MeasureValued(), vipp.REBAR(), vipp.RELAX(2), vipp.Mix(vipp.ARM(), vipp.DisARM()),
     vipp.ScoreFunction(baseline=vipp.MovingAverage()),
 ]  # fmt: skip
 named = lambda e: type(e).__name__
@@ -173,7 +173,7 @@ def test_explain_marks_a_biased_estimator(estimator):
          "ScoreFunction(baseline=Learned(network=float32[]))"),
         (vipp.Mix(vipp.ARM(), vipp.ScoreFunction(2)),
          "Mix(first=ARM, second=ScoreFunction(num_samples=2))"),
-        (vipp.Relax(3), "Relax(hidden=3)"),
+        (vipp.RELAX(3), "RELAX(hidden=3)"),
         (vipp.ReinMax(lambda t: 1.0 + t), "ReinMax(temperature=float32[])"),
         (vipp.GumbelSoftmax(0.5, hard=True), "GumbelSoftmax(temperature=0.5, hard=True)"),
         (vipp.ScoreFunction(baseline="leave_one_out", num_samples=2),

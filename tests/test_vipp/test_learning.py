@@ -1,4 +1,4 @@
-"""Estimators with parameters: learned baselines, baselines of values, and Relax.
+"""Estimators with parameters: learned baselines, baselines of values, and RELAX.
 
 Nothing of the guide is trained here: what an estimator learns is compared with what is best there.
 """
@@ -183,14 +183,14 @@ def test_optimal_coefficient(bound_and_grad):
     np.testing.assert_allclose(alone, grads(X[:1], baseline="leave_one_out"), rtol=1e-3, atol=1e-4)
 
 
-# -- Relax ---------------------------------------------------------------------------------------
+# -- RELAX ---------------------------------------------------------------------------------------
 
 
 def test_relax_learns_to_vary_less(reference):
     """The lanes contribute differently. Unbiased before and after, in every parameter."""
-    own, program = "z$estimator", vipp.with_estimators(guide, {"z": vipp.Relax(4)})
+    own, program = "z$estimator", vipp.with_estimators(guide, {"z": vipp.RELAX(4)})
     result = fit(KEY, vipp.ELBO(), model, program, only(own), 400, X)
-    settings = {own: vipp.Relax(4).init(jax.random.key(3), 1)}, {own: result.params[own]}
+    settings = {own: vipp.RELAX(4).init(jax.random.key(3), 1)}, {own: result.params[own]}
     for name in ("eta", "log_temperature", "out"):
         assert jnp.abs(settings[1][own][name] - settings[0][own][name]).max() > 0.05
     np.testing.assert_array_equal(result.params["l"], LOGITS)
@@ -210,7 +210,7 @@ def test_relax_learns_to_vary_less(reference):
 
 def test_relax_under_svi():
     """Its parameters move with NumPyro's loop; and are made where none are given."""
-    program = vipp.with_estimators(guide, {"z": vipp.Relax(2)})
+    program = vipp.with_estimators(guide, {"z": vipp.RELAX(2)})
     result = SVI(model, program, optax.adam(0.1), vipp.ELBO()).run(KEY, 3, X, progress_bar=False)
     learned = result.params["z$estimator"]
     assert learned["eta"] != 1 and learned["log_temperature"] != jnp.log(0.5)
@@ -220,7 +220,7 @@ def test_relax_under_svi():
 
 
 def test_relax_goes_on_with_parameters_of_its_own_size_only():
-    program = vipp.with_estimators(guide, {"z": vipp.Relax(2)})
-    other = {"z$estimator": vipp.Relax(3).init(KEY, 1)}
+    program = vipp.with_estimators(guide, {"z": vipp.RELAX(2)})
+    other = {"z$estimator": vipp.RELAX(3).init(KEY, 1)}
     with pytest.raises(vipp.SiteError, match=r"Site 'z'.*found.*\(3,\).*expected.*\(2,\).*Fix: "):
         vipp.explain(vipp.ELBO(), model, program, X, params=other)

@@ -294,7 +294,7 @@ def test_iwae(name, reference, bound_and_grad):
 
 @pytest.mark.parametrize("kind", ["probs", "logits"])
 @pytest.mark.parametrize(
-    "estimator", [vipp.GumbelSoftmax(), vipp.Rebar(), vipp.SparseMixer()], ids=repr
+    "estimator", [vipp.GumbelSoftmax(), vipp.REBAR(), vipp.SparseMixer()], ids=repr
 )
 def test_a_relaxed_choice_is_scored_by_either_kind_of_bernoulli(kind, estimator):
     def program(name):

@@ -7,6 +7,8 @@ from vipp_transforms.constant import constant
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators import (
     ARM,
+    REBAR,
+    RELAX,
     Baseline,
     DisARM,
     Enumerate,
@@ -17,9 +19,7 @@ from vipp_transforms.estimators import (
     Mix,
     MovingAverage,
     Pathwise,
-    Rebar,
     ReinMax,
-    Relax,
     ReSTE,
     ScoreFunction,
     SparseMixer,
@@ -67,9 +67,9 @@ __all__ = [
     "Policy",
     "Probe",
     "ReSTE",
-    "Rebar",
+    "REBAR",
     "ReinMax",
-    "Relax",
+    "RELAX",
     "ScoreFunction",
     "Seen",
     "SiteError",
@@ -89,7 +89,7 @@ __all__ = [
     "surrogate",
 ]
 
-_RENAMED = {"Here": "Local", "Lot": "SiteInfo"}
+_RENAMED = {"Here": "Local", "Lot": "SiteInfo", "Rebar": "REBAR", "Relax": "RELAX"}
 
 
 def __getattr__(name: str) -> Any:

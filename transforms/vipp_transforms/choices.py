@@ -51,6 +51,11 @@ def default(reparameterised: bool) -> Estimator | Policy:
     return Pathwise() if reparameterised else Automatic()
 
 
+def single_draw() -> Estimator:
+    """One plain draw, for an objective that draws something itself, and any distribution."""
+    return ScoreFunction()
+
+
 class Choice(NamedTuple):
     """A site's estimator, and why it has it."""
 

@@ -17,7 +17,7 @@ class OneHotCategorical(dist.Distribution):
         P(x = e_k) = \mathrm{softmax}(\mathrm{logits})_k, \qquad \log p(x) = \sum_k x_k \log p_k
 
     Estimators that relax a choice to real numbers (``GumbelSoftmax``, ``StraightThrough``,
-    ``ReinMax``, ``Rebar``) need it in place of ``numpyro.distributions.Categorical``, whose index
+    ``ReinMax``, ``REBAR``) need it in place of ``numpyro.distributions.Categorical``, whose index
     can't be relaxed. Its log density is defined, and differentiable, on the whole simplex.
 
     Args:

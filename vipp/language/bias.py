@@ -39,7 +39,7 @@ class noting_biased(Messenger):  # noqa: N801 (a NumPyro handler, named like Num
         sites = ", ".join(f"'{name}' ({estimator})" for name, estimator in self.found)
         warnings.warn(
             f"{what}: the gradient is biased through {sites}. Expected unbiased estimators. Fix: "
-            "choose one, such as vipp.Rebar() or vipp.LocalExpectation(), or accept it with "
+            "choose one, such as vipp.REBAR() or vipp.LocalExpectation(), or accept it with "
             "warnings.simplefilter('ignore', vipp.BiasedEstimatorWarning).",
             BiasedEstimatorWarning,
             stacklevel=stacklevel + 1,

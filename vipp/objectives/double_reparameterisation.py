@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed
 
-import vipp_transforms as vt
 from vipp.language.handler import estimator_of
 from vipp.language.replicate import random_key, replicate
 from vipp.objectives.importance import Weights
@@ -75,7 +74,7 @@ def _check_pathwise(of_q: Sequence[SiteDensity]) -> None:
         if site.observed:
             continue
         estimator = estimator_of({"name": site.name, "fn": site.fn, "infer": site.infer})
-        if not isinstance(estimator, vt.Pathwise):
+        if not estimator.traits.pathwise:
             raise ValueError(
                 f"IWAE(doubly_reparameterised=True): site '{site.name}' is drawn with "
                 f"{estimator!r}, expected Pathwise(). Fix: use doubly_reparameterised=False, or "

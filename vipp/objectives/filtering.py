@@ -17,6 +17,7 @@ from vipp.programs.densities import joint
 from vipp.programs.program import AbstractProgram
 from vipp.programs.steps import Sequence, check_ends_with_scan, take_apart
 from vipp.programs.support import check_same_support
+from vipp_transforms.choices import single_draw
 
 _WAYS = ("multinomial", "systematic", "soft", "none")
 
@@ -161,7 +162,7 @@ def _resample(
         log_proposal = jnp.logaddexp(jnp.log1p(-softness) + log_w, uniform)
     if with_gradient:
         drawn = dist.Categorical(logits=jnp.broadcast_to(log_proposal, (count, count)))
-        index = vt.sample(key, drawn, vt.ScoreFunction(), name="filtering$ancestors")
+        index = vt.sample(key, drawn, single_draw(), name="filtering$ancestors")
     else:
         logits = jax.lax.stop_gradient(log_proposal)
         index = jax.random.categorical(key, logits, shape=(count,))

@@ -8,7 +8,7 @@ from vipp_transforms.estimators.local_expectation import LocalExpectation
 from vipp_transforms.estimators.measure_valued import MeasureValued
 from vipp_transforms.estimators.mix import Mix
 from vipp_transforms.estimators.pathwise import Pathwise
-from vipp_transforms.estimators.rebar import Rebar, Relax
+from vipp_transforms.estimators.rebar import REBAR, RELAX
 from vipp_transforms.estimators.reste import ReSTE
 from vipp_transforms.estimators.score_function import ScoreFunction
 from vipp_transforms.estimators.sparse_mixer import SparseMixer
@@ -27,9 +27,9 @@ __all__ = [
     "MovingAverage",
     "Pathwise",
     "ReSTE",
-    "Rebar",
+    "REBAR",
     "ReinMax",
-    "Relax",
+    "RELAX",
     "ScoreFunction",
     "SparseMixer",
     "StraightThrough",

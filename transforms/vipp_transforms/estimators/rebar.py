@@ -36,7 +36,7 @@ from vipp_transforms.estimators.base import (
 
 
 @estimator
-class Rebar(Estimator):
+class REBAR(Estimator):
     r"""The score function, less the relaxed program's, plus the relaxed program's own gradient.
 
     .. math::
@@ -56,8 +56,8 @@ class Rebar(Estimator):
 
     Example:
       >>> import vipp_transforms as vt
-      >>> vt.Rebar(temperature=0.5)
-      Rebar(temperature=0.5, eta=1.0)
+      >>> vt.REBAR(temperature=0.5)
+      REBAR(temperature=0.5, eta=1.0)
 
     References:
       Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein, *REBAR: low-variance, unbiased gradient
@@ -69,11 +69,11 @@ class Rebar(Estimator):
     traits: ClassVar[Traits] = Traits(relaxed=True, orders=1)
 
     def __post_init__(self) -> None:
-        require_temperature("Rebar", self.temperature)
+        require_temperature("REBAR", self.temperature)
 
     def validate(self, site: SiteInfo) -> None:
         """A Bernoulli or a one-hot choice."""
-        require_relaxable(site, "Rebar")
+        require_relaxable(site, "REBAR")
 
     def axis(self, site: SiteInfo) -> Axis | None:
         """The choice, its relaxation, and one given the choice."""
@@ -92,7 +92,7 @@ class Rebar(Estimator):
 
 
 @estimator
-class Relax(Estimator):
+class RELAX(Estimator):
     r"""REBAR with a control variate that learns, by gradient descent on the variance.
 
     .. math::
@@ -114,8 +114,8 @@ class Relax(Estimator):
 
     Example:
       >>> import vipp_transforms as vt
-      >>> vt.Relax(hidden=8)
-      Relax(hidden=8)
+      >>> vt.RELAX(hidden=8)
+      RELAX(hidden=8)
 
     References:
       Grathwohl, Choi, Wu, Roeder and Duvenaud, *Backpropagation through the void*, 2018.
@@ -126,7 +126,7 @@ class Relax(Estimator):
     traits: ClassVar[Traits] = Traits(relaxed=True, orders=1)
 
     def __post_init__(self) -> None:
-        positive_int("Relax: hidden", self.hidden)
+        positive_int("RELAX: hidden", self.hidden)
 
     @property
     def learning(self) -> Learning | None:
@@ -139,7 +139,7 @@ class Relax(Estimator):
         def init(key: Any, site: SiteInfo) -> Any:
             return self.init(key, max(1, math.prod(site.event_shape)))
 
-        def fill(kept: Any) -> Relax:
+        def fill(kept: Any) -> RELAX:
             return dataclasses.replace(self, parameters=kept)
 
         return Learning(observe, init if self.parameters is None else None, fill)
@@ -157,10 +157,10 @@ class Relax(Estimator):
 
     def validate(self, site: SiteInfo) -> None:
         """A Bernoulli or a one-hot choice, and parameters."""
-        require_relaxable(site, "Relax")
+        require_relaxable(site, "RELAX")
         if self.parameters is None:
             raise SiteError(
-                f"Site '{site.name}': Relax has parameters that the program does not know of. Fix: "
+                f"Site '{site.name}': RELAX has parameters that the program does not know of. Fix: "
                 "set it with vipp.sample(..., estimator=) or vipp.with_estimators, not through "
                 "infer={'estimator': ...}."
             )
@@ -228,9 +228,9 @@ def _trailing(site: SiteInfo, lanes: tuple[int, ...], size: int) -> int:
         if math.prod((*together, *site.event_shape)) == size:
             return count
     raise SiteError(
-        f"Site '{site.name}': Relax has parameters for {size} numbers, expected as many as a "
+        f"Site '{site.name}': RELAX has parameters for {size} numbers, expected as many as a "
         f"batch element of its value has (lanes {lanes}, event {site.event_shape}). Fix: "
-        "make them with Relax.init(key, size)."
+        "make them with RELAX.init(key, size)."
     )
 
 
