@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
+SEEDS ?= 0:500
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint format docs bench notebooks clean
+.PHONY: help demo test test-oldest fuzz lint format docs bench notebooks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +28,9 @@ test-oldest:  ## run the tests on the oldest dependencies that pyproject.toml ad
 	$(VENV)-oldest/bin/python -m pip --disable-pip-version-check install --quiet \
 		--constraint $(VENV)-oldest/oldest.txt --editable '.[test]'
 	$(VENV)-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+fuzz: $(VENV)/.installed-test  ## compare random programs with brute force (SEEDS=0:5000)
+	$(BIN)/python tests/fuzz/fuzz.py $(SEEDS)
 
 lint: $(VENV)/.installed-lint $(VENV)/.installed-test  ## ruff, pyright and the import contracts
 	$(BIN)/ruff check
