@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from vipp.diagnostics.check import check
 from vipp.diagnostics.explain import Explanation, explain
+from vipp.diagnostics.mistake import CheckError
 from vipp.distributions.one_hot import OneHotCategorical
 from vipp.language.bias import BiasedEstimatorWarning, BiasedObjectiveWarning
 from vipp.language.expectation import expectation
@@ -61,6 +63,8 @@ __all__ = [
     "Automatic",
     "BiasedEstimatorWarning",
     "BiasedObjectiveWarning",
+    "check",
+    "CheckError",
     "CIWAE",
     "constant",
     "CUBO",

@@ -150,7 +150,8 @@ def test_a_bad_step_stops_the_run():
 
 
 def test_data_that_are_not_a_number():
-    with pytest.raises(vipp.NonFiniteError, match="step 0"):
+    """Are found before the first step, by site and index."""
+    with pytest.raises(vipp.CheckError, match=r"'x'.*index \(1,\)"):
         fit_function(
             KEY, vipp.ELBO(), model, guide, optax.adam(0.1), 5, X.at[1].set(jnp.nan),
             progress_bar=False,

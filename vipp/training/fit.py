@@ -13,6 +13,7 @@ import numpy as np
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
+from vipp.diagnostics.check import Checked
 from vipp.language.bias import noting_biased, warn_of_biased_objective
 from vipp.objectives.objective import Objective
 from vipp.training.loop import MOST_STEPS_AT_ONCE, compiled_loop
@@ -65,6 +66,8 @@ def fit(
       BiasedObjectiveWarning: once, if ``objective.biased`` says that its gradient is.
 
     Raises:
+      CheckError: naming what is wrong with the model, the guide or the data; see
+        :func:`vipp.check`.
       TypeError: if ``objective`` is not an :class:`vipp.Objective`.
       ValueError: if ``num_steps`` is not a positive int, ``init_params`` has a name that is no
         parameter's, or as the objective raises.
@@ -86,10 +89,12 @@ def fit(
             f"fit: objective must be an instance of vipp.Objective such as vipp.ELBO(), got "
             f"{objective!r}. Fix: call the class, or decorate the function with @vipp.objective."
         )
-    svi = SVI(model, guide, optim, loss=objective)
-    biased = noting_biased()
-    with biased:
-        state = svi.init(rng_key, *args, init_params=init_params, **kwargs)
+    checked, biased = Checked(model, guide), noting_biased()
+    first = SVI(checked.model, checked.guide, optim, loss=objective)
+    with biased, checked.running(args, kwargs):
+        state = first.init(rng_key, *args, init_params=init_params, **kwargs)
+    svi = SVI(model, guide, first.optim, loss=objective)
+    svi.constrain_fn = first.constrain_fn
     _check_init_params(init_params, svi.get_params(state))
     biased.warn("fit", stacklevel=2)
     if objective.biased:

@@ -1,0 +1,231 @@
+"""Mistakes that must not pass: each is told before anything is compiled, by the name at fault."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.infer.autoguide import AutoNormal
+
+import vipp
+
+X = jnp.ones(6)
+POSITIVE = dist.constraints.positive
+
+
+def param(name, value, constraint=dist.constraints.real):
+    return numpyro.param(name, value, constraint=constraint)
+
+
+def draw_mu(*_):
+    numpyro.sample("mu", dist.Normal(param("m", 0.0), 1.0))
+
+
+def nothing(*_):
+    pass
+
+
+def regression(x, size=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("N", size or len(x)):
+        numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def of_six(x):
+    regression(x, 6)
+
+
+def bare(x):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(mu * jnp.ones(6), 1.0), obs=x)
+
+
+def column(x):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(mu * jnp.ones((6, 1)), 1.0), obs=x)
+
+
+def local(subsample_size=None):
+    def model(x):
+        with numpyro.plate("N", 6, subsample_size=subsample_size) as i:
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x[i])
+
+    return model
+
+
+def draw_local(size):
+    def guide(x):
+        with numpyro.plate("N", size):
+            numpyro.sample("z", dist.Normal(param("m", jnp.zeros(size)), 1.0))
+
+    return guide
+
+
+def likelihood(make):
+    return lambda x: numpyro.sample("x", make(param("w", 0.3)).expand([6]).to_event(1), obs=x)
+
+
+def one(make):
+    return lambda *_: numpyro.sample("mu", make())
+
+
+def discrete(x):
+    z = numpyro.sample("z", dist.Bernoulli(0.3))
+    numpyro.sample("x", dist.Normal(z, 1.0).expand([6]).to_event(1), obs=x)
+
+
+def twice(*_):
+    draw_mu()
+    draw_mu()
+
+
+def labels(x, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(mu, 1.0).expand([6]).to_event(1))
+
+
+def colliding(*_):
+    with numpyro.plate("a", 3, dim=-1), numpyro.plate("b", 4, dim=-1):
+        numpyro.sample("mu", dist.Normal())
+
+
+def too_many(*_):
+    with numpyro.plate("a", 3):
+        numpyro.sample("mu", dist.Normal(jnp.zeros(5), 1.0))
+
+
+def covariate(x, y):
+    loc = param("w", 1.0) * x
+    numpyro.sample("y", dist.Normal(loc, 1.0, validate_args=False).to_event(1), obs=y)
+
+
+class Mistake(NamedTuple):
+    model: Any
+    guide: Any
+    site: str
+    says: str
+    args: tuple[Any, ...] = (X,)
+
+
+def with_scale(value=1.0, **kwargs):
+    return lambda *_: numpyro.sample("mu", dist.Normal(0.0, param("s", value, **kwargs)))
+
+
+MISTAKES = {
+    "site missing": Mistake(regression, nothing, "mu", "the guide does not draw"),
+    "site misspelt": Mistake(
+        regression, lambda x: numpyro.sample("mu2", dist.Normal()), "mu", "did you mean 'mu2'"
+    ),
+    "site too many": Mistake(
+        regression, lambda x: (draw_mu(), numpyro.sample("u", dist.Normal())), "u",
+        r"the model does not have.*vipp\.marginal",
+    ),
+    "site observed": Mistake(
+        regression, lambda x: (draw_mu(), one(lambda: dist.Normal().expand([6]))) and
+        numpyro.sample("x", dist.Normal().expand([6]).to_event(1)), "x", "the model observes",
+    ),
+    "support wider": Mistake(one(dist.HalfNormal), draw_mu, "mu", r"Normal \(Real.*HalfNormal"),
+    "support of a vector": Mistake(
+        one(lambda: dist.Dirichlet(jnp.ones(3))), one(lambda: dist.Normal(jnp.zeros(3)).to_event(1)),
+        "mu", "Simplex",
+    ),
+    "support discrete": Mistake(
+        one(lambda: dist.Bernoulli(0.5)), one(lambda: dist.Categorical(jnp.ones(3) / 3)),
+        "mu", "CategoricalProbs.*BernoulliProbs",
+    ),
+    "data nan": Mistake(
+        regression, draw_mu, "x", r"index \(4,\).*nan", (X.at[4].set(jnp.nan),)
+    ),
+    "data inf, NumPy": Mistake(
+        regression, draw_mu, "x", r"index \(2,\)", (np.where(np.arange(6) == 2, np.inf, 1.0),)
+    ),
+    "covariate nan": Mistake(
+        covariate, nothing, "y", r"argument 0 is nan at index \(3,\)", (X.at[3].set(jnp.nan), X)
+    ),
+    "data (N, 1)": Mistake(regression, draw_mu, "x", r"shape \(6, 1\).*\(6,\)", (X[:, None],)),
+    "data (N, 1), no plate": Mistake(bare, draw_mu, "x", r"shape \(6, 1\)", (X[:, None],)),
+    "data of length 1": Mistake(of_six, draw_mu, "x", r"shape \(1,\)", (X[:1],)),
+    "data too short": Mistake(of_six, draw_mu, "x", r"shape \(5,\)", (X[:5],)),
+    "location (N, 1)": Mistake(column, draw_mu, "x", r"shape \(6,\).*\(6, 1\)"),
+    "data negative": Mistake(
+        likelihood(lambda w: dist.Gamma(jnp.exp(w), 1.0)), nothing, "x",
+        r"-2.0 at index \(4,\).*Gamma", (X.at[4].set(-2.0),),
+    ),
+    "data no counts": Mistake(
+        likelihood(lambda w: dist.Poisson(jnp.exp(w))), nothing, "x", "0.5 at index", (0.5 * X,)
+    ),
+    "data no labels": Mistake(
+        likelihood(lambda w: dist.Bernoulli(logits=w)), nothing, "x", "2.0 at index", (2 * X,)
+    ),
+    "plate sizes": Mistake(
+        local(), draw_local(3), "N", r"size 3 in the guide, around \['z'\], and 6"
+    ),
+    "plate missing": Mistake(
+        local(), lambda x: numpyro.sample("z", dist.Normal()), "z", r"shape \(\).*\(6,\)"
+    ),
+    "minibatch in the model alone": Mistake(local(3), draw_local(6), "N", "subsample size 6"),
+    "plates collide": Mistake(colliding, draw_mu, "b", "dimension that no enclosing plate has"),
+    "plate does not fit": Mistake(too_many, draw_mu, "mu", "fits the plates"),
+    "scale unconstrained": Mistake(
+        one(dist.Normal), with_scale(), "s", "as the scale of site 'mu'.*positive"
+    ),
+    "start outside": Mistake(
+        one(dist.Normal), with_scale(-1.0, constraint=POSITIVE), "s", r"-1.0.*Positive"
+    ),
+    "two sites of a name": Mistake(regression, twice, "mu", "two sites of this name in the guide"),
+    "argument ignored": Mistake(labels, draw_mu, "y", "does not observe it", (X, X)),
+    "discrete under an autoguide": Mistake(discrete, AutoNormal(discrete), "z", "vipp.marginal"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told(mistake):
+    with pytest.raises(vipp.CheckError, match=mistake.says) as caught:
+        vipp.check(mistake.model, mistake.guide, vipp.ELBO(), *mistake.args)
+    assert caught.value.site == mistake.site
+    assert f"'{mistake.site}'" in str(caught.value) and "Fix: " in str(caught.value)
+
+
+def masked(x):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("N", 6), numpyro.handlers.mask(mask=~jnp.isnan(x)):
+        numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def outside_masked(x):
+    rate = numpyro.param("rate", 1.0, constraint=POSITIVE)
+    with numpyro.plate("N", 6), numpyro.handlers.mask(mask=x >= 0):
+        numpyro.sample("x", dist.Poisson(rate), obs=x)
+
+
+def unplated(x):
+    numpyro.sample("x", dist.Normal(param("w", 0.0), 1.0), obs=x)
+
+
+SOUND = {
+    "data of a scalar distribution": (unplated, nothing, (X,)),
+    "a scalar for all": (lambda x: regression(jnp.float32(0.5), 6), draw_mu, (X,)),
+    "an autoguide": (regression, AutoNormal(regression), (X,)),
+    "missing data": (masked, draw_mu, (X.at[2].set(jnp.nan),)),
+    "masked and impossible": (outside_masked, nothing, (X.at[2].set(-1),)),
+    "a guide of narrower support": (one(dist.Normal), one(dist.HalfNormal), ()),
+    "a minibatch of both": (local(3), AutoNormal(local(3)), (X,)),
+}
+
+
+@pytest.mark.parametrize("model, guide, args", SOUND.values(), ids=SOUND)
+def test_what_is_right_passes(model, guide, args):
+    vipp.check(model, guide, vipp.ELBO(), *args)
+
+
+def test_fit_checks_before_it_compiles():
+    with jax.log_compiles(False), pytest.raises(vipp.CheckError, match="'mu'.*HalfNormal"):
+        vipp.fit(
+            jax.random.key(0), vipp.ELBO(), one(dist.HalfNormal), draw_mu, optax.adam(0.1), 10,
+            progress_bar=False,
+        )  # fmt: skip

@@ -1,0 +1,115 @@
+"""The look at a model, a guide and their data before anything is compiled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import optax
+from numpyro.infer import SVI
+
+from vipp.diagnostics.data import bad_numbers, check_arguments, check_density, check_observation
+from vipp.diagnostics.fitting import (
+    check_autoguide,
+    check_drawn,
+    check_known,
+    check_plate,
+    check_shape,
+    check_support,
+)
+from vipp.diagnostics.parameters import check_scales, check_start
+from vipp.diagnostics.records import Site, Watched, is_data, is_latent, naming_the_site
+
+
+class Checked:
+    """A model and a guide that are looked at while they run once, one after the other.
+
+    ``numpyro.infer.SVI.init`` of the two does so, at no cost of its own, within :meth:`running`.
+
+    Args:
+      model: a NumPyro program.
+      guide: a NumPyro program.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]):
+        self._programs = model, guide
+        self._suspects: list[str] = []
+        self.guide = Watched(guide, "guide", self._look_at_guide)
+        self.model = Watched(model, "model", self._look_at_model)
+
+    def _look_at_guide(self, site: Site) -> None:
+        if site["type"] == "param":
+            check_start(site)
+        self._look_at_both(site)
+
+    def _look_at_both(self, site: Site) -> None:
+        if is_data(site):
+            check_observation(site)
+        if site["type"] == "sample":
+            check_density(site, self._suspects)
+
+    def _look_at_model(self, site: Site) -> None:
+        drawn = self.guide.trace
+        if site["type"] == "param" and site["name"] not in drawn:
+            check_start(site)
+        elif site["type"] == "plate":
+            check_plate(site, drawn)
+        elif is_latent(site):
+            check_shape(site, drawn)
+            check_support(site, drawn)
+        self._look_at_both(site)
+
+    @contextlib.contextmanager
+    def running(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """While the two are run, at these arguments: what is wrong with them raises."""
+        self._suspects = bad_numbers(args, kwargs)
+        check_autoguide(self._programs[1], args, kwargs)
+        with naming_the_site(self._suspects):
+            yield
+        self._finish(args, kwargs)
+
+    def _finish(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Look at both programs together."""
+        check_arguments(self.model.trace, self._programs[0], args, kwargs)
+        for site in self.model.trace.values():
+            if is_latent(site):
+                check_drawn(site, self.guide.trace)
+        check_known(self.guide.trace, self.model.trace)
+        check_scales([*self.guide.trace.values(), *self.model.trace.values()])
+
+
+def check(model: Any, guide: Any, objective: Any, *args: Any, **kwargs: Any) -> None:
+    """Find mistakes in a model, a guide and their data: each raises, naming what is at fault.
+
+    ``vipp.fit`` does so by itself. One run of each program; nothing is compiled as a whole.
+
+    Args:
+      model: a NumPyro program.
+      guide: a NumPyro program.
+      objective: what is to be maximised.
+      *args: arguments of both.
+      **kwargs: keyword arguments of both.
+
+    Raises:
+      CheckError: with the name of the site, parameter, plate or argument, what was got, what was
+        expected, and the fix.
+
+    Example:
+      >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, vipp
+      >>> def model(x):
+      ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+      ...     numpyro.sample("x", dist.Normal(0.0, scale).expand([3]).to_event(1), obs=x)
+      >>> def guide(x):
+      ...     numpyro.sample("scale", dist.Normal(numpyro.param("m", 1.0), 0.1))
+      >>> try:
+      ...     vipp.check(model, guide, vipp.ELBO(), jnp.ones(3))
+      ... except vipp.CheckError as error:
+      ...     print(error.site, "|", error.got)
+      scale | a guide with the support of Normal (Real())
+    """
+    checked = Checked(model, guide)
+    svi = SVI(checked.model, checked.guide, optax.identity(), loss=objective)
+    with checked.running(args, kwargs):
+        svi.init(jax.random.key(0), *args, **kwargs)

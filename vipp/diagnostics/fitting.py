@@ -1,0 +1,136 @@
+"""Whether a guide fits its model: names, plates, shapes and supports of the sites of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.handlers import block, seed, trace
+from numpyro.infer.autoguide import AutoGuide
+from numpyro.util import not_jax_tracer
+
+from vipp.diagnostics.mistake import CheckError, close
+from vipp.diagnostics.records import Site, distribution, is_latent, kind
+from vipp.distributions.support import reaches_outside
+
+Sites = Mapping[str, Site]
+
+
+def check_autoguide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """An autoguide has continuous sites alone to draw."""
+    if not isinstance(guide, AutoGuide):
+        return
+
+    def run(key: Any) -> None:
+        with block(), trace() as record, seed(rng_seed=key):
+            guide.model(*args, **kwargs)
+        for name, site in record.items():
+            if is_latent(site) and site["fn"].support is not None and site["fn"].is_discrete:
+                raise CheckError(
+                    name,
+                    f"a discrete site ({kind(site)}) under {type(guide).__name__}",
+                    "continuous sites",
+                    "sum it out with vipp.marginal(model, keep=[...], exact=True), and make the "
+                    "autoguide of that",
+                )
+
+    jax.eval_shape(run, jax.random.key(0))
+
+
+def check_drawn(site: Site, of_guide: Sites) -> None:
+    """A latent site of the model is drawn by the guide."""
+    name = site["name"]
+    if name in of_guide:
+        return
+    drawn = sorted(n for n, s in of_guide.items() if is_latent(s))
+    raise CheckError(
+        name,
+        f"a latent site of the model that the guide does not draw, which draws {drawn}"
+        f"{close(name, drawn)}",
+        "one that it draws",
+        "draw it in the guide, observe it, or eliminate it with vipp.marginal",
+    )
+
+
+def check_known(of_guide: Sites, of_model: Sites) -> None:
+    """A site that the guide draws is a latent one of the model."""
+    for name, site in of_guide.items():
+        if not is_latent(site) or site["infer"].get("is_auxiliary"):
+            continue
+        if name not in of_model:
+            latent = sorted(n for n, s in of_model.items() if is_latent(s))
+            raise CheckError(
+                name,
+                "a site that the guide draws and the model does not have, which has "
+                f"{latent}{close(name, latent)}",
+                "a latent site of the model",
+                "rename it, or integrate it out of the guide: vipp.marginal(guide, keep=[...])",
+            )
+        if not is_latent(of_model[name]):
+            raise CheckError(
+                name,
+                "a site that the guide draws and the model observes",
+                "a latent site of the model",
+                "leave it out of the guide, or pass the model no data for it",
+            )
+
+
+def check_plate(site: Site, of_guide: Sites) -> None:
+    """Plates of one name have one size and one minibatch."""
+    name, other = site["name"], of_guide.get(site["name"])
+    if other is None or other["type"] != "plate":
+        return
+    for what, at in (("size", 0), ("subsample size", 1)):
+        theirs, ours = (s["args"][at] or s["args"][0] for s in (site, other))
+        if ours != theirs:
+            inside = [n for n, s in of_guide.items() if is_latent(s) and name in _plates(s)]
+            raise CheckError(
+                name,
+                f"a plate of {what} {ours} in the guide, around {inside}, and {theirs} in the "
+                "model",
+                "the same in both",
+                "give both programs the same data, and the plate the same arguments",
+            )
+
+
+def check_shape(site: Site, of_guide: Sites) -> None:
+    """What the guide draws has the shape that the model's distribution has."""
+    name = site["name"]
+    if name not in of_guide or not is_latent(of_guide[name]):
+        return
+    got, wanted = jnp.shape(of_guide[name]["value"]), tuple(site["fn"].shape())
+    if got != wanted:
+        raise CheckError(
+            name,
+            f"values of shape {got} from the guide (in plates {_plates(of_guide[name])})",
+            f"shape {wanted} as in the model (in plates {_plates(site)})",
+            "put the site into the same plates in both programs, with parameters of that shape",
+        )
+
+
+def check_support(site: Site, of_guide: Sites) -> None:
+    """What the guide draws is possible under the model."""
+    ours = of_guide.get(site["name"])
+    if ours is None or not is_latent(ours) or _possible(ours, site):
+        return
+    raise CheckError(
+        site["name"],
+        f"a guide with the support of {kind(ours)} ({ours['fn'].support})",
+        f"a support within that of the model's {kind(site)} ({site['fn'].support})",
+        "draw it from a distribution with that support, for instance a transformed one",
+    )
+
+
+def _possible(ours: Site, theirs: Site) -> bool:
+    if isinstance(distribution(ours), dist.Delta):  # whatever its support is said to be: its value
+        inside = theirs["fn"].support(ours["value"])
+        return not not_jax_tracer(inside) or bool(np.all(np.asarray(inside)))
+    return not reaches_outside(ours["fn"], theirs["fn"])
+
+
+def _plates(site: Site) -> dict[str, int]:
+    return {f.name: f.size for f in site["cond_indep_stack"]}

@@ -1,0 +1,27 @@
+"""How a mistake in a model or a guide is told."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CheckError(ValueError):
+    """A model and a guide do not fit each other, or the data; found before anything is compiled.
+
+    Attributes:
+      site: the name of the site, plate, parameter or argument at fault.
+      got: what is there.
+      expected: what should be.
+      fix: the way out.
+    """
+
+    def __init__(self, site: str, got: str, expected: str, fix: str):
+        super().__init__(f"'{site}': got {got}, expected {expected}. Fix: {fix}.")
+        self.site, self.got, self.expected, self.fix = site, got, expected, fix
+
+
+def close(name: str, names: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"``, where one of ``names`` is nearly ``name``."""
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean '{found[0]}'?)" if found else ""
