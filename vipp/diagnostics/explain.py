@@ -122,7 +122,7 @@ def explain(
       Enumerate
 
     References:
-      DESIGN, section 4: stage, credit, lift, eliminate.
+      Lew et al., *ADEV: sound automatic differentiation of expected values*, POPL 2023.
     """
     key = jax.random.key(0)
     if params is None:

@@ -66,6 +66,6 @@ class _no_mutation(Messenger):  # noqa: N801 (a NumPyro handler, named like NumP
         if msg["type"] == "mutable" and not msg["name"].endswith(SUFFIX):
             raise ValueError(
                 f"Mutable state '{msg['name']}' inside several particles has no single next value. "
-                "Expected num_particles=1 (as numpyro.infer.SVI does). Fix: use one particle, or a "
+                "Expected num_particles=1. Fix: use one particle, or a "
                 "module without mutable state."
             )
