@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import numpyro
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
 from vipp.language.state import SUFFIX
 from vipp_transforms.checks import positive_int
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 def replicate(fn: Callable[[], Any], n: int) -> Any:
@@ -23,7 +28,8 @@ def replicate(fn: Callable[[], Any], n: int) -> Any:
       n: how often, at least 1.
 
     Returns:
-      What ``fn`` returns, every array with a new leading axis of size ``n``.
+      What ``fn`` returns, every array with a new leading axis of size ``n``; what is
+      no array, such as a name, as it is.
 
     Raises:
       ValueError: if ``n`` is not a positive int, or if no random key is at hand.
@@ -39,13 +45,36 @@ def replicate(fn: Callable[[], Any], n: int) -> Any:
     key = random_key("replicate")
     if n == 1:
         with seed(rng_seed=key):
-            return jax.tree.map(lambda x: jax.numpy.expand_dims(x, 0), fn())
+            parted = _Parted.of(fn())
+        return jax.tree.map(lambda x: jax.numpy.expand_dims(x, 0), parted).joined()
 
-    def one(k: jax.Array) -> Any:
+    def one(k: jax.Array) -> _Parted:
         with _no_mutation(), seed(rng_seed=k):
-            return fn()
+            return _Parted.of(fn())
 
-    return jax.vmap(one)(jax.random.split(key, n))
+    return jax.vmap(one)(jax.random.split(key, n)).joined()
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("treedef", "rest"))
+@dataclass(frozen=True, eq=False)
+class _Parted:
+    """A result, its arrays apart from what a transformation hands on as it is."""
+
+    arrays: list[Any]
+    treedef: Any
+    rest: list[Any]
+
+    @staticmethod
+    def of(tree: Any) -> _Parted:
+        leaves, treedef = jax.tree.flatten(tree)
+        arrays = [x for x in leaves if isinstance(x, _ARRAYS)]
+        rest = [None if isinstance(x, _ARRAYS) else (x,) for x in leaves]
+        return _Parted(arrays, treedef, rest)
+
+    def joined(self) -> Any:
+        arrays = iter(self.arrays)
+        leaves = [next(arrays) if kept is None else kept[0] for kept in self.rest]
+        return jax.tree.unflatten(self.treedef, leaves)
 
 
 def random_key(what: str) -> Any:

@@ -34,34 +34,31 @@ def weigh_doubly_reparameterised(
     Raises:
       ValueError: naming a latent site that is not pathwise.
     """
-    seen: list[tuple[Trace, list[SiteDensity], Weighed]] = []
 
-    def particle() -> tuple[Any, Any, jax.Array]:
+    def particle() -> tuple[Trace, list[SiteDensity], Weighed]:
         z, of_q = q.simulate_sites()
         _check_pathwise(of_q)
         of_p = p.log_density_sites(z)
         weighed = weigh_sites(of_p, of_q, per_plate)
-        seen.append((z, of_q, weighed))
-        return z.values, z.subsamples, weighed.log_p - weighed.log_q
+        return z, [s.facts() for s in of_q], weighed
 
-    values, subsamples, log_w = replicate(particle, num_particles)
-    first, of_q, (_, _, names, scale) = seen[0]
-    normalised = jax.nn.softmax(jax.lax.stop_gradient(log_w), axis=0)
-    sites = {s.name: s for s in of_q}
+    drawn, of_q, weighed = replicate(particle, num_particles)
+    sites, names = {s.name: s for s in of_q}, weighed.names
+    normalised = jax.nn.softmax(jax.lax.stop_gradient(weighed.log_p - weighed.log_q), axis=0)
     constant_q = q.stop_gradient()
 
-    def again(key: Any, values: Any, subsamples: Any, weight: jax.Array) -> Any:
+    def again(key: Any, z: Trace, weight: jax.Array) -> Any:
         moved = {
-            n: _scale_gradient(x, at_values(weight, sites[n], names)) for n, x in values.items()
+            n: _scale_gradient(x, at_values(weight, sites[n], names)) for n, x in z.values.items()
         }
-        z = replace(first, values=moved, subsamples=subsamples)
+        z = replace(z, values=moved)
         with seed(rng_seed=key):
             log_p = joint_per_plate(p.log_density_sites(z), names)
             return log_p, joint_per_plate(constant_q.log_density_sites(z), names)
 
     keys = jax.random.split(random_key("IWAE"), num_particles)
-    log_p, log_q = jax.vmap(again)(keys, values, subsamples, normalised)
-    return Weights(log_p, log_q, scale, jnp.zeros(()))
+    log_p, log_q = jax.vmap(again)(keys, drawn, normalised)
+    return Weights(log_p, log_q, weighed.scale, jnp.zeros(()))
 
 
 def _check_pathwise(of_q: Sequence[SiteDensity]) -> None:

@@ -66,6 +66,6 @@ def ForwardKL(  # noqa: N802
                 return q.log_density(Trace(values))
 
         return jax.vmap(score)(values).mean()
-    weights = weigh(p.stop_gradient(), q, num_particles, per_plate, constant=True)
+    weights = weigh(p.stop_gradient(), q.constant(), num_particles, per_plate)
     normalised = jax.nn.softmax(jax.lax.stop_gradient(weights.log_w), axis=0)
     return weights.total((normalised * weights.log_q).sum(0))

@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 import vipp_transforms as vt
 from vipp.language.replicate import replicate
 from vipp.programs.densities import joint_per_plate
 from vipp.programs.program import AbstractProgram, PerPlate
-from vipp.programs.weights import weigh_sites
+from vipp.programs.weights import Weighed, weigh_sites
 
 
 class Weights(NamedTuple):
@@ -45,8 +44,6 @@ def weigh(
     q: AbstractProgram,
     num_particles: int,
     per_plate: PerPlate = "auto",
-    *,
-    constant: bool = False,
 ) -> Weights:
     r"""Draw particles, one set per element of the plates that enclose the whole model.
 
@@ -58,7 +55,6 @@ def weigh(
       num_particles: the number of draws.
       per_plate: ``"auto"`` for all plates that enclose every site of both programs, their names,
         or None for one set of weights.
-      constant: draw without gradient, see :meth:`vipp.Program.simulate`.
 
     Returns:
       The densities.
@@ -67,22 +63,15 @@ def weigh(
       ValueError: naming a site outside a named plate, or subsampled in a plate that is not one of
         them.
     """
-    scale: list[float] = []
 
-    def particle() -> tuple[jax.Array, jax.Array, jax.Array]:
-        z, of_q = q.simulate_sites(constant=constant)
-        of_p = p.log_density_sites(z)
-        log_p, log_q, names, ratio = weigh_sites(of_p, of_q, per_plate)
-        scale.append(ratio)
-        score = (
-            joint_per_plate([replace(s, scale=None) for s in of_q], names)
-            if constant
-            else jnp.zeros(())
-        )
-        return log_p, log_q, score
+    def particle() -> tuple[Weighed, jax.Array]:
+        z, of_q = q.simulate_sites()
+        weighed = weigh_sites(p.log_density_sites(z), of_q, per_plate)
+        score = joint_per_plate([replace(s, scale=None) for s in of_q], weighed.names)
+        return weighed, score
 
-    log_p, log_q, score = replicate(particle, num_particles)
-    return Weights(log_p, log_q, scale[0], score)
+    weighed, score = replicate(particle, num_particles)
+    return Weights(weighed.log_p, weighed.log_q, weighed.scale, score)
 
 
 def gradient_only(x: jax.Array) -> jax.Array:

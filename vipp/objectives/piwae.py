@@ -45,7 +45,7 @@ def PIWAE(  # noqa: N802
     """
     key, total = random_key("PIWAE"), num_bounds * num_particles
     with seed(rng_seed=key):
-        model = weigh(p, q.stop_gradient(), total, per_plate, constant=True)
+        model = weigh(p, q.stop_gradient().constant(), total, per_plate)
     with seed(rng_seed=key):  # the same draws, which the compiler makes once
         guide = weigh(p.stop_gradient(), q, total, per_plate)
     tight = model.total(log_mean_exp(model.log_w))

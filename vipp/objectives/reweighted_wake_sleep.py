@@ -75,7 +75,7 @@ def ReweightedWakeSleep(  # noqa: N802
       Bornschein and Bengio, *Reweighted wake-sleep*, 2015.
       Le, Kosiorek, Siddharth, Teh and Wood, *Revisiting reweighted wake-sleep*, 2019.
     """
-    weights = weigh(p, q, num_particles, per_plate, constant=True)
+    weights = weigh(p, q.constant(), num_particles, per_plate)
     constant = jax.lax.stop_gradient
     model = log_mean_exp(weights.log_p - constant(weights.log_q))
     value = weights.total(model)

@@ -60,7 +60,7 @@ def VarGrad(  # noqa: N802
       variational inference*, 2020.
       Malkin, Jain, Bengio, Sun and Bengio, *Trajectory balance*, 2022, equation 14.
     """
-    weights = weigh(p, q, num_particles, None if log_evidence else per_plate, constant=True)
+    weights = weigh(p, q.constant(), num_particles, None if log_evidence else per_plate)
     elbo = (weights.log_p - jax.lax.stop_gradient(weights.log_q)).mean(0)
     log_w = jax.lax.stop_gradient(weights.log_p) - weights.log_q
     if log_evidence is None:

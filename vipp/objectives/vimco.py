@@ -53,7 +53,7 @@ def VIMCO(  # noqa: N802
     References:
       Mnih and Rezende, *Variational inference for Monte Carlo objectives*, 2016, equations 9-11.
     """
-    weights = weigh(p, q, num_particles, per_plate, constant=True)
+    weights = weigh(p, q.constant(), num_particles, per_plate)
     log_w = weights.log_w
     bound = log_mean_exp(log_w)
     learning_signal = jax.lax.stop_gradient(bound - _without(log_w))

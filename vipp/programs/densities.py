@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,14 @@ import jax.numpy as jnp
 
 from vipp.distributions.densities import exact
 
+_UNKNOWN: Any = None
 
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("log_prob", "scale", "fn"),
+    meta_fields=("name", "plates", "subsampling", "observed", "infer", "event_dim"),
+)
 @dataclass(frozen=True, eq=False)
 class SiteDensity:
     """One site's log density.
@@ -26,6 +34,7 @@ class SiteDensity:
       fn: its distribution; None for the density of several sites together.
       observed: whether its value is data.
       infer: its configuration, the estimator included.
+      event_dim: how many axes of a value are those of one batch element.
     """
 
     name: str
@@ -36,6 +45,11 @@ class SiteDensity:
     fn: Any = None
     observed: bool = False
     infer: Mapping[str, Any] = field(default_factory=dict)
+    event_dim: int = 0
+
+    def facts(self) -> SiteDensity:
+        """What is known of the site before it is drawn: no array, and nothing that holds one."""
+        return replace(self, log_prob=_UNKNOWN, scale=None, fn=None, infer={})
 
     def total(self) -> jax.Array:
         """The site's contribution to the joint log density."""
@@ -82,7 +96,7 @@ def _site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDens
     frames = site["cond_indep_stack"]
     ratios = {f.name: _full_size(trace, f) / f.size for f in frames}
     plates = {f.name: f.dim for f in frames}
-    about = (site["fn"], site["is_observed"], site["infer"])
+    about = (site["fn"], site["is_observed"], site["infer"], fn.event_dim)
     return SiteDensity(site["name"], log_prob, site["scale"], plates, ratios, *about)
 
 

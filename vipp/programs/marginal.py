@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from vipp.language.replicate import replicate
 from vipp.programs.construct import Binding, Construct
 from vipp.programs.densities import SiteDensity, joint_per_plate
 from vipp.programs.kept import check_exists, check_given, only
-from vipp.programs.program import AbstractProgram, Program
+from vipp.programs.program import AbstractProgram, Change, Program
 from vipp.programs.summed_out import ExactMarginalProgram
 from vipp.programs.support import check_same_support
 from vipp.programs.trace import Trace
@@ -160,24 +161,26 @@ class MarginalProgram(AbstractProgram):
     propose: Propose | None
     num_particles: int
 
-    def stop_gradient(self) -> AbstractProgram:
-        """The same program with its parameters, and those of its proposal, constant."""
+    def rebuilt(self, change: Change) -> AbstractProgram:
+        """The same of the program and its proposal, changed."""
         propose = self.propose
-        stopped = None if propose is None else lambda kept: propose(kept).stop_gradient()
-        return replace(self, base=self.base.stop_gradient(), propose=stopped)
+        changed = None if propose is None else lambda kept: change(propose(kept))
+        return replace(self, base=change(self.base), propose=changed)
+
+    def constant(self) -> AbstractProgram:
+        """Refused, as the density is estimated."""
+        raise ValueError(
+            f"{self._name}: an objective that draws from its guide as a constant needs the "
+            "guide's exact density, got an estimated one. Fix: use ELBO or IWAE with this "
+            "guide, or marginal(..., exact=True)."
+        )
 
     def __call__(self) -> Any:
         """Run it for its return value."""
         return self.base()
 
-    def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
+    def simulate_sites(self) -> tuple[Trace, list[SiteDensity]]:
         """Draw all sites, and estimate the density of those kept."""
-        if constant:
-            raise ValueError(
-                f"{self._name}: an objective that draws from its guide as a constant needs the "
-                "guide's exact density, got an estimated one. Fix: use ELBO or IWAE with this "
-                "guide, or marginal(..., exact=True)."
-            )
         drawn, of_p = self.base.simulate_sites()
         check_exists(self._name, self.keep, drawn)
         kept = only(drawn, [n for n in drawn if n in self.keep])
@@ -199,17 +202,9 @@ class MarginalProgram(AbstractProgram):
         """The estimated density of the kept values, with what does not depend on the others."""
         check_given(self._name, self.keep, trace, "integrated out")
         kept = only(trace, self.keep)
-        weighed: list[_Weighed] = []
-
-        def log_weight() -> tuple[jax.Array, Any]:
-            w = self._particle(kept)
-            weighed.append(w)
-            return w.log_w, [s.log_prob for s in w.outside]
-
-        log_w, outside = replicate(log_weight, self.num_particles)
-        first = weighed[0]
-        same = [replace(s, log_prob=x[0]) for s, x in zip(first.outside, outside, strict=True)]
-        return self._densities(replace(first, outside=same), log_w)
+        all_: _Weighed = replicate(lambda: self._particle(kept), self.num_particles)
+        first = jax.tree.map(lambda x: x[0] if isinstance(x, jax.Array) else x, all_)
+        return self._densities(first, all_.log_w)
 
     # -- one particle ------------------------------------------------------------------------
 
@@ -255,7 +250,12 @@ class MarginalProgram(AbstractProgram):
         return f"marginal({', '.join(self.keep)})"
 
 
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("log_w", "outside"),
+    meta_fields=("names", "inside"),
+)
+@dataclass(frozen=True, eq=False)
 class _Weighed:
     """One particle: its weight, and the densities that are the same for all of them."""
 
@@ -276,4 +276,5 @@ class _Weighed:
         log_p = joint_per_plate([s for s in inside if s not in both], names)
         log_q = joint_per_plate([s for s in of_q if s not in both], names)
         shape = tuple(inside[0].log_prob.shape[inside[0].plates[n]] for n in names)
-        return _Weighed(jnp.broadcast_to(log_p - log_q, shape), names, [*inside, *of_q], outside)
+        facts = [s.facts() for s in (*inside, *of_q)]
+        return _Weighed(jnp.broadcast_to(log_p - log_q, shape), names, facts, outside)

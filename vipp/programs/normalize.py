@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from vipp.language.replicate import random_key, replicate
 from vipp.language.sample import sample
 from vipp.programs.construct import Binding, Construct
 from vipp.programs.densities import SiteDensity
-from vipp.programs.program import AbstractProgram
+from vipp.programs.program import AbstractProgram, Change
 from vipp.programs.support import check_same_support
 from vipp.programs.trace import Trace
 from vipp.programs.weights import at_values, log_mean_exp, one_density, weigh_sites
@@ -113,39 +114,36 @@ class NormalizedProgram(AbstractProgram):
     num_particles: int
     estimator: Any = None
 
-    def stop_gradient(self) -> AbstractProgram:
-        """The same program with the parameters of both programs constant."""
-        return replace(
-            self, target=self.target.stop_gradient(), proposal=self.proposal.stop_gradient()
+    def rebuilt(self, change: Change) -> AbstractProgram:
+        """The same of both programs, changed."""
+        return replace(self, target=change(self.target), proposal=change(self.proposal))
+
+    def constant(self) -> AbstractProgram:
+        """Refused, as the density is estimated."""
+        raise ValueError(
+            "normalize(...): an objective that draws from its guide as a constant needs the "
+            "guide's exact density, got an estimated one. Fix: use ELBO or IWAE with it."
         )
 
     def __call__(self) -> Any:
         """Draw the values."""
         return self.simulate_sites()[0].values
 
-    def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
+    def simulate_sites(self) -> tuple[Trace, list[SiteDensity]]:
         """Draw particles, and choose one by its weight."""
-        if constant:
-            raise ValueError(
-                "normalize(...): an objective that draws from its guide as a constant needs the "
-                "guide's exact density, got an estimated one. Fix: use ELBO or IWAE with it."
-            )
-        seen: list[_Particle] = []
 
-        def draw() -> tuple[Any, ...]:
+        def draw() -> tuple[Trace, _Particle]:
             drawn, of_q = self.proposal.simulate_sites()
-            particle = self._weigh(drawn, of_q)
-            seen.append(particle)
-            return drawn.values, drawn.subsamples, particle.log_p, particle.log_w
+            return drawn, self._weigh(drawn, of_q)
 
-        values, subsamples, log_p, log_w = replicate(draw, self.num_particles)
-        first = seen[0]
-        index = sample(INDEX, dist.Categorical(logits=jnp.moveaxis(log_w, 0, -1)), self.estimator)
-        chosen = {n: first.choose(n, x, index) for n, x in values.items()}
-        same = {n: x[0] for n, x in subsamples.items()}
-        drawn = replace(first.drawn, values=chosen, subsamples=same)
-        log_density = _take(log_p, index) - log_mean_exp(log_w)
-        return drawn, [one_density("normalize", log_density, first.names, first.sites)]
+        drawn, all_ = replicate(draw, self.num_particles)
+        logits = jnp.moveaxis(all_.log_w, 0, -1)
+        index = sample(INDEX, dist.Categorical(logits=logits), self.estimator)
+        chosen = {n: all_.choose(n, x, index) for n, x in drawn.values.items()}
+        same = {n: x[0] for n, x in drawn.subsamples.items()}
+        log_density = _take(all_.log_p, index) - log_mean_exp(all_.log_w)
+        density = one_density("normalize", log_density, all_.names, all_.sites)
+        return replace(drawn, values=chosen, subsamples=same), [density]
 
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
         """The values given, scored among other particles."""
@@ -160,23 +158,28 @@ class NormalizedProgram(AbstractProgram):
     def _weigh(self, drawn: Trace, of_q: list[SiteDensity]) -> _Particle:
         of_p = self.target.log_density_sites(drawn)
         check_same_support("normalize, its proposal", of_p, of_q)
-        log_p, log_q, names, _ = weigh_sites(of_p, of_q)
-        return _Particle(log_p, log_p - log_q, names, [*of_p, *of_q], drawn)
+        w = weigh_sites(of_p, of_q)
+        facts = [s.facts() for s in (*of_p, *of_q)]
+        return _Particle(w.log_p, w.log_p - w.log_q, w.names, facts)
 
 
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("log_p", "log_w"),
+    meta_fields=("names", "sites"),
+)
+@dataclass(frozen=True, eq=False)
 class _Particle:
-    """One draw of the proposal, weighed."""
+    """One draw of the proposal, weighed; or all of them."""
 
     log_p: jax.Array
     log_w: jax.Array
     names: tuple[str, ...]
     sites: list[SiteDensity]
-    drawn: Trace
 
     def choose(self, name: str, values: jax.Array, index: jax.Array) -> jax.Array:
         """A site's values at ``index``, each element of the plates its own."""
-        found = [s for s in self.sites if s.name == name and s.fn is not None]
+        found = [s for s in self.sites if s.name == name]
         if self.names and not found:
             raise ValueError(
                 f"normalize: site '{name}' is one of a program whose density is estimated, inside "

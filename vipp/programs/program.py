@@ -24,6 +24,9 @@ from vipp.programs.trace import Trace
 PerPlate = str | tuple[str, ...] | None
 
 
+Change = Callable[["AbstractProgram"], "AbstractProgram"]
+
+
 class AbstractProgram(abc.ABC):
     """What an objective draws from and scores: a NumPyro program, or one made of others."""
 
@@ -32,7 +35,6 @@ class AbstractProgram(abc.ABC):
         *,
         per_plate: PerPlate = None,
         stick_the_landing: bool = False,
-        constant: bool = False,
     ) -> tuple[Trace, jax.Array]:
         r"""Run the program.
 
@@ -41,9 +43,6 @@ class AbstractProgram(abc.ABC):
           stick_the_landing: score the draw with constant parameters, so that the gradient keeps
             the path through the draw alone (Roeder, Wu and Duvenaud 2017): still unbiased, with
             no variance where the guide is exact; it costs a second run.
-          constant: draw from the program as it is now: the values carry no gradient, whatever the
-            estimators of its sites, and only their log density does. For objectives whose draws
-            are not theirs to optimise.
 
         Returns:
           The latent values, and :math:`\log w` with :math:`E[1/w] = 1/q(z)` given the values:
@@ -54,7 +53,7 @@ class AbstractProgram(abc.ABC):
           Lew, Ghavamizadeh, Rinard and Mansinghka, *Probabilistic programming with stochastic
           probabilities*, PLDI 2023.
         """
-        drawn, sites = self.simulate_sites(constant=constant)
+        drawn, sites = self.simulate_sites()
         if stick_the_landing:
             return drawn, self.stop_gradient().log_density(drawn, per_plate)
         return drawn, _reduce(sites, per_plate)
@@ -76,16 +75,31 @@ class AbstractProgram(abc.ABC):
         """
         return _reduce(self.log_density_sites(trace), per_plate)
 
-    @abc.abstractmethod
     def stop_gradient(self) -> AbstractProgram:
         """The same program with its parameters constant."""
+        return self.rebuilt(lambda p: p.stop_gradient())
+
+    def constant(self) -> AbstractProgram:
+        """The same program, drawn from as it is now.
+
+        The values carry no gradient, whatever the estimators of their sites, and only their log
+        density does: for objectives whose draws are not theirs to optimise.
+
+        Raises:
+          ValueError: if the density is only estimated.
+        """
+        return self.rebuilt(lambda p: p.constant())
+
+    @abc.abstractmethod
+    def rebuilt(self, change: Change) -> AbstractProgram:
+        """The same program made of other ones, each of them changed."""
 
     @abc.abstractmethod
     def __call__(self) -> Any:
         """Run it for its return value."""
 
     @abc.abstractmethod
-    def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
+    def simulate_sites(self) -> tuple[Trace, list[SiteDensity]]:
         """Like :meth:`simulate`, with the density site by site."""
 
     @abc.abstractmethod
@@ -105,6 +119,7 @@ class Program(AbstractProgram):
       plate_key: PRNG key that subsampled plates draw with, so that all particles see one minibatch;
         None to draw afresh in each run.
       mutable: where the values of ``numpyro.mutable`` sites are kept from one run to the next.
+      differentiable: whether its draws carry a gradient; see :meth:`constant`.
 
     Example:
       >>> import jax, numpyro, numpyro.distributions as dist, vipp
@@ -122,18 +137,27 @@ class Program(AbstractProgram):
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     plate_key: Any = None
     mutable: dict[str, Any] = field(default_factory=dict, repr=False)
+    differentiable: bool = True
 
     def stop_gradient(self) -> Program:
         """The same program with its parameters constant."""
         return replace(self, params=jax.lax.stop_gradient(dict(self.params)))
 
+    def constant(self) -> Program:
+        """The same program, drawn from as it is now."""
+        return replace(self, differentiable=False)
+
+    def rebuilt(self, change: Change) -> AbstractProgram:
+        """The program itself, which is made of no other."""
+        return change(self)
+
     def __call__(self) -> Any:
         """Run it for its return value."""
         return self._run().result
 
-    def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
+    def simulate_sites(self) -> tuple[Trace, list[SiteDensity]]:
         """Like :meth:`simulate`, with the density site by site."""
-        run = self._run(constant=constant)
+        run = self._run()
         return run.drawn, run.densities
 
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
@@ -149,15 +173,13 @@ class Program(AbstractProgram):
                 )
         return run.densities
 
-    def complete(
-        self, trace: Trace, *, constant: bool = False
-    ) -> tuple[Trace, list[SiteDensity], tuple[str, ...]]:
+    def complete(self, trace: Trace) -> tuple[Trace, list[SiteDensity], tuple[str, ...]]:
         """Draw the sites that ``trace`` has no value for, the others being given.
 
         Returns:
           All values, all densities, and the names of the sites drawn.
         """
-        run = self._run(trace, all_given=False, constant=constant)
+        run = self._run(trace, all_given=False)
         drawn = run.drawn
         return drawn, run.densities, tuple(name for name in drawn if name not in trace)
 
@@ -168,7 +190,7 @@ class Program(AbstractProgram):
           The latent values, and those of the observed sites by name.
         """
         observed = _Unobserve()
-        run = self._run(constant=True, inner=observed)
+        run = self.constant()._run(inner=observed)
         drawn = run.drawn
         data = {n: run.record[n]["value"] for n in observed.names}
         latent = {n: x for n, x in drawn.values.items() if n not in data}
@@ -187,7 +209,7 @@ class Program(AbstractProgram):
 
     def names(self) -> list[str]:
         """The names of its sites."""
-        return [n for n, s in self._run(constant=True).record.items() if s["type"] == "sample"]
+        return [n for n, s in self.constant()._run().record.items() if s["type"] == "sample"]
 
     def keyed(self) -> Callable[..., Any]:
         """The NumPyro program, its subsampled plates drawing the objective's minibatch."""
@@ -198,7 +220,6 @@ class Program(AbstractProgram):
         given: Trace | None = None,
         *,
         all_given: bool = True,
-        constant: bool = False,
         inner: Any = None,
     ) -> _Run:
         """Run it.
@@ -206,11 +227,10 @@ class Program(AbstractProgram):
         Args:
           given: values to take; None to draw all.
           all_given: whether a latent site without one of these is an error.
-          constant: draw without gradient.
           inner: a handler to run it under.
         """
         key = random_key("A Program")
-        run = partial(self._run_once, key, given, all_given, constant)
+        run = partial(self._run_once, key, given, all_given)
         if inner is None and given is not None and given.unrolled:
             inner = unroll()
         try:
@@ -218,13 +238,11 @@ class Program(AbstractProgram):
         except NeedsUnrolling as because:
             return run(unroll(because))
 
-    def _run_once(
-        self, key: Any, given: Trace | None, all_given: bool, constant: bool, inner: Any
-    ) -> _Run:
+    def _run_once(self, key: Any, given: Trace | None, all_given: bool, inner: Any) -> _Run:
         data = {} if given is None else {**given.values, **given.subsamples}
         with (
             trace() as record,
-            _Constant() if constant else nullcontext(),
+            nullcontext() if self.differentiable else _Constant(),
             seed(rng_seed=key),
             _Given({**self.params, **self.mutable, **data}, given if all_given else None),
             inner or nullcontext(),

@@ -16,7 +16,7 @@ from vipp.distributions.densities import exact
 from vipp.language.replicate import random_key
 from vipp.programs.densities import SiteDensity, joint, subsampling
 from vipp.programs.kept import check_exists, check_given, only
-from vipp.programs.program import AbstractProgram, Program
+from vipp.programs.program import AbstractProgram, Change, Program
 from vipp.programs.trace import Trace
 from vipp.programs.weights import apart_from, enclosing_plates, one_density
 
@@ -28,17 +28,17 @@ class ExactMarginalProgram(AbstractProgram):
     base: AbstractProgram
     keep: tuple[str, ...]
 
-    def stop_gradient(self) -> AbstractProgram:
-        """The same program with its parameters constant."""
-        return replace(self, base=self.base.stop_gradient())
+    def rebuilt(self, change: Change) -> AbstractProgram:
+        """The same of the program, changed."""
+        return replace(self, base=change(self.base))
 
     def __call__(self) -> Any:
         """Run it for its return value."""
         return self.base()
 
-    def simulate_sites(self, *, constant: bool = False) -> tuple[Trace, list[SiteDensity]]:
+    def simulate_sites(self) -> tuple[Trace, list[SiteDensity]]:
         """Draw all sites, and score those kept."""
-        drawn, _ = self.base.simulate_sites(constant=constant)
+        drawn, _ = self.base.simulate_sites()
         check_exists(self._name, self.keep, drawn)
         kept = only(drawn, [n for n in drawn if n in self.keep])
         return kept, self.log_density_sites(kept)
@@ -59,7 +59,7 @@ class ExactMarginalProgram(AbstractProgram):
     def _sites(self, trace: Trace) -> tuple[list[SiteDensity], tuple[str, ...]]:
         """The program's sites; the values of those summed out are of no importance."""
         assert isinstance(self.base, Program)
-        drawn, sites, auxiliary = self.base.complete(trace, constant=True)
+        drawn, sites, auxiliary = self.base.constant().complete(trace)
         check_exists(self._name, self.keep, drawn)
         for site in sites:
             if site.name in auxiliary and not site.fn.has_enumerate_support:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +37,13 @@ def enclosing_plates(per_plate: Any, sites: list[SiteDensity]) -> tuple[str, ...
     return names
 
 
-class Weighed(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("log_p", "log_q"),
+    meta_fields=("names", "scale"),
+)
+@dataclass(frozen=True, eq=False)
+class Weighed:
     """Log densities of one draw, per element of the plates that enclose every site.
 
     Attributes:
@@ -72,7 +80,7 @@ def at_values(x: jax.Array, site: SiteDensity, names: tuple[str, ...]) -> jax.Ar
     """``x``, one axis per plate in ``names``, to be broadcast with the values of ``site``."""
     if not names:
         return x
-    return jnp.expand_dims(at_plates(x, site, names), [-1 - i for i in range(site.fn.event_dim)])
+    return jnp.expand_dims(at_plates(x, site, names), [-1 - i for i in range(site.event_dim)])
 
 
 def apart_from(
