@@ -7,6 +7,7 @@ constructor of a jaxpr, the name of the jit primitive) is hidden behind the func
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -145,3 +146,18 @@ def define_primitive(
     if jvp is not None:
         ad.primitive_jvps[primitive] = jvp
     return primitive
+
+
+_DERIVATIVES = frozenset({"JVPTrace", "LinearizeTrace"})
+
+
+def trace_now() -> weakref.ref[Any]:
+    """What Python runs under now: the innermost JAX transformation that may run it repeatedly.
+
+    Derivatives are passed over: a function that is differentiated runs once.
+    """
+    with core.take_current_trace() as current:
+        found: Any = current
+        while type(found).__name__ in _DERIVATIVES:
+            found = found.parent_trace
+        return weakref.ref(found)

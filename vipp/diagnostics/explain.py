@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import optax
 from numpyro.infer import SVI
-from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
 from vipp.distributions.answers import kind
 from vipp.distributions.lanes import lane_distribution
+from vipp.language.control_flow import sites
 from vipp.objectives.objective import Objective
 from vipp_transforms.settings import Part
 
@@ -142,22 +142,16 @@ def explain(
     return Explanation(repr(objective), tuple(rows), objective.biased)
 
 
-class _Drawn(Messenger):
+class _Drawn(sites):
     """Notes the latent sites that no handler further in gave a value: the pathwise ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pathwise: dict[str, Any] = {}
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "control_flow":
-            msg["kwargs"]["substitute_stack"].append(("substitute", self._note))
-        else:
-            self._note(msg)
-
-    def _note(self, msg: Any) -> None:
+    def visit(self, msg: Any) -> None:
         drawn = msg["value"] is None or msg.get("drawn_implicitly")
-        if msg["type"] == "sample" and not msg["is_observed"] and drawn:
+        if not msg["is_observed"] and drawn:
             self.pathwise[msg["name"]] = msg
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from numpyro.primitives import Messenger
-
 import vipp_transforms as vt
+from vipp.language.control_flow import sites
 
 
 class BiasedEstimatorWarning(UserWarning):
@@ -18,16 +17,16 @@ class BiasedObjectiveWarning(UserWarning):
     """Training follows a gradient that is biased for what the objective is to optimise."""
 
 
-class noting_biased(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
+class noting_biased(sites):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
     """Notes the latent sites of the programs beneath it that name a biased estimator."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[tuple[str, str], None] = {}
 
-    def process_message(self, msg: Any) -> None:
+    def visit(self, msg: Any) -> None:
         """Note the site."""
-        if msg["type"] == "sample" and not msg["is_observed"]:
+        if not msg["is_observed"]:
             estimator = msg["infer"].get("estimator")
             if isinstance(estimator, vt.Estimator) and estimator.traits.biased:
                 self.found[msg["name"], type(estimator).__name__] = None

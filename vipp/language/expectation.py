@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from numpyro.handlers import seed
 
 import vipp_transforms as vt
-from vipp.language.handler import estimate
+from vipp.language.handler import drawing
 
 
 def expectation(fn: Callable[..., Any]) -> Callable[..., jax.Array]:
@@ -46,7 +45,7 @@ def expectation(fn: Callable[..., Any]) -> Callable[..., jax.Array]:
     """
 
     def drawn(rng_key: Any, args: Any, kwargs: Any) -> tuple[Any, None]:
-        with estimate(), seed(rng_seed=rng_key):
+        with drawing(rng_key):
             return fn(*args, **kwargs), None
 
     def estimated(rng_key: Any, *args: Any, **kwargs: Any) -> jax.Array:

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import difflib
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-
-from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
 from vipp.distributions.answers import Answering, kind
 from vipp.distributions.implicit import circular, differentiable_sampler, implicit
 from vipp.distributions.lanes import lane_distribution
 from vipp.distributions.reparameterisation import reparameterised
+from vipp.language.control_flow import control_flow, looped, sites
+from vipp.language.keys import seeded
 from vipp.language.state import per_lane
-from vipp.language.unroll import NeedsUnrolling, scan_of
 from vipp_transforms.choices import default
 
 
-class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
+@contextmanager
+def drawing(rng_key: Any) -> Iterator[None]:
+    """In here, sites are drawn with their estimators, each with a key of its own."""
+    with estimate(), seeded(rng_seed=rng_key), control_flow():
+        yield
+
+
+class estimate(sites):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
     """Draws each latent site of the program beneath it with the estimator in its ``infer``."""
 
     def process_message(self, msg: Any) -> None:
+        """Draw the site, and have a scan unrolled of which a site asks for it."""
+        for name, estimator in msg["inside"].latent.items() if "inside" in msg else ():
+            if _needs_own_steps(estimator):
+                msg["unrolled_for"] = name
+                break
+        super().process_message(msg)
+
+    def visit(self, msg: Any) -> None:
         """Draw the site, unless a handler further in gave it a value."""
-        if msg["type"] == "control_flow":
-            draw = partial(_draw_in_control_flow, looped=scan_of(msg) is not None)
-            msg["kwargs"]["substitute_stack"].append(("substitute", draw))
-        if msg["type"] != "sample":
-            return
         check_infer(msg)
         if msg["is_observed"] or msg["value"] is not None:
             return
@@ -42,6 +52,7 @@ class estimate(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro'
             kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], fn)
             _move_implicitly(msg)
             return
+        _check_stateless(msg, estimator)
         msg["value"] = _drawn(msg, estimator)
 
 
@@ -100,24 +111,22 @@ def check_infer(msg: Any) -> None:
             )
 
 
-def _draw_in_control_flow(msg: Any, looped: bool) -> Any:
-    """Called at each site in the body of a NumPyro ``scan`` (``looped``) or ``cond``."""
-    if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
-        return None
-    check_infer(msg)
-    estimator = estimator_of(msg)
-    if msg["kwargs"]["rng_key"] is None:
-        return None
-    if estimator.traits.direct:
-        _move_implicitly(msg)
-        return None
+def _needs_own_steps(estimator: Any) -> bool:
+    """Whether an estimator can't be applied to all steps of a loop as lanes of one site."""
+    if not isinstance(estimator, vt.Estimator | vt.Policy) or _has_state(estimator):
+        return False
+    return not estimator.traits.direct and not estimator.traits.causal
+
+
+def _has_state(estimator: Any) -> bool:
     learning = None if isinstance(estimator, vt.Policy) else estimator.learning
-    if looped and learning is not None and learning.update is not None:
+    return learning is not None and learning.update is not None
+
+
+def _check_stateless(msg: Any, estimator: Any) -> None:
+    if looped(msg) and _has_state(estimator):
         raise vt.SiteError(
             f"Site '{msg['name']}' is drawn in a scan with {type(estimator).__name__}, whose state "
             "would have to be one for each step. Fix: use ScoreFunction(num_samples=2, "
             "baseline='leave_one_out'), or Mix with a fixed weight."
         )
-    if looped and not estimator.traits.causal:
-        raise NeedsUnrolling(msg["name"], estimator)
-    return _drawn(msg, estimator)

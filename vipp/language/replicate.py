@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-import numpyro
-from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
+from vipp.language.keys import minibatch, random_key, seeded
 from vipp.language.state import SUFFIX
 from vipp_transforms.checks import positive_int
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
-def replicate(fn: Callable[[], Any], n: int) -> Any:
+def replicate(fn: Callable[[], Any], n: int, *, own_minibatch: bool = False) -> Any:
     """``fn()`` run ``n`` times with fresh randomness, vectorised.
 
     Args:
       fn: a function of nothing that draws values.
       n: how often, at least 1.
+      own_minibatch: whether programs run by ``fn`` draw a minibatch for each repetition, to be
+        averaged over; otherwise all see the same one, and can be weighed against each other.
 
     Returns:
-      What ``fn`` returns, every array with a new leading axis of size ``n``; what is
-      no array, such as a name, as it is.
+      What ``fn`` returns, every array with a new leading axis of size ``n``; what is no array, such
+      as a name, as it is.
 
     Raises:
       ValueError: if ``n`` is not a positive int, or if no random key is at hand.
@@ -44,12 +45,14 @@ def replicate(fn: Callable[[], Any], n: int) -> Any:
     positive_int("replicate: n", n)
     key = random_key("replicate")
     if n == 1:
-        with seed(rng_seed=key):
+        with seeded(rng_seed=key):
             parted = _Parted.of(fn())
         return jax.tree.map(lambda x: jax.numpy.expand_dims(x, 0), parted).joined()
 
     def one(k: jax.Array) -> _Parted:
-        with _no_mutation(), seed(rng_seed=k):
+        k, plates = jax.random.split(k) if own_minibatch else (k, None)
+        own = minibatch(plates) if own_minibatch else nullcontext()
+        with _no_mutation(), own, seeded(rng_seed=k):
             return _Parted.of(fn())
 
     return jax.vmap(one)(jax.random.split(key, n)).joined()
@@ -75,19 +78,6 @@ class _Parted:
         arrays = iter(self.arrays)
         leaves = [next(arrays) if kept is None else kept[0] for kept in self.rest]
         return jax.tree.unflatten(self.treedef, leaves)
-
-
-def random_key(what: str) -> Any:
-    """A fresh key from the enclosing ``seed`` handler; raise if there is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPyro warns where this raises
-        key = numpyro.prng_key()
-    if key is None:
-        raise ValueError(
-            f"{what} was run without a random key. Fix: use it inside vipp.expectation(fn), an "
-            "objective, or numpyro.handlers.seed."
-        )
-    return key
 
 
 class _no_mutation(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpyro
-from numpyro.primitives import Messenger
 
+from vipp.language.control_flow import sites
 from vipp.language.state import SUFFIX, with_state
 
 
@@ -73,7 +73,7 @@ def with_estimators(program: Callable[..., Any], estimators: Mapping[str, Any]) 
     return configured
 
 
-class _Configure(Messenger):
+class _Configure(sites):
     def __init__(self, estimators: Mapping[str, Any], call: Callable[..., Any]):
         super().__init__()
         self.call = call
@@ -87,14 +87,9 @@ class _Configure(Messenger):
                 # a numpyro.handlers.scope further in has named the site already
                 msg["name"] = self.filling + SUFFIX
             return
-        if msg["type"] == "control_flow":
-            msg["kwargs"]["substitute_stack"].append(("substitute", self._configure))
-        else:
-            self._configure(msg)
+        super().process_message(msg)
 
-    def _configure(self, msg: Any) -> None:
-        if msg["type"] != "sample":
-            return
+    def visit(self, msg: Any) -> None:
         name = msg["name"]
         self.seen.add(name)
         if name in self.estimators:

@@ -12,9 +12,9 @@ import numpyro
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
-from numpyro.handlers import seed
 
-from vipp.language.replicate import random_key, replicate
+from vipp.language.keys import random_key, seeded
+from vipp.language.replicate import replicate
 from vipp.objectives.objective import objective
 from vipp.programs.densities import SiteDensity
 from vipp.programs.program import AbstractProgram
@@ -81,7 +81,7 @@ def AnnealedBound(  # noqa: N802
 
         def log_joint(u: jax.Array) -> tuple[jax.Array, jax.Array]:
             moved, log_det = put(u)
-            with seed(rng_seed=key):  # of its own, as this runs inside a loop
+            with seeded(rng_seed=key):  # of its own, as this runs inside a loop
                 return p.log_density(moved) + log_det, q.log_density(moved) + log_det
 
         def slope(u: jax.Array, beta: Any) -> jax.Array:

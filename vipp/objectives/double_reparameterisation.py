@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.handlers import seed
 
 from vipp.language.handler import estimator_of
-from vipp.language.replicate import random_key, replicate
+from vipp.language.keys import random_key, seeded
+from vipp.language.replicate import replicate
 from vipp.objectives.importance import Weights
 from vipp.programs.densities import SiteDensity, joint_per_plate
 from vipp.programs.program import AbstractProgram, PerPlate
@@ -52,7 +52,7 @@ def weigh_doubly_reparameterised(
             n: _scale_gradient(x, at_values(weight, sites[n], names)) for n, x in z.values.items()
         }
         z = replace(z, values=moved)
-        with seed(rng_seed=key):
+        with seeded(rng_seed=key):
             log_p = joint_per_plate(p.log_density_sites(z), names)
             return log_p, joint_per_plate(constant_q.log_density_sites(z), names)
 

@@ -76,7 +76,7 @@ def ELBO(  # noqa: N802
             z, log_q = q.simulate(stick_the_landing=stick_the_landing)
             return p.log_density(z) - log_q
 
-        return replicate(log_weight, num_particles).mean()
+        return replicate(log_weight, num_particles, own_minibatch=True).mean()
 
     def penalised() -> jax.Array:
         z, of_q = q.simulate_sites()
@@ -90,7 +90,7 @@ def ELBO(  # noqa: N802
         divergence = joint(rest) - joint(prior) + sum(closed.values(), start=jnp.zeros(()))
         return joint(s for s in of_p if s.observed) - beta * divergence
 
-    return replicate(penalised, num_particles).mean()
+    return replicate(penalised, num_particles, own_minibatch=True).mean()
 
 
 def _check_separable(sites: list[SiteDensity]) -> None:

@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.handlers import seed
 
 import vipp_transforms as vt
-from vipp.language.replicate import random_key
+from vipp.language.keys import random_key, seeded
 from vipp.objectives.objective import objective
 from vipp.programs.densities import joint
 from vipp.programs.program import AbstractProgram
-from vipp.programs.steps import Sequence, check_ends_with_scan, take_apart
+from vipp.programs.steps import Sequence, take_apart
 from vipp.programs.support import check_same_support
 from vipp_transforms.choices import single_draw
 
@@ -98,9 +97,9 @@ def FilteringBound(  # noqa: N802
 
     def start(key: Any) -> Any:
         keys = jax.random.split(key)
-        with seed(rng_seed=keys[0]):
+        with seeded(rng_seed=keys[0]):
             guide = take_apart(q, "guide")
-        with seed(rng_seed=keys[1]):
+        with seeded(rng_seed=keys[1]):
             model = take_apart(p, "model", guide.drawn)
         seen.update(guide=guide, model=model)
         return (guide.scan.carry, model.scan.carry), joint(model.sites) - joint(guide.sites)
@@ -119,7 +118,6 @@ def FilteringBound(  # noqa: N802
             next_q, z, sites_q = guide.advance(keys[0], carries[0], of_q)
             next_p, _, sites_p = model.advance(keys[1], carries[1], of_p, z)
             check_same_support("FilteringBound", sites_p, sites_q)
-            seen["names"] = [s.name for s in sites_q], [s.name for s in sites_p]
             return (next_q, next_p), joint(sites_p) - joint(sites_q)
 
         carries, gained = jax.vmap(move)(jax.random.split(key, num_particles), carries)
@@ -136,11 +134,6 @@ def FilteringBound(  # noqa: N802
     carry = jax.tree.map(jnp.asarray, (carries, log_w))
     xs = (*keys, guide.scan.xs, model.scan.xs)
     _, totals = jax.lax.scan(step, carry, xs, length=length)
-    for sequence, inside, what in zip(
-        (guide, model), seen["names"], ("guide", "model"), strict=True
-    ):
-        with seed(rng_seed=key):
-            check_ends_with_scan(sequence, inside, what)
     return totals.sum()
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from numpyro.handlers import seed
 
-from vipp.language.replicate import random_key
+from vipp.language.keys import random_key, seeded
 from vipp.objectives.importance import weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
@@ -62,7 +61,7 @@ def ForwardKL(  # noqa: N802
         values, key = dict(samples), random_key("ForwardKL")
 
         def score(values: Any) -> jax.Array:
-            with seed(rng_seed=key):
+            with seeded(rng_seed=key):
                 return q.log_density(Trace(values))
 
         return jax.vmap(score)(values).mean()

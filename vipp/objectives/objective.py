@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.handlers import seed
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 
 import vipp_transforms as vt
-from vipp.language.handler import estimate
+from vipp.language.handler import drawing
+from vipp.language.keys import minibatch
 from vipp.language.state import SUFFIX, advance
 from vipp.objectives.arguments import apply_check, arguments, bound, frozen, schedules, written
 from vipp.programs.construct import Binding
@@ -109,9 +109,9 @@ class Objective(NumPyroELBO):
         """Run the objective once: its value and the mutable state. To be given to the engine."""
         plate_key, rng_key = jax.random.split(rng_key)
         mutable: dict[str, Any] = self._own_state(params)
-        binding = Binding(params, args, kwargs, plate_key, mutable)
+        binding = Binding(params, args, kwargs, mutable)
         p, q = binding.program(model), binding.program(guide)
-        with estimate(), seed(rng_seed=rng_key):
+        with drawing(rng_key), minibatch(plate_key):
             value = self.value(p, q, mutable)
         return value, mutable
 

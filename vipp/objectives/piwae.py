@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import jax
-from numpyro.handlers import seed
 
-from vipp.language.replicate import random_key
+from vipp.language.keys import random_key, seeded
 from vipp.objectives.importance import gradient_only, weigh
 from vipp.objectives.miwae import bounds
 from vipp.objectives.objective import objective
@@ -44,9 +43,9 @@ def PIWAE(  # noqa: N802
       Rainforth et al., *Tighter variational bounds are not necessarily better*, 2018, section 5.
     """
     key, total = random_key("PIWAE"), num_bounds * num_particles
-    with seed(rng_seed=key):
+    with seeded(rng_seed=key):
         model = weigh(p, q.stop_gradient().constant(), total, per_plate)
-    with seed(rng_seed=key):  # the same draws, which the compiler makes once
+    with seeded(rng_seed=key):  # the same draws, which the compiler makes once
         guide = weigh(p.stop_gradient(), q, total, per_plate)
     tight = model.total(log_mean_exp(model.log_w))
     return tight + gradient_only(guide.total(bounds(guide.log_w, num_bounds).mean(0)))

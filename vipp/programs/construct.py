@@ -19,14 +19,13 @@ class Binding:
     params: Mapping[str, Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    plate_key: Any = None
     mutable: dict[str, Any] = field(default_factory=dict)
 
     def program(self, fn: Callable[..., Any]) -> AbstractProgram:
         """A NumPyro program, or a construct, ready to be drawn from and scored."""
         if isinstance(fn, Construct):
             return fn.bind(self)
-        return Program(fn, self.params, self.args, self.kwargs, self.plate_key, self.mutable)
+        return Program(fn, self.params, self.args, self.kwargs, self.mutable)
 
     def after(self, *first: Any) -> Binding:
         """The same with more arguments in front."""

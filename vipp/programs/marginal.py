@@ -106,7 +106,7 @@ def _innermost(program: AbstractProgram) -> AbstractProgram:
 def _binding(program: AbstractProgram) -> Binding:
     p = _innermost(program)
     if isinstance(p, Program):
-        return Binding(p.params, p.args, p.kwargs, p.plate_key, p.mutable)
+        return Binding(p.params, p.args, p.kwargs, p.mutable)
     return Binding({})
 
 

@@ -12,7 +12,8 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.handlers import block, trace
 
-from vipp.language.replicate import random_key, replicate
+from vipp.language.keys import minibatch, random_key
+from vipp.language.replicate import replicate
 from vipp.language.sample import sample
 from vipp.programs.construct import Binding, Construct
 from vipp.programs.densities import SiteDensity
@@ -97,8 +98,9 @@ class Normalized(Construct):
             ):
                 program(*args, **kwargs)
             found |= {n: s["value"] for n, s in record.items() if s["type"] == "param"}
-        bound = self.bind(Binding(found, args, kwargs, random_key("normalize")))
-        with block(hide_fn=lambda site: site["type"] != "prng_key"):
+        bound = self.bind(Binding(found, args, kwargs))
+        hidden = lambda site: site["type"] != "prng_key"
+        with block(hide_fn=hidden), minibatch(random_key("normalize")):
             drawn, _ = bound.simulate()
         for name, value in drawn.values.items():
             numpyro.sample(name, dist.Delta(value, event_dim=jnp.ndim(value)))

@@ -7,17 +7,18 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from numpyro.distributions import Unit
-from numpyro.handlers import seed, substitute, trace
+from numpyro.handlers import substitute, trace
+from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
-from vipp.language.replicate import random_key
-from vipp.language.unroll import NeedsUnrolling, Scan, scan_of, unroll
+from vipp.language.control_flow import Scan, control_flow, look_inside, own_sites, scan_of, sites
+from vipp.language.keys import minibatch_key, random_key, seeded
 from vipp.programs.densities import SiteDensity, joint, joint_per_plate, site_densities
 from vipp.programs.trace import Trace
 
@@ -116,8 +117,6 @@ class Program(AbstractProgram):
       params: constrained parameter values by name.
       args: the program's arguments.
       kwargs: the program's keyword arguments.
-      plate_key: PRNG key that subsampled plates draw with, so that all particles see one minibatch;
-        None to draw afresh in each run.
       mutable: where the values of ``numpyro.mutable`` sites are kept from one run to the next.
       differentiable: whether its draws carry a gradient; see :meth:`constant`.
 
@@ -135,7 +134,6 @@ class Program(AbstractProgram):
     params: Mapping[str, Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    plate_key: Any = None
     mutable: dict[str, Any] = field(default_factory=dict, repr=False)
     differentiable: bool = True
 
@@ -201,19 +199,22 @@ class Program(AbstractProgram):
         run = self._run(given)
         return run.drawn, run.densities, run.result
 
-    def before_scan(self, given: Trace | None = None) -> tuple[Trace, list[SiteDensity], Any]:
-        """Run the program up to its first ``scan``, which is the result, or None."""
+    def before_scan(
+        self, given: Trace | None = None
+    ) -> tuple[Trace, list[SiteDensity], Scan | None, list[str]]:
+        """Run the program up to its first ``scan``.
+
+        Returns:
+          The latent values and densities before it, it, and the names of the sites after it.
+        """
         taking = _TakeScan()
         run = self._run(given, inner=taking)
-        return run.drawn, run.densities, taking.scan
-
-    def names(self) -> list[str]:
-        """The names of its sites."""
-        return [n for n, s in self.constant()._run().record.items() if s["type"] == "sample"]
+        return run.drawn, run.densities, taking.scan, taking.after
 
     def keyed(self) -> Callable[..., Any]:
         """The NumPyro program, its subsampled plates drawing the objective's minibatch."""
-        return self.fn if self.plate_key is None else _PlateKeys(self.fn, self.plate_key)
+        key = minibatch_key()
+        return self.fn if key is None else _PlateKeys(self.fn, key)
 
     def _run(
         self,
@@ -230,33 +231,24 @@ class Program(AbstractProgram):
           inner: a handler to run it under.
         """
         key = random_key("A Program")
-        run = partial(self._run_once, key, given, all_given)
-        if inner is None and given is not None and given.unrolled:
-            inner = unroll()
-        try:
-            return run(inner)
-        except NeedsUnrolling as because:
-            return run(unroll(because))
-
-    def _run_once(self, key: Any, given: Trace | None, all_given: bool, inner: Any) -> _Run:
         data = {} if given is None else {**given.values, **given.subsamples}
+        loops = control_flow(given)
         with (
             trace() as record,
             nullcontext() if self.differentiable else _Constant(),
-            seed(rng_seed=key),
+            seeded(rng_seed=key),
             _Given({**self.params, **self.mutable, **data}, given if all_given else None),
+            loops,
+            own_sites(),
             inner or nullcontext(),
         ):
-            try:
-                result = self.keyed()(*self.args, **self.kwargs)
-            except _ScanBegins:
-                result = None
+            result = self.keyed()(*self.args, **self.kwargs)
         for name, site in record.items():
             if site["type"] == "mutable":
                 self.mutable[name] = site["value"]
             elif given is not None and all_given and _latent(site) and name not in given:
                 raise _missing(name, given)
-        return _Run(record, result, isinstance(inner, unroll))
+        return _Run(record, result, loops.unrolled)
 
 
 class _Run(NamedTuple):
@@ -313,42 +305,54 @@ class _Given(substitute):
                 "density would be lost. Fix: give it to the objective itself, and apply handlers "
                 f"to the programs inside: vipp.{kind}(handler(program), ...)."
             )
+        if "inside" in msg:
+            msg["inside"] = msg["inside"].given(self.data or ())
         super().process_message(msg)
         if self.given is not None and _latent(msg) and msg["value"] is None:
             raise _missing(msg["name"], self.given)
 
 
-class _Constant(Messenger):
+class _Constant(sites):
     """Draws latent sites without gradient, whatever their estimators."""
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] == "control_flow":
-            msg["kwargs"]["substitute_stack"].append(("substitute", self._draw))
-        elif msg["type"] == "sample" and _latent(msg) and msg["value"] is None:
-            msg["value"] = self._draw(msg)
+        if "inside" in msg:
+            msg["inside"] = replace(msg["inside"], latent={})
+        super().process_message(msg)
 
-    @staticmethod
-    def _draw(msg: Any) -> Any:
-        if msg["type"] != "sample" or not _latent(msg) or msg["kwargs"]["rng_key"] is None:
-            return None
+    def visit(self, msg: Any) -> None:
+        if not _latent(msg) or msg["value"] is not None:
+            return
         key = vt.lane_key(msg["kwargs"]["rng_key"], msg["fn"])
         value = msg["fn"](rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
-        return jax.lax.stop_gradient(value)
-
-
-class _ScanBegins(Exception):  # noqa: N818 (no error: how a run is left)
-    pass
+        msg["value"] = jax.lax.stop_gradient(value)
 
 
 class _TakeScan(Messenger):
-    """Leaves the program where its scan begins."""
+    """Takes the first scan of a program, which gets zeros for its results."""
 
-    scan: Scan | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.scan: Scan | None = None
+        self.after: list[str] = []
 
     def process_message(self, msg: Any) -> None:
-        self.scan = scan_of(msg)
         if self.scan is not None:
-            raise _ScanBegins
+            if msg["type"] == "control_flow":
+                self.after += look_inside(msg).shapes
+            elif msg["type"] == "sample":
+                self.after.append(msg["name"])
+        elif (scan := scan_of(msg)) is not None:
+            self.scan = scan
+            carry, ys = jax.tree.map(_blank, look_inside(msg).result)
+            msg["value"] = (scan.length, None, carry), (PytreeTrace({}), ys)
+
+
+def _blank(x: Any) -> Any:
+    """An array of that shape and type, of whatever value."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), x.shape)
+    return jnp.zeros(x.shape, x.dtype)
 
 
 class _Unobserve(Messenger):

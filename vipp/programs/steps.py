@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from numpyro.handlers import seed
-
-from vipp.language.unroll import Scan
+from vipp.language.control_flow import Scan
+from vipp.language.keys import seeded
 from vipp.programs.densities import SiteDensity
 from vipp.programs.program import AbstractProgram, Program
 from vipp.programs.trace import Trace
@@ -36,7 +35,7 @@ class Sequence:
         step = Program(
             self.scan.step, self.program.params, (carry, x), mutable=self.program.mutable
         )
-        with seed(rng_seed=key):
+        with seeded(rng_seed=key):
             drawn, sites, (new, _) = step.run(given)
         return new, drawn, sites
 
@@ -50,14 +49,15 @@ def take_apart(program: AbstractProgram, what: str, given: Trace | None = None) 
       given: values for its latent sites; None to draw those before the scan.
 
     Raises:
-      ValueError: if it has no scan, or one in reverse, or its density is estimated.
+      ValueError: if it has no scan, or one in reverse, or sites after it, or if its density is
+        estimated.
     """
     if not isinstance(program, Program):
         raise ValueError(
             f"FilteringBound needs a {what} that is a NumPyro program written with scan, got "
             f"{type(program).__name__}. Fix: use ELBO or IWAE with this program."
         )
-    drawn, sites, scan = program.before_scan(given)
+    drawn, sites, scan, after = program.before_scan(given)
     if scan is None:
         raise ValueError(
             f"FilteringBound: the {what} has no numpyro.contrib.control_flow.scan, got sites "
@@ -68,15 +68,9 @@ def take_apart(program: AbstractProgram, what: str, given: Trace | None = None) 
             f"FilteringBound: the scan of the {what} runs in reverse, expected forward. Fix: "
             "reverse what it scans over."
         )
-    return Sequence(program, drawn, sites, scan)
-
-
-def check_ends_with_scan(sequence: Sequence, inside: list[str], what: str) -> None:
-    """Raise if the program has a site after its scan."""
-    known = {*(s.name for s in sequence.sites), *inside}
-    after = [n for n in sequence.program.names() if n not in known]
     if after:
         raise ValueError(
             f"FilteringBound: site '{after[0]}' of the {what} comes after its scan, expected none. "
             "Fix: draw it before the scan or in its last step."
         )
+    return Sequence(program, drawn, sites, scan)

@@ -13,7 +13,7 @@ from numpyro.contrib import funsor as funsor_handlers
 from numpyro.handlers import block, condition, seed, substitute
 
 from vipp.distributions.densities import exact
-from vipp.language.replicate import random_key
+from vipp.language.keys import random_key
 from vipp.programs.densities import SiteDensity, joint, subsampling
 from vipp.programs.kept import check_exists, check_given, only
 from vipp.programs.program import AbstractProgram, Change, Program

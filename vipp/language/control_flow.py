@@ -1,0 +1,316 @@
+"""NumPyro's ``scan`` and ``cond``: what is in them, and how a handler reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.ops.pytree import PytreeTrace
+from numpyro.primitives import Messenger
+
+import vipp_transforms as vt
+from vipp.language.keys import shared_key, wants_key
+from vipp_transforms._jax import trace_now
+from vipp_transforms.control_flow import MAX_UNROLLED
+
+
+class Scan(NamedTuple):
+    """The arguments of a NumPyro ``scan``, its number of steps worked out."""
+
+    step: Any
+    carry: Any
+    xs: Any
+    length: int
+    reverse: bool
+
+
+def scan_of(msg: Any) -> Scan | None:
+    """The scan that a message is, or None: a ``cond`` is a message of that type, too."""
+    if msg["type"] != "control_flow" or len(msg["args"]) != 5:
+        return None
+    step, carry, xs, length, reverse = msg["args"]
+    length = len(jax.tree.leaves(xs)[0]) if length is None else length
+    return Scan(step, carry, xs, length, reverse)
+
+
+# -- two ways in -----------------------------------------------------------------------------------
+
+
+def within(msg: Any, handler: Callable[[], Messenger]) -> None:
+    """Run the step of a scan, or the branches of a cond, under a handler: inside all others."""
+    places = (0,) if scan_of(msg) is not None else (1, 2)
+
+    def under(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def body(*args: Any) -> Any:
+            with handler():
+                return fn(*args)
+
+        return body
+
+    msg["args"] = tuple(under(x) if i in places else x for i, x in enumerate(msg["args"]))
+
+
+class sites(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
+    """Visits every sample site beneath it, in or out of NumPyro's ``scan`` and ``cond``.
+
+    NumPyro runs these blocked off from the handlers outside, which their one message tells what to
+    do at each site. It tells them of the sites again when all steps have been taken, with values.
+    """
+
+    def process_message(self, msg: Any) -> None:
+        """Visit a site, or have those of a ``scan`` or ``cond`` visited."""
+        if msg["type"] == "control_flow":
+            msg["kwargs"]["substitute_stack"].append(("substitute", self._inside))
+        elif msg["type"] == "sample":
+            self.visit(msg)
+
+    def _inside(self, msg: Any) -> Any:
+        if msg["type"] != "sample":
+            return None
+        given = msg["value"] is not None
+        self.visit(msg)
+        return None if given else msg["value"]
+
+    def visit(self, msg: Any) -> None:
+        """Do what is to be done at a site; a value that it gets is its draw."""
+        raise NotImplementedError
+
+
+def looped(msg: Any) -> bool:
+    """Whether a site is drawn in a loop: NumPyro marks it for its own use."""
+    return "_scan_current_index" in msg["infer"] or "of_a_step" in msg
+
+
+# -- looking ahead ---------------------------------------------------------------------------------
+
+
+class Site(NamedTuple):
+    """What is known of a site before its loop runs: the estimator asked for, a value's shape."""
+
+    estimator: Any
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What an abstract run found in the bodies of a ``scan`` or ``cond``.
+
+    Attributes:
+      latent: the sites to be drawn, by name.
+      shapes: of the values of all sites.
+      plates: full size and subsample size by name.
+      result: the shapes of what the ``scan`` or ``cond`` returns.
+    """
+
+    latent: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    plates: Mapping[str, tuple[int, int | None]]
+    result: Any
+
+    def given(self, names: Iterable[str]) -> Inside:
+        """The same with values for some of the sites."""
+        return replace(self, latent={n: e for n, e in self.latent.items() if n not in names})
+
+
+def look_inside(msg: Any) -> Inside:
+    """Run the bodies of a ``scan`` or ``cond`` abstractly, under the handlers it has met so far."""
+    seen, plates = _Seen(), _SeenPlates()
+    ahead = {**msg, "kwargs": dict(msg["kwargs"])}
+    ahead["kwargs"]["substitute_stack"] = list(msg["kwargs"]["substitute_stack"])
+    ahead["kwargs"]["rng_key"] = jax.random.key(0)
+    within(ahead, lambda: plates)
+    seen.process_message(ahead)
+    run = lambda: _result(ahead["fn"](*ahead["args"], **ahead["kwargs"]))
+    result = jax.eval_shape(run)
+    return Inside(seen.latent, seen.shapes, plates.found, result)
+
+
+def _result(value: Any) -> Any:
+    """What a ``scan`` or ``cond`` returns to its caller, without its trace."""
+    if isinstance(value[1], PytreeTrace):
+        return value[0]
+    (_, _, carry), (_, ys) = value
+    return carry, ys
+
+
+class _Seen(sites):
+    """Notes the sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def visit(self, msg: Any) -> None:
+        given = msg["is_observed"] or msg["value"] is not None
+        if not given:
+            if msg.get("shares_key"):
+                raise shared_key(msg)
+            self.latent[msg["name"]] = msg["infer"].get("estimator")
+        shape = msg["kwargs"]["sample_shape"] + msg["fn"].shape()
+        self.shapes[msg["name"]] = jnp.shape(msg["value"]) if given else tuple(shape)
+
+
+class _SeenPlates(Messenger):
+    """Notes the plates, from the inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, tuple[int, int | None]] = {}
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            within(msg, lambda: self)
+        elif msg["type"] == "plate":
+            self.found.setdefault(msg["name"], msg["args"])
+
+
+class _own_keys(Messenger):  # noqa: N801
+    """In the body of a ``scan`` or ``cond``, which has a key for each step: marks what shares it.
+
+    These are the draws under a JAX transformation that begins inside of the body.
+    """
+
+    def __enter__(self) -> None:
+        self.began = trace_now()
+        return super().__enter__()
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            within(msg, _own_keys)
+        elif wants_key(msg) and trace_now() != self.began:
+            if msg["type"] == "prng_key":
+                raise shared_key(msg)
+            msg["shares_key"] = True  # a handler further out may give it a value
+
+
+class own_sites(Messenger):  # noqa: N801
+    """Refuses a site under a JAX transformation that began inside a program scored by its trace."""
+
+    def __enter__(self) -> None:
+        self.began = trace_now()
+        return super().__enter__()
+
+    def process_message(self, msg: Any) -> None:
+        """Look at the site."""
+        if msg["type"] == "control_flow":
+            within(msg, own_sites)
+        elif msg["type"] == "sample" and trace_now() != self.began:
+            raise vt.SiteError(
+                f"Site '{msg['name']}' of a model or guide stands under a JAX transformation (jit, "
+                "vmap, scan, map, cond, while_loop, checkpoint) that began inside the program, "
+                "from which neither its value nor its density comes out. Expected none. Fix: use "
+                "numpyro.contrib.control_flow.scan or cond, or a plate; or sample outside of it."
+            )
+
+
+class _plates_as_drawn(Messenger):  # noqa: N801
+    """Gives plates the indices that were drawn outside."""
+
+    def __init__(self, indices: Mapping[str, jax.Array]):
+        super().__init__()
+        self.indices = indices
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            within(msg, lambda: _plates_as_drawn(self.indices))
+        elif msg["type"] == "plate" and msg["value"] is None:
+            msg["value"] = self.indices.get(msg["name"])
+
+
+# -- running them ----------------------------------------------------------------------------------
+
+
+class control_flow(Messenger):  # noqa: N801
+    """Prepares each ``scan`` and ``cond``: looks inside, draws its plates, unrolls where asked to.
+
+    A plate is drawn once, outside, where the trace shows it; all steps have the same subsample. A
+    scan whose message says, in ``unrolled_for``, for which site it is to be unrolled runs step by
+    step: site ``z`` of step ``t`` is then called ``z[t]``. So does one of which ``given`` has such
+    values.
+
+    Args:
+      given: values that the program is run with, or None.
+    """
+
+    def __init__(self, given: Any = None):
+        super().__init__()
+        self.given = given
+        self.unrolled = False
+        self.path: tuple[int, ...] = ()
+        self.lengths: tuple[int, ...] = ()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def process_message(self, msg: Any) -> None:
+        """Prepare a ``scan`` or ``cond``, or name a site of an unrolled step."""
+        if msg["type"] == "control_flow":
+            self._prepare(msg)
+        elif self.path and msg["type"] in ("sample", "deterministic"):
+            self._name(msg)
+
+    def _prepare(self, msg: Any) -> None:
+        if "inside" in msg or msg["value"] is not None or msg["kwargs"].get("enum"):
+            return
+        within(msg, _own_keys)
+        msg["inside"] = inside = look_inside(msg)
+        indices: dict[str, jax.Array] = {}
+        for name, (size, subsample_size) in inside.plates.items():
+            with numpyro.plate(name, size, subsample_size) as index:
+                indices[name] = index
+        within(msg, lambda: _plates_as_drawn(indices))
+        scan = scan_of(msg)
+        if scan is not None:
+            self.shapes.update(inside.shapes)
+            run, msg["fn"] = msg["fn"], lambda *args, **kwargs: self._run(msg, run, args, kwargs)
+            if self.given is not None and self.given.unrolled:
+                missing = [n for n in inside.latent if n not in self.given]
+                if missing:
+                    msg["unrolled_for"] = missing[0]
+
+    def _run(self, msg: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        site = msg.get("unrolled_for")
+        scan = scan_of(msg)
+        if site is None or scan is None:
+            return run(*args, **kwargs)
+        self.unrolled = True
+        before = self.path, self.lengths
+        self.lengths = (*before[1], scan.length)
+        self._check_length(site, msg["inside"])
+        carry, stacked = scan.carry, [None] * scan.length
+        for t in reversed(range(scan.length)) if scan.reverse else range(scan.length):
+            self.path = (*before[0], t)
+            carry, stacked[t] = scan.step(carry, jax.tree.map(lambda x, t=t: x[t], scan.xs))
+        self.path, self.lengths = before
+        ys = jax.tree.map(lambda *y: jnp.stack(y), *stacked) if stacked else None
+        return (scan.length, None, carry), (PytreeTrace({}), ys)
+
+    def _name(self, msg: Any) -> None:
+        """Give a site of a step the step's name, and its part of a value given for all steps."""
+        name = msg["name"]
+        msg["of_a_step"] = True
+        msg["name"] = name + "".join(f"[{t}]" for t in self.path)
+        if msg["type"] != "sample":
+            return
+        value, shape = msg["value"], self.shapes.get(name)
+        if value is None and self.given is not None and msg["name"] not in self.given:
+            value = self.given.values.get(name)
+        if shape is not None and value is not None and jnp.shape(value) == (*self.lengths, *shape):
+            msg["value"] = value[self.path]
+
+    def _check_length(self, site: str, inside: Inside) -> None:
+        steps = 1
+        for length in self.lengths:
+            steps *= length
+        if steps <= MAX_UNROLLED:
+            return
+        estimator = inside.latent.get(site)
+        who = f"site '{site}'" if estimator is None else f"site '{site}' with {estimator!r}"
+        raise vt.SiteError(
+            f"A scan of {steps} steps would have to be unrolled for {who}, expected at most "
+            f"{MAX_UNROLLED} steps. Fix: use ScoreFunction(num_samples=2, "
+            "baseline='leave_one_out'), or sum it out (vipp.marginal with exact=True)."
+        )

@@ -1,0 +1,90 @@
+"""Random keys: each draw has one of its own, or is refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpyro
+from numpyro.handlers import seed
+from numpyro.primitives import Messenger, apply_stack
+
+import vipp_transforms as vt
+from vipp_transforms._jax import trace_now
+
+
+class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
+    """NumPyro's ``seed``, for which every draw beneath it has a key of its own.
+
+    ``seed`` splits its key each time that Python meets a draw. Under a JAX transformation that
+    begins beneath it (``jit``, ``vmap``, ``lax.scan`` and the like) Python meets the draw once,
+    whereas it may be made many times: that is refused, unless the draw brings its own key.
+    """
+
+    def __enter__(self) -> None:
+        self.began = trace_now()
+        return super().__enter__()
+
+    def process_message(self, msg: Any) -> None:
+        """Give a draw its key."""
+        if trace_now() != self.began:
+            if wants_key(msg):
+                raise shared_key(msg)
+            for name in msg["inside"].latent if "inside" in msg and _keyless(msg) else ():
+                raise shared_key({"type": "sample", "name": name})
+        super().process_message(msg)
+
+
+def _keyless(msg: Any) -> bool:
+    return msg["value"] is None and msg["kwargs"]["rng_key"] is None
+
+
+def wants_key(msg: Any) -> bool:
+    """Whether a draw waits for a handler to give it a key."""
+    return msg["type"] in ("sample", "plate", "prng_key") and _keyless(msg)
+
+
+def shared_key(msg: Any) -> vt.SiteError:
+    """The error for a draw that several steps or calls would make with one key."""
+    kinds = {"plate": "The subsample of plate", "sample": "Site"}
+    what = f"{kinds[msg['type']]} '{msg['name']}'" if msg["type"] in kinds else "A random key"
+    return vt.SiteError(
+        f"{what} is drawn under a JAX transformation (jit, vmap, scan, map, cond, while_loop, "
+        "checkpoint) that began inside the program: all its steps, lanes or calls would share one "
+        "random key. Expected a key for each. Fix: use numpyro.contrib.control_flow.scan or cond, "
+        "a plate, or vipp.replicate; or give the draw its own key, sample(..., rng_key=key)."
+    )
+
+
+class minibatch(Messenger):  # noqa: N801
+    """Programs beneath it subsample plates of the same name alike: they see one minibatch."""
+
+    def __init__(self, rng_key: Any):
+        super().__init__()
+        self.rng_key = rng_key
+
+    def process_message(self, msg: Any) -> None:
+        """Say the key."""
+        if msg["type"] == "minibatch" and msg["value"] is None:
+            msg["value"] = (self.rng_key,)
+
+
+def minibatch_key() -> Any:
+    """The key of the minibatch that is to be seen, or None if each run draws its own."""
+    msg: Any = {
+        "type": "minibatch", "fn": lambda: (None,), "args": (), "kwargs": {}, "value": None
+    }  # fmt: skip
+    return apply_stack(msg)["value"][0]
+
+
+def random_key(what: str) -> Any:
+    """A fresh key from the enclosing ``seed`` handler; raise if there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPyro warns where this raises
+        key = numpyro.prng_key()
+    if key is None:
+        raise ValueError(
+            f"{what} was run without a random key. Fix: use it inside vipp.expectation(fn), an "
+            "objective, or numpyro.handlers.seed."
+        )
+    return key
