@@ -345,10 +345,13 @@ def test_particles_times_data(particles, data, outer, bound_and_grad):
 
     @vipp.objective
     def nested(p, q):
+        over = lambda fn: jax.vmap(lambda k, x: handlers.seed(fn, rng_seed=k)(x))
+        keys = lambda: jax.random.split(numpyro.prng_key(), data)
         if outer == "particles":
-            log_w = vipp.replicate(lambda: jax.vmap(lambda x: pair(p, q, x))(x), particles)
+            log_w = vipp.replicate(lambda: over(lambda x: pair(p, q, x))(keys(), x), particles)
         else:
-            log_w = jax.vmap(lambda x: vipp.replicate(lambda: pair(p, q, x), particles))(x).T
+            several = lambda x: vipp.replicate(lambda: pair(p, q, x), particles)
+            log_w = over(several)(keys(), x).T
         return (logsumexp(log_w, axis=0) - math.log(particles)).sum()
 
     def exact(params):

@@ -294,7 +294,9 @@ def test_vmap_inside_draws_per_lane():
     """Under ``vmap`` over the parameters every lane has noise of its own, pathwise or not."""
 
     def product(estimator, m):
-        z = jax.vmap(lambda m: vipp.sample("z", dist.Normal(m, 1.0), estimator))(m)
+        key = numpyro.prng_key()
+        draw = lambda m: vipp.sample("z", dist.Normal(m, 1.0), estimator, rng_key=key)
+        z = jax.vmap(draw)(m)
         return z[0] * z[1]
 
     m, keys = jnp.array([2.0, 3.0]), jax.random.split(KEY, 20_000)
