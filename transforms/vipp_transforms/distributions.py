@@ -94,13 +94,13 @@ class Described(abc.ABC):
         """Weak derivatives around the draw ``value``, and the score of all other parameters."""
         raise NotImplementedError(f"{self.kind} has no weak derivative")
 
+    @abc.abstractmethod
     def log_prob(self, value: Any) -> jax.Array:
         """The log density, ``batch_shape``.
 
-        An answer may refuse to be differentiated in a parameter that moves the support: the
-        expectation's derivative then has a boundary term, which no log density knows.
+        It may refuse to be differentiated in a parameter that moves the support: the expectation's
+        derivative then has a boundary term, which no log density knows.
         """
-        return self.fn.log_prob(value)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -152,6 +152,10 @@ class Plain(Described):
     def kind(self) -> str:
         """The name of its class."""
         return type(self.fn).__name__
+
+    def log_prob(self, value: Any) -> jax.Array:
+        """The distribution's own."""
+        return self.fn.log_prob(value)
 
     @property
     def pathwise(self) -> bool:

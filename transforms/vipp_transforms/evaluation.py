@@ -173,7 +173,7 @@ class Evaluation:
         results = [value, *(Lifted(x, value.axes) for x in arrays)]
         if axis is not None and not axis.shared:
             results = [self.axes.named(x, axis.name) for x in results]
-        if arrays:
+        if potentials.array is not None:
             self.potentials[site.index] = Potentials(tuple(results[1:]), tree)
         return results[0]
 

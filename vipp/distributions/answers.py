@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from vipp.distributions.edges import hold_support
 from vipp.distributions.implicit import Implicit
 from vipp.distributions.quantiles import has_quantile, quantile
 from vipp.distributions.reparameterisation import reparameterised
@@ -16,16 +17,29 @@ from vipp_transforms.distributions import Described, Weak
 
 @jax.tree_util.register_pytree_node_class
 class Answering(Described):
-    """A distribution of NumPyro's, or of its kind, that answers the engine."""
+    """A distribution of NumPyro's, or of its kind, that answers the engine.
 
-    def tree_flatten(self) -> tuple[tuple[Any], None]:
-        """The distribution."""
-        return (self.fn,), None
+    Args:
+      fn: the distribution.
+      name: of the site that is drawn from it, for errors.
+    """
+
+    def __init__(self, fn: Any, name: str = ""):
+        super().__init__(fn)
+        self.name = name
+
+    def tree_flatten(self) -> tuple[tuple[Any], str]:
+        """The distribution, and the name."""
+        return (self.fn,), self.name
 
     @classmethod
-    def tree_unflatten(cls, _: None, children: Any) -> Answering:
+    def tree_unflatten(cls, name: str, children: Any) -> Answering:
         """With whatever JAX puts in the distribution's place."""
-        return cls(*children)
+        return cls(*children, name)
+
+    def log_prob(self, value: Any) -> jax.Array:
+        """The log density, which holds still the parameters that move the support."""
+        return hold_support(self.fn, self.fn.log_prob(value), self.name)
 
     @property
     def kind(self) -> str:

@@ -24,16 +24,26 @@ def _softplus_jvp(primals: Any, tangents: Any) -> Any:
     return _softplus(x), jax.nn.sigmoid(x) * dx
 
 
+def _where_relaxed(value: Any, log_prob: jax.Array) -> jax.Array:
+    """``log_prob`` from zero to one, where it is linear in the value; no label lies outside.
+
+    Estimators that relax a choice score the model there, where NumPyro's validation says ``-inf``.
+    """
+    # what goes straight through is zero or one but for rounding
+    return jnp.where(jnp.abs(value - 0.5) <= 0.501, log_prob, -jnp.inf)
+
+
 class _BernoulliLogits(dist.BernoulliLogits):
     """A Bernoulli whose log probability has the right gradient at logits of exactly zero.
 
     NumPyro's (0.22) differentiates ``max(x, 0)`` and ``abs(x)`` separately there, and a
-    zero-initialised logit would train wrongly.
+    zero-initialised logit would train wrongly. Defined between zero and one.
     """
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         logits = _finite(self.logits)
-        return value * logits - _softplus(logits)
+        value = jnp.asarray(value, jnp.result_type(logits))
+        return _where_relaxed(value, value * logits - _softplus(logits))
 
 
 @jax.custom_jvp
@@ -49,18 +59,16 @@ def _x_log_y_jvp(primals: Any, tangents: Any) -> Any:
 
 
 class _BernoulliProbs(dist.BernoulliProbs):
-    """A Bernoulli whose log probability is also defined between zero and one, linear in the value.
+    """A Bernoulli whose log probability has a gradient where the probability is zero or one.
 
-    Estimators that relax a choice score the model there, where NumPyro's validation says ``-inf``.
-    And its gradient is a number where the probability is zero or one.
+    Defined between zero and one.
     """
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         probs = clamp_probs(self.probs)
         value = jnp.asarray(value, probs.dtype)
         linear = _x_log_y(value, probs) + _x_log_y(1 - value, 1 - probs)
-        # what goes straight through is zero or one but for rounding
-        return jnp.where(jnp.abs(value - 0.5) <= 0.501, linear, -jnp.inf)
+        return _where_relaxed(value, linear)
 
 
 class _BinomialLogits(dist.BinomialLogits):
@@ -69,8 +77,10 @@ class _BinomialLogits(dist.BinomialLogits):
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         n = jnp.asarray(self.total_count, jnp.result_type(float))
         logits = _finite(self.logits, 1 + n)
+        inside = (value >= 0) & (value <= n) & (jnp.mod(value, 1) == 0)
+        value = jnp.where(inside, value, 0)  # what is masked must have a gradient that is a number
         ways = gammaln(n + 1) - gammaln(value + 1) - gammaln(n - value + 1)
-        return ways + value * logits - n * _softplus(logits)
+        return jnp.where(inside, ways + value * logits - n * _softplus(logits), -jnp.inf)
 
 
 def _finite(logits: Any, times: Any = 1) -> jax.Array:

@@ -28,6 +28,10 @@ SCALARS = (
     dist.SoftLaplace,
     dist.Uniform,
 )
+_BUILT = (
+    dist.AsymmetricLaplaceQuantile,
+    dist.DoublyTruncatedPowerLaw,
+)
 _TRUNCATED = (
     dist.LeftTruncatedDistribution,
     dist.RightTruncatedDistribution,
@@ -40,7 +44,7 @@ def has_quantile(fn: Any) -> bool:
     """Whether :func:`quantile` draws from ``fn``: nothing is guessed from what it looks like."""
     if isinstance(fn, ExpandedDistribution | Independent):
         return has_quantile(fn.base_dist)
-    if type(fn) in (*SCALARS, *_GAUSSIAN):
+    if type(fn) in (*SCALARS, *_BUILT, *_GAUSSIAN):
         return True
     if type(fn) in _TRUNCATED:
         return type(fn.base_dist) in SCALARS
@@ -56,7 +60,7 @@ def quantile(fn: Any, u: jax.Array) -> Any:
     if type(fn) in _GAUSSIAN:
         noise = jax.scipy.special.ndtri(u)
         return fn.loc + (fn.scale_tril @ noise[..., None])[..., 0]
-    if type(fn) in (*SCALARS, *_TRUNCATED):
+    if type(fn) in (*SCALARS, *_BUILT, *_TRUNCATED):
         return fn.icdf(u)
     value = quantile(fn.base_dist, u)
     for transform in fn.transforms:

@@ -63,7 +63,7 @@ def _drawn(msg: Any, estimator: Any) -> Any:
     estimator, drawn = per_lane(msg["name"], fn, estimator), lane_distribution(fn)
     if estimator.traits.pathwise:
         drawn = differentiable_sampler(drawn)
-    return vt.sample(kwargs["rng_key"], Answering(drawn), estimator, name=msg["name"])
+    return vt.sample(kwargs["rng_key"], Answering(drawn, msg["name"]), estimator, name=msg["name"])
 
 
 def estimator_of(msg: Any) -> Any:

@@ -123,9 +123,9 @@ class Pathwise(Estimator):
                 lambda here, u: quantile(here.distribution, u, None),
                 source.common(self._noise)[source.index],
             )
-            return Expansion(value)
+            return Expansion(value, ())  # the parameters enter through the values alone
         if self.control_variate is None:
-            return Expansion(source.map(lambda here: here.distribution.sample(here.key)))
+            return Expansion(source.map(lambda here: here.distribution.sample(here.key)), ())
 
         def taylor(here: Local) -> list[jax.Array]:
             keys = jax.random.split(here.key, self.num_samples)
@@ -134,7 +134,7 @@ class Pathwise(Estimator):
             away = sum(draws[1:], start=draws[0]) / self.num_samples - mean
             return [*draws, mean + source.step * away, mean]
 
-        return Expansion(jnp.stack(source.map(taylor)))
+        return Expansion(jnp.stack(source.map(taylor)), ())
 
     def contract(self, term: Term) -> jax.Array:
         """The term: its gradient flows through the values."""
