@@ -56,7 +56,7 @@ def hold_support(fn: Any, log_prob: jax.Array, name: str) -> jax.Array:
       log_prob: its log density at some value.
       name: of the site.
     """
-    moving = [e for e in edges(fn) if isinstance(e.value, jax.core.Tracer)]
+    moving = [e for e in edges(fn) if isinstance(e.value, jax.Array)]
     moving = [e for e in moving if jnp.issubdtype(e.value.dtype, jnp.inexact)]
     if not moving:
         return log_prob
@@ -69,9 +69,9 @@ def hold_support(fn: Any, log_prob: jax.Array, name: str) -> jax.Array:
     def refuse(primals: Any, tangents: Any) -> Any:
         if not all(isinstance(t, SymbolicZero) for t in tangents[1:]):
             raise _moves(name, *what)
-        slope = tangents[0]
-        zero = isinstance(slope, SymbolicZero)
-        return primals[0], jnp.zeros_like(primals[0]) if zero else slope
+        slope, values = tangents[0], primals[1:]
+        slope = jnp.zeros_like(primals[0]) if isinstance(slope, SymbolicZero) else slope
+        return held(*primals), held(slope, *values)  # both may be differentiated again
 
     held.defjvp(refuse, symbolic_zeros=True)
     return held(log_prob, *(e.value for e in moving))
@@ -161,7 +161,10 @@ def _at(transform: Any, end: Any) -> Any:
     if isinstance(transform, transforms.PowerTransform) and fixed and np.all(end == 1):
         return end
     if isinstance(transform, transforms.PowerTransform) and fixed and np.all(end == 0):
-        positive = isinstance(transform.exponent, jax.Array) or np.all(transform.exponent > 0)
+        positive = (
+            isinstance(transform.exponent, jax.Array)
+            or np.min(np.asarray(transform.exponent, float)) > 0
+        )
         return end if positive else np.inf
     if fixed and not any(isinstance(x, jax.Array) for x in jax.tree.leaves(transform)):
         with jax.ensure_compile_time_eval():
