@@ -235,13 +235,80 @@ def branch_in_loop(theta, keys, rv, ctl):
     return costs.sum() + total
 
 
+def square(keys):
+    """As many keys for each key."""
+    return jax.vmap(lambda k: jax.random.split(k, len(keys)))(keys)
+
+
+def table_at_a_choice(theta, keys, rv, ctl):
+    """A loop's step and a choice index one table: the choice counts."""
+    z = rv("z", keys[0], theta[0])
+    table = jnp.arange(6.0).reshape(3, 2) ** 2
+    return ctl.fori(0, 3, lambda t, acc: acc + theta[1] * table[t, jnp.int32(z)], jnp.float32(0.0))
+
+
+def choices_at_a_choice(theta, keys, rv, ctl):
+    """One choice picks the column of others, whose rows the loop runs through."""
+    which = rv("which", keys[0], theta[1])
+    zs = ctl.vmap(ctl.vmap(lambda k: rv("z", k, theta[0] + which)))(square(keys[1:3]))
+
+    def step(t, acc):
+        return acc + jnp.exp((1.0 + t) * zs[t, jnp.int32(which)] + theta[1])
+
+    return ctl.fori(0, 2, step, jnp.float32(0.0))
+
+
+def map_in_loop(theta, keys, rv, ctl):
+    """The step of a loop that draws is none of the loop of equal length inside it."""
+    xs = jnp.array([0.0, 1.0, 3.0])
+
+    def step(before, k):
+        z = rv("z", k, theta[0])
+        score = lambda c, x: (c, jnp.square(2.0 * z - x * theta[1]))
+        return before, ctl.scan(score, 0.0, xs)[1]
+
+    return ctl.scan(step, 0.0, keys[:3])[1].sum()
+
+
+def map_within_map(theta, keys, rv, ctl):
+    """Every pair of lanes, in two loops of equal length in which nothing is drawn."""
+    zs = ctl.vmap(lambda k: rv("z", k, theta[0]))(keys[:3])
+
+    def outer(c, x):
+        inner = lambda c, y: (c, jnp.square(x - 3.0 * y + theta[1] * x * y))
+        return c, ctl.scan(inner, 0.0, zs)[1]
+
+    pairs = ctl.scan(outer, 0.0, zs)[1]
+    return (pairs * jnp.arange(9.0).reshape(3, 3)).sum()
+
+
+def diagonal(theta, keys, rv, ctl):
+    """Both lane axes of a choice at the step of a loop."""
+    draw = ctl.vmap(ctl.vmap(lambda k, x: rv("z", k, theta[0] * x)))
+    zs = draw(square(keys[:2]), jnp.array([[1.0, -2.0], [0.5, 0.3]]))
+    step = lambda t, acc: acc + jnp.exp(theta[1] * (1.0 + t) * zs[t][t])
+    return ctl.fori(0, 2, step, jnp.float32(0.0)) + ctl.fori(
+        0, 2, lambda t, acc: acc + zs[t, t] * zs[1 - t, t], jnp.float32(0.0)
+    )
+
+
+def read_up_to(theta, keys, rv, ctl):
+    """A loop that draws nothing reads one that does: an entry depends on the steps before it."""
+    draw = lambda c, k: (c, rv("z", k, theta[0]))
+    zs = ctl.scan(draw, 0.0, keys[:4])[1]
+    read = lambda c, z: (0.5 * c + z, jnp.square(c - theta[1] * z))
+    back = ctl.scan(read, jnp.float32(0.0), zs, reverse=True)[1]
+    return ctl.scan(read, jnp.float32(0.0), zs)[1].sum() + jnp.exp(back).sum()
+
+
 PROGRAMS = {
     fn.__name__: fn
     for fn in (
         in_jit, in_checkpoint, in_custom_vjp, in_branch, branch_on_a_choice, three_way, markov,
         accumulating, backwards, not_carried, two_sites, upstream, two_loops,
         loops_of_unequal_length, counted, nested,
-        branch_in_loop,
+        branch_in_loop, table_at_a_choice, choices_at_a_choice, map_in_loop, map_within_map, diagonal,
+        read_up_to,
     )
 }  # fmt: skip
 ESTIMATORS = {

@@ -11,7 +11,8 @@ from jax import lax
 from jax.nn import logsumexp, relu, softmax
 
 import vipp_transforms as vt
-from vipp_transforms.dependence import Dependences, join, mixed, own, relabel
+from vipp_transforms.dependence import Dependences, join, mixed, own, relabel, within
+from vipp_transforms.lane import MIXED, Apart, Step, UpTo, carried, distinct
 from vipp_transforms.staging import stage
 
 KEY = jax.random.key(0)
@@ -19,6 +20,18 @@ SCORE = vt.ScoreFunction()
 WIDE, TALL = np.ones((2, 4), np.float32), np.ones((5, 3), np.float32)
 TABLE = np.arange(10, dtype=np.float32).reshape(2, 5)
 KEEP = np.array([True, False, True])[:, None]
+
+
+UP_TO, FROM = UpTo(0, False), UpTo(0, True)
+
+
+def lanes(*axes):
+    """Axes for lanes apart along them, None for mixed ones."""
+    return tuple(MIXED if a is None else Apart(a) if isinstance(a, int) else a for a in axes)
+
+
+def on(**sites):
+    return {int(site[1:]): lanes(*axes) for site, axes in sites.items()}
 
 
 def steps(z):
@@ -56,14 +69,79 @@ CASES = {
     "custom derivative": (relu, (0, 1)),
     "checkpoint": (jax.checkpoint(lambda z: jnp.sin(z).sum(1)), (0, None)),
     "jit": (jax.jit(lambda z: z.T * 2), (1, 0)),
-    "scan, stacked": (lambda z: steps(z)[1], (None, 1)),
+    "scan, stacked": (lambda z: steps(z)[1], (UP_TO, 1)),
+    "scan, reversed": (
+        lambda z: lax.scan(lambda c, x: (c + x, c * x), jnp.zeros(2), z, reverse=True)[1],
+        (FROM, 1)),
     "scan, carried": (lambda z: steps(z)[0], (None, 0)),
     "scan, constant": (lambda z: lax.scan(lambda c, _: (c * z, c), z, None, 3)[1], (1, 2)),
     "scan, mixing carry": (
         lambda z: lax.scan(lambda c, _: (c[::-1] + c, None), z, None, 3)[0], (None, 1)),
+    "scan over a carry of both ways": (
+        lambda z: lax.scan(
+            lambda c, x: (c, jnp.sin(c + x)), jnp.zeros(2),
+            lax.scan(lambda c, x: (c + x, c), jnp.zeros(2), z, reverse=True)[1])[1], (FROM, 1)),
+    "scan there and back": (
+        lambda z: lax.scan(lambda c, x: (c + x, c), jnp.zeros(2), steps(z)[1], reverse=True)[1],
+        (None, 1)),
+    "map": (lambda z: lax.map(jnp.sum, z), (0, None)),
+    "map within a map": (
+        lambda z: lax.map(lambda x: lax.map(lambda y: jnp.sin(y), x), z), (0, 1)),
+    "map within a map of the other": (
+        lambda z: lax.map(lambda x: lax.map(lambda y: x[0] * y, jnp.arange(3.0)), z), (0, None)),
+    "map of every pair": (
+        lambda z: lax.map(lambda x: lax.map(lambda y: x[0] * y[1], z), z), (None, None)),
+    "scan over arange": (
+        lambda z: lax.scan(lambda c, i: (c, z[i] * 2), 0.0, jnp.arange(3))[1], (0, 1)),
+    "scan over arange, reversed": (
+        lambda z: lax.scan(lambda c, i: (c, z[i] * 2), 0.0, jnp.arange(3), reverse=True)[1],
+        (0, 1)),
+    "scan by another's number": (
+        lambda z: lax.map(lambda i: lax.map(lambda j: z[i] + j, jnp.arange(3.0)), jnp.arange(3)),
+        (0, 2)),
+    "scan backwards by a counter": (
+        lambda z: lax.scan(lambda i, _: (i + 1, z[i]), 0, None, 3, reverse=True)[1], (None, 1)),
+    "scan by a counter from one": (
+        lambda z: lax.scan(lambda i, _: (i + 1, z[i]), 1, None, 3)[1], (None, 1)),
+    "scan by a counter": (
+        lambda z: lax.scan(lambda i, _: (i + 1, z[i]), 0, None, 3)[1], (0, 1)),
+    "scan by a small counter": (
+        lambda z: lax.scan(lambda i, _: (i + 1, z[i]), jnp.int8(0), None, 3)[1], (0, 1)),
+    "scan by a counter that grows by two": (
+        lambda z: lax.scan(lambda i, _: (i + 2, z[i]), 0, None, 3)[1], (None, 1)),
+    "scan by a counter behind a counter": (
+        lambda z: lax.scan(lambda c, _: ((c[0] + 1, c[0]), z[c[1]]), (0, 0), None, 3)[1],
+        (None, 1)),
+    "scan by a counter within a call": (
+        lambda z: lax.scan(
+            lambda i, _: (jax.jit(lambda i: i + 1)(i), jax.jit(lambda z, i: z[i])(z, i)),
+            0, None, 3)[1], (0, 1)),
+    "vmap of a loop by its counter": (
+        lambda z: jax.vmap(
+            lambda r: lax.scan(lambda i, _: (i + 1, r[i]), 0, None, 3)[1], 1, 1)(z), (0, 1)),
+    "carry of another's step": (
+        lambda z: lax.map(
+            lambda x: lax.scan(lambda c, y: (c + y, c * x), jnp.zeros(2), jnp.ones((3, 2)))[1], z),
+        (0, 2)),
+    "gather at arange": (
+        lambda z: jnp.broadcast_to(z[:, :, None], (3, 2, 4))[jnp.arange(3), jnp.array([1, 0, 1])], (0, None)),
+    "gather of a diagonal": (
+        lambda z: jnp.broadcast_to(z[:, :1], (3, 3))[jnp.arange(3), jnp.arange(3)], (0, None)),
+    "gather at a shifted arange": (lambda z: z[jnp.arange(3) - 1], (None, 1)),
+    "gather at a permutation": (lambda z: z[jnp.array([2, 0, 1])], (None, 1)),
     "fori_loop": (lambda z: lax.fori_loop(0, 3, lambda i, c: c * i + z, z), (0, 1)),
     "while_loop": (
         lambda z: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + z + 1, z), (None, None)),
+    "while_loop of fixed length": (
+        lambda z: lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] + 1, c[1] + z), (0, z))[1],
+        (0, 1)),
+    "while_loop under vmap": (
+        lambda z: jax.vmap(
+            lambda r: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + r + 1, r))(z),
+        (0, None)),
+    "while_loop under two vmaps": (
+        lambda z: jax.vmap(jax.vmap(
+            lambda x: lax.while_loop(lambda c: c < 9, lambda c: c + x + 1, x)), 1, 1)(z), (0, 1)),
     "cond": (lambda z: lax.cond(jnp.sum(TALL) > 0, jnp.sin, jnp.cos, z), (0, 1)),
     "cond, one branch mixes": (
         lambda z: lax.cond(jnp.sum(TALL) > 0, jnp.sin, lambda z: z[::-1], z), (None, 1)),
@@ -93,7 +171,7 @@ def dependence(fn):
 @pytest.mark.parametrize("case", CASES)
 def test_axes_that_keep_lanes_apart(case):
     fn, expected = CASES[case]
-    assert dependence(lambda: fn(draw("z", 3, 2))) == {0: expected}
+    assert dependence(lambda: fn(draw("z", 3, 2))) == {0: lanes(*expected)}
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if CASES[c][1] != (None, None)])
@@ -101,16 +179,19 @@ def test_what_is_claimed_apart_is_apart(case):
     """Another lane's value never reaches an entry; at all eight patterns of a few lanes."""
     fn, axes = CASES[case]
     fn = jax.jit(fn)
-    for lane, axis in enumerate(axes):
-        if axis is None:
+    for lane, known in enumerate(lanes(*axes)):
+        if known == MIXED:
             continue
         for bits in itertools.product((0.0, 1.0), repeat=3):
             z = np.zeros((3, 2), np.float32)
             z[0], z[1, 0], z[2, 1] = bits[0], bits[1], bits[2]
             for k in range(z.shape[lane]):
+                to = slice(k, k + 1)
+                if isinstance(known, UpTo):
+                    to = slice(k, None) if known.reverse else slice(0, k + 1)
                 other = 1 - z
-                np.moveaxis(other, lane, 0)[k] = np.moveaxis(z, lane, 0)[k]
-                a, b = (np.asarray(fn(v)).take(k, axis) for v in (z, other))
+                np.moveaxis(other, lane, 0)[to] = np.moveaxis(z, lane, 0)[to]
+                a, b = (np.asarray(fn(v)).take(k, known.axis) for v in (z, other))
                 np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -120,12 +201,12 @@ def test_lanes_of_vmap_come_first():
             jax.random.split(KEY, 3)
         )
 
-    assert dependence(rows) == {0: (0, 1)}
-    assert dependence(lambda: rows().sum(1)) == {0: (0, None)}
+    assert dependence(rows) == on(z0=(0, 1))
+    assert dependence(lambda: rows().sum(1)) == on(z0=(0, None))
 
 
 def test_a_lane_of_size_one_needs_no_axis():
-    assert dependence(lambda: draw("z", 1, 2) * 2) == {0: (None, 1)}
+    assert dependence(lambda: draw("z", 1, 2) * 2) == on(z0=(None, 1))
 
 
 def test_event_axes_are_no_lanes():
@@ -134,8 +215,8 @@ def test_event_axes_are_no_lanes():
         return vt.sample(KEY, d, SCORE, name="z")
 
     with jax.numpy_rank_promotion("allow"):
-        assert dependence(program) == {0: (0,)}
-        assert dependence(lambda: program().T) == {0: (1,)}
+        assert dependence(program) == on(z0=(0,))
+        assert dependence(lambda: program().T) == on(z0=(1,))
 
 
 def test_two_sites_align_where_their_values_meet():
@@ -143,8 +224,8 @@ def test_two_sites_align_where_their_values_meet():
         a, b = draw("a", 3), draw("b", 3, 2)
         return a[:, None] * b
 
-    assert dependence(rows) == {0: (0,), 1: (0, 1)}
-    assert dependence(lambda: rows().sum(0)) == {0: (None,), 1: (None, 0)}
+    assert dependence(rows) == on(z0=(0,), z1=(0, 1))
+    assert dependence(lambda: rows().sum(0)) == on(z0=(None,), z1=(None, 0))
 
 
 def test_a_drawn_value_is_its_own():
@@ -159,11 +240,11 @@ def test_a_drawn_value_is_its_own():
     staged = stage(program, (), {})
     depends = Dependences(staged)
     a, b, c = staged.sites.values()
-    assert depends[staged.aux[0]] == {2: (0, 1)}
-    assert depends.log_prob(a) == {0: (0, 1)}
-    assert depends.log_prob(b) == {0: (None, 0), 1: (0,)}
-    assert depends.log_prob(c) == {1: (1,), 2: (0, 1)}
-    assert own(c) == {2: (0, 1)}
+    assert depends[staged.aux[0]] == on(z2=(0, 1))
+    assert depends.log_prob(a) == on(z0=(0, 1))
+    assert depends.log_prob(b) == on(z0=(None, 0), z1=(0,))
+    assert depends.log_prob(c) == on(z1=(1,), z2=(0, 1))
+    assert own(c) == on(z2=(0, 1))
 
 
 def test_a_categorical_value_keeps_its_lanes_apart_from_its_parents():
@@ -174,7 +255,7 @@ def test_a_categorical_value_keeps_its_lanes_apart_from_its_parents():
         return jnp.sum(k * 1.0), None
 
     depends = Dependences(staged := stage(program, (), {}))
-    assert depends.log_prob(list(staged.sites.values())[1]) == {0: (0,), 1: (0,)}
+    assert depends.log_prob(list(staged.sites.values())[1]) == on(z0=(0,), z1=(0,))
 
 
 def test_what_is_not_random_depends_on_nothing():
@@ -187,7 +268,32 @@ def test_what_is_not_random_depends_on_nothing():
 
 
 def test_algebra():
-    assert join([{0: (0, 1)}, {0: (0, 2), 1: (3,)}]) == {0: (0, None), 1: (3,)}
+    assert join([on(z0=(0, 1)), on(z0=(0, 2), z1=(3,))]) == on(z0=(0, None), z1=(3,))
+    assert join([on(z0=(0, UP_TO)), on(z0=(UP_TO, UP_TO))]) == on(z0=(UP_TO, UP_TO))
+    assert join([on(z0=(1, UP_TO)), on(z0=(UP_TO, FROM))]) == on(z0=(None, None))
     assert join([]) == {}
-    assert relabel({0: (0, None, 1)}, (2, None)) == {0: (2, None, None)}
-    assert mixed({0: (0, 1), 3: (2,)}) == {0: (None, None), 3: (None,)}
+    assert relabel(on(z0=(0, None, 1)), (2, None)) == on(z0=(2, None, None))
+    assert relabel(on(z0=(UP_TO, 1)), (1, 0)) == on(z0=(UpTo(1, False), 0))
+    assert mixed(on(z0=(0, 1), z3=(2,))) == on(z0=(None, None), z3=(None,))
+
+
+def test_two_lane_axes_of_a_choice_never_lie_at_one_place():
+    assert distinct(lanes(0, 0, 1)) == lanes(0, None, 1)
+    assert distinct(lanes(1, UP_TO, 0)) == lanes(1, UP_TO, None)
+    assert relabel(on(z0=(0, 1)), (Step("t"), Step("t"))) == on(z0=(Step("t"), None))
+
+
+def test_a_step_of_one_loop_is_none_of_another():
+    one, other = Step("one"), Step("other")
+    assert carried(one, one, False) == UpTo(one, False)
+    assert carried(UpTo(one, False), one, False) == UpTo(one, False)
+    assert carried(UpTo(one, True), one, False) == MIXED
+    assert carried(one, other, False) == one
+    assert join([{0: (one,)}, {0: (other,)}]) == {0: (MIXED,)}
+
+
+def test_a_dependence_within_another():
+    density = on(z0=(0, 1), z1=(UP_TO, None))
+    assert within(density, lanes(1, 0)) == on(z0=(1, 0), z1=(UpTo(1, False), None))
+    assert within(density, lanes(UP_TO, None)) == on(z0=(UP_TO, None), z1=(UP_TO, None))
+    assert within(density, lanes(FROM, 1)) == on(z0=(FROM, 1), z1=(None, None))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,24 @@ Literal = core.Literal
 Var = core.Var
 Primitive = core.Primitive
 
-_JIT_NAMES = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
+# Equations that evaluate one jaxpr on all their operands, in order: the parameter that holds it.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "core_closed_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "custom_vmap_call": "call",
+    "composite": "jaxpr",
+}
+# Those that mean nothing beyond it.
+_INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
 
 
 def trace(fn: Callable[..., Any], *avals: Any) -> tuple[Any, Any]:
@@ -30,7 +47,7 @@ def trace(fn: Callable[..., Any], *avals: Any) -> tuple[Any, Any]:
 
 def is_jit(eqn: Any) -> bool:
     """Whether an equation is a call that can be inlined without changing its meaning."""
-    return eqn.primitive.name in _JIT_NAMES and "jaxpr" in eqn.params
+    return eqn.primitive.name in _INLINED and called(eqn) is not None
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -40,13 +57,10 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     return jaxpr, ()
 
 
-def call_jaxpr(eqn: Any) -> Any | None:
-    """The one sub-jaxpr that a call-like equation evaluates on its operands, or None."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        candidate = eqn.params.get(key)
-        if candidate is not None and (hasattr(candidate, "eqns") or hasattr(candidate, "jaxpr")):
-            return candidate
-    return None
+def called(eqn: Any) -> Any | None:
+    """The jaxpr that a call evaluates on its operands, or None for any other equation."""
+    param = _CALLS.get(eqn.primitive.name)
+    return None if param is None else eqn.params.get(param)
 
 
 def same_arity(eqn: Any, inner: Any) -> bool:
@@ -63,6 +77,19 @@ def sub_jaxprs(eqn: Any) -> list[Any]:
             if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
                 found.append(item)
     return found
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr, and of those inside its equations."""
+    for eqn in open_jaxpr(jaxpr)[0].eqns:
+        yield eqn
+        yield from equations_inside(eqn)
+
+
+def equations_inside(eqn: Any) -> Iterator[Any]:
+    """Every equation of the jaxprs among an equation's parameters."""
+    for sub in sub_jaxprs(eqn):
+        yield from equations(sub)
 
 
 def is_tracer(value: Any) -> bool:

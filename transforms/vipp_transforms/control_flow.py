@@ -22,26 +22,15 @@ from vipp_transforms.sites import Template, draw, sample_p
 
 MAX_UNROLLED = 128
 
-_OPENED = frozenset(
-    {"checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call",
-     "custom_vjp_call_jaxpr", "closed_call", "core_call"}
-)  # fmt: skip
-
 
 def templates_in(jaxpr: Any) -> list[Template]:
     """The sites of a jaxpr, those of the jaxprs inside it included."""
-    found = []
-    for eqn in _jax.open_jaxpr(jaxpr)[0].eqns:
-        if eqn.primitive is sample_p:
-            found.append(eqn.params["template"])
-        for sub in _jax.sub_jaxprs(eqn):
-            found += templates_in(sub)
-    return found
+    return [e.params["template"] for e in _jax.equations(jaxpr) if e.primitive is sample_p]
 
 
 def templates_inside(eqn: Any) -> list[Template]:
     """The sites inside an equation."""
-    return [t for sub in _jax.sub_jaxprs(eqn) for t in templates_in(sub)]
+    return [e.params["template"] for e in _jax.equations_inside(eqn) if e.primitive is sample_p]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +49,9 @@ class Loop:
 def opened(eqn: Any) -> Callable[..., list[Any]]:
     """A function of the operands that does what ``eqn`` does, its sites in the open."""
     name = eqn.primitive.name
-    if name in _OPENED:
-        inner = _jax.call_jaxpr(eqn)
-        if inner is not None:
-            return lambda *operands: _call(inner, operands)
+    inner = _jax.called(eqn)
+    if inner is not None:
+        return lambda *operands: _call(inner, operands)
     if name == "cond":
         return _selection(eqn)
     if name == "scan":
@@ -106,7 +94,7 @@ def _call_apart(jaxpr: Any, operands: Sequence[Any], number: int) -> list[Any]:
             return None
         if eqn.primitive.name in ("cond", "scan"):
             return _jax.apply(_with_bodies_apart(eqn, number), inputs)
-        inner = _jax.call_jaxpr(eqn)
+        inner = _jax.called(eqn)
         return None if inner is None else _call_apart(inner, inputs, number)
 
     opened_jaxpr, consts = _jax.open_jaxpr(jaxpr)

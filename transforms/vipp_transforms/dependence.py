@@ -1,249 +1,235 @@
 """Which random choices each value depends on, and along which axes their lanes stay apart.
 
-A value's *dependence* maps a site to a tuple with one entry per lane axis of the site: the axis of
-the value along which those lanes stay apart, or ``MIXED``. ``{z: (0, MIXED)}`` reads: entry ``i``
-along axis 0 depends on lanes ``(i, anything)`` of ``z``. Mixed is always a correct answer; it costs
-variance, never bias.
+A value's *dependence* maps a site to a tuple with one :data:`~vipp_transforms.lane.Lane` per lane
+axis of the site. ``{z: (Apart(0), MIXED)}`` reads: entry ``i`` along axis 0 depends on lanes
+``(i, anything)`` of ``z``. Mixed is always a correct answer; it costs variance, never bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vipp_transforms import _jax
+from vipp_transforms import _jax, indices, lane
 from vipp_transforms.axis_rules import axis_maps
-from vipp_transforms.counters import step_numbers
-from vipp_transforms.sites import sample_p
+from vipp_transforms.indices import Known, Scope
+from vipp_transforms.lane import MIXED, Apart, Lane, Place, Step
 from vipp_transforms.staging import Program, Site
 
-MIXED = None
-STEP: Any = type("Step", (), {"__repr__": lambda self: "STEP"})()  # this step of a loop's body
-Dependence = Mapping[int, tuple[int | None, ...]]
-
-_CALLS = frozenset(
-    {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",
-     "custom_vjp_call_jaxpr", "checkpoint", "remat", "remat2", "custom_lin"}
-)  # fmt: skip
+Dependence = Mapping[int, tuple[Lane, ...]]
 
 
 def join(parts: Iterable[Dependence]) -> Dependence:
     """The dependence of a value computed entry by entry from values with dependences ``parts``."""
-    joined: dict[int, tuple[int | None, ...]] = {}
+    joined: dict[int, tuple[Lane, ...]] = {}
     for part in parts:
-        for site, axes in part.items():
-            if site not in joined:
-                joined[site] = axes
-            elif joined[site] != axes:
-                pairs = zip(joined[site], axes, strict=True)
-                joined[site] = tuple(a if a == b else MIXED for a, b in pairs)
+        for site, lanes in part.items():
+            before = joined.get(site, lanes)
+            joined[site] = tuple(map(lane.join, before, lanes))
     return joined
 
 
-def relabel(dependence: Dependence, axis_map: Sequence[int | None]) -> Dependence:
-    """The dependence after axis ``a`` of the value became axis ``axis_map[a]``."""
-    to = lambda a: a if a is None or a is STEP else axis_map[a]
-    return {site: tuple(map(to, axes)) for site, axes in dependence.items()}
+def relabel(
+    dependence: Dependence, to: Callable[[Place], Place | None] | Sequence[Place | None]
+) -> Dependence:
+    """The dependence after what lay at a place came to lie at ``to`` it.
+
+    A sequence says it for axes alone.
+    """
+    move = to if callable(to) else lambda p: p if isinstance(p, Step) else to[p]
+    return {
+        site: lane.distinct([lane.move(x, move) for x in lanes])
+        for site, lanes in dependence.items()
+    }
 
 
 def mixed(dependence: Dependence) -> Dependence:
     """The same sites with every lane mixed."""
-    return {site: (MIXED,) * len(axes) for site, axes in dependence.items()}
+    return {site: (MIXED,) * len(lanes) for site, lanes in dependence.items()}
+
+
+def within(dependence: Dependence, lanes: Sequence[Lane]) -> Dependence:
+    """The dependence of what depends on the lanes ``lanes`` of a value that has ``dependence``."""
+    return {
+        site: lane.distinct([lane.within(x, lanes) for x in inner])
+        for site, inner in dependence.items()
+    }
 
 
 def own(site: Site) -> Dependence:
     """The dependence of a drawn value on its own site; a lane of size one needs no axis."""
-    return {site.index: tuple(j if n > 1 else MIXED for j, n in enumerate(site.lane_shape))}
+    return {site.index: tuple(Apart(j) if n > 1 else MIXED for j, n in enumerate(site.lane_shape))}
 
 
 class Dependences:
     """The dependence of every value of a staged program.
 
-    Attributes:
-      causal: the sites of loops that carry them on, with whether the loop is reversed. Apart along
-        the first lane axis, the steps, means for them: entry ``t`` depends on the lanes up to
-        ``t``, in the order of the loop.
-
     A drawn value depends on its own lanes alone; what its *distribution* depends on enters when
-    the site is eliminated, through :meth:`log_prob`.
+    the site is eliminated, through :meth:`log_prob` and :meth:`beside`.
     """
 
     def __init__(self, program: Program):
+        sites = program.sites
         self._env: dict[Any, Dependence] = {}
-        self.causal: dict[int, bool] = {}
-        sites = program.sites.values()
-        self._loops = {s.index: s.loop.eqn if s.loop else None for s in sites}
-        _analyse(program.eqns, self._env, program.sites, self.causal)
-        self._log_prob = {s.index: self._of_log_prob(s) for s in program.sites.values()}
-
-    def same_loop(self, one: int, other: int) -> bool:
-        """Whether two sites are drawn in one loop."""
-        loops = self._loops
-        return loops[one] is not None and loops[one] is loops[other]
+        known: Scope = {}
+        known.update((v, k) for v, x in program.env.items() if (k := indices.of_array(x)))
+        direct = {v: own(site) for v, site in sites.items() if site.loop is None}
+        _analyse(program.eqns, self._env, known, direct, sites)
+        self._log_prob = {s.index: self._of_log_prob(s) for s in sites.values()}
+        self._beside = {s.index: self._of_loop(s, sites.values()) for s in sites.values()}
 
     def __getitem__(self, atom: Any) -> Dependence:
         return _read(self._env, atom)
 
     def log_prob(self, site: Site) -> Dependence:
-        """What the log density of ``site`` depends on, relative to the site's lane axes."""
+        """What the log density of ``site`` depends on, with the site's lane axes for places."""
         return self._log_prob[site.index]
 
+    def beside(self, index: int) -> Dependence:
+        """That part of :meth:`log_prob` which is drawn in the same loop, step by step with it."""
+        return self._beside[index]
+
     def _of_log_prob(self, site: Site) -> Dependence:
-        jaxpr, _ = _jax.open_jaxpr(site.log_prob)
-        inputs = [own(site), *(self[leaf] for leaf in site.leaves)]
-        (out,) = _analyse_jaxpr(jaxpr, inputs)
+        # one entry per lane is what log_prob means, whatever its primitives do with the draw
+        inputs = [{}, *(self[leaf] for leaf in site.leaves)]
+        (out,) = _analyse_jaxpr(site.log_prob, inputs, [None] * len(inputs))
         # which draw it was depends on the key, whose axes are the site's vmap lanes
-        out = join((out, self[site.key]))
-        # one entry per lane is what log_prob means, whatever its primitives
-        return {**out, **own(site)}
+        return join((out, self[site.key], own(site)))
+
+    def _of_loop(self, site: Site, sites: Iterable[Site]) -> Dependence:
+        if site.loop is None:
+            return {}
+        together = {s.index for s in sites if s.loop and s.loop.eqn is site.loop.eqn}
+        return {r: lanes for r, lanes in self._log_prob[site.index].items() if r in together}
+
+
+Env = dict[Any, Dependence]
 
 
 def _read(env: Mapping[Any, Dependence], atom: Any) -> Dependence:
     return {} if isinstance(atom, _jax.Literal) else env.get(atom, {})
 
 
-def _analyse_jaxpr(jaxpr: Any, inputs: Sequence[Dependence]) -> list[Dependence]:
+def _analyse_jaxpr(
+    jaxpr: Any, inputs: Sequence[Dependence], known: Sequence[Known | None]
+) -> list[Dependence]:
     opened, _ = _jax.open_jaxpr(jaxpr)
     env = {var: dep for var, dep in zip(opened.invars, inputs, strict=True) if dep}
-    _analyse(opened.eqns, env, {})
+    _analyse(opened.eqns, env, indices.inside(jaxpr, known), {}, {})
     return [_read(env, v) for v in opened.outvars]
 
 
 def _analyse(
-    eqns: Iterable[Any],
-    env: dict[Any, Dependence],
-    sites: Mapping[Any, Site],
-    causal: dict[int, bool] | None = None,
+    eqns: Sequence[Any],
+    env: Env,
+    known: Scope,
+    drawn: Mapping[Any, Dependence],
+    looped: Mapping[Any, Site],
 ) -> None:
-    causal = {} if causal is None else causal
+    """Add the dependence of what ``eqns`` compute to ``env``.
+
+    Args:
+      eqns: equations in order.
+      env: dependences by variable.
+      known: integers by variable.
+      drawn: variables that are drawn, with the dependence that they have by themselves.
+      looped: variables that are drawn inside of loops, and the sites.
+    """
+    indices.follow(eqns, known)
     for eqn in eqns:
-        if eqn.primitive is sample_p and eqn.outvars[0] in sites:
-            env[eqn.outvars[0]] = own(sites[eqn.outvars[0]])
-            continue
         inputs = [_read(env, v) for v in eqn.invars]
-        looped = {i: sites[v] for i, v in enumerate(eqn.outvars) if v in sites}
-        if eqn.primitive.name == "scan" and (looped or any(inputs)):
-            outputs = _scan(eqn, inputs, looped, causal)
-        elif any(inputs):
-            outputs = _through(eqn, inputs)
-        else:
-            continue
-        env.update(zip(eqn.outvars, outputs, strict=True))
+        inside = {i: looped[v] for i, v in enumerate(eqn.outvars) if v in looped}
+        if any(inputs) or inside:
+            outputs = _through(eqn, inputs, [indices.of(v, known) for v in eqn.invars], inside)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        env.update((v, drawn[v]) for v in eqn.outvars if v in drawn)
 
 
-def _through(eqn: Any, inputs: list[Dependence]) -> list[Dependence]:
+def _through(
+    eqn: Any, inputs: list[Dependence], known: list[Known | None], inside: Mapping[int, Site]
+) -> list[Dependence]:
+    """What the results of one equation depend on; ``inside``: those that a loop draws."""
     name = eqn.primitive.name
+    if name == "scan":
+        return _scan(eqn, inputs, known, inside)
     if name == "cond":
-        return _cond(eqn, inputs)
-    inner = _jax.call_jaxpr(eqn) if name in _CALLS else None
+        return _cond(eqn, inputs, known)
+    if name == "while":
+        return _while(eqn, inputs, known)
+    inner = _jax.called(eqn)
     if inner is not None:
-        return _analyse_jaxpr(inner, inputs)
-    return [
-        join(relabel(dep, m) for dep, m in zip(inputs, maps, strict=True) if dep)
-        for maps in axis_maps(eqn)
-    ]
+        return _analyse_jaxpr(inner, inputs, known)
+    taken = indices.lanes_taken(eqn, known)
+    results = []
+    for maps in axis_maps(eqn):
+        to: list[Sequence[Place | None]] = list(maps)
+        to[:1] = [[taken.get(a, b) for a, b in enumerate(m)] for m in maps[:1]]
+        pairs = zip(inputs, to, strict=True)
+        results.append(join(relabel(dep, m) for dep, m in pairs if dep))
+    return results
 
 
-def _cond(eqn: Any, inputs: list[Dependence]) -> list[Dependence]:
+def _cond(eqn: Any, inputs: list[Dependence], known: list[Known | None]) -> list[Dependence]:
     index, *operands = inputs
-    branches = [_analyse_jaxpr(b, operands) for b in eqn.params["branches"]]
+    branches = [_analyse_jaxpr(b, operands, known[1:]) for b in eqn.params["branches"]]
     return [join((*parts, mixed(index))) for parts in zip(*branches, strict=True)]
 
 
+def _while(eqn: Any, inputs: list[Dependence], known: list[Known | None]) -> list[Dependence]:
+    """Carry to a fixed point; then the number of steps, whose axes are the first of every result.
+
+    Under `vmap` there is a number of steps for each lane, and a lane that is done stays as it is.
+    """
+    cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+    first = eqn.params["cond_nconsts"]
+    second = first + eqn.params["body_nconsts"]
+    carry = inputs[second:]
+    unknown: list[Known | None] = [None] * len(carry)
+    while True:
+        values = [*inputs[first:second], *carry]
+        outputs = _analyse_jaxpr(body, values, [*known[first:second], *unknown])
+        grown = [join(pair) for pair in zip(carry, outputs, strict=True)]
+        (steps,) = _analyse_jaxpr(cond, [*inputs[:first], *grown], [*known[:first], *unknown])
+        grown = [join((dep, steps)) for dep in grown]
+        if grown == carry:
+            return grown
+        carry = grown
+
+
 def _scan(
-    eqn: Any, inputs: list[Dependence], looped: Mapping[int, Site], causal: dict[int, bool]
+    eqn: Any, inputs: list[Dependence], known: list[Known | None], inside: Mapping[int, Site]
 ) -> list[Dependence]:
     """Carry to a fixed point.
 
-    Inside the body the lanes along the scanned axis lie along no axis: a value depends on that of
-    this step, ``STEP``, or it is mixed. Carried on, ``STEP`` becomes mixed, but for causal sites of
-    a loop of the same direction: what depended on the lanes up to this step still does.
-
-    Args:
-      looped: the sites that the scan itself draws, by the position of its results.
-      causal: by causal site, whether its loop is reversed; those of this loop are added.
+    Inside the body what lay along the scanned axis lies at the step. Carried on, the lane of this
+    step becomes one of those up to the next.
     """
     body, _ = _jax.open_jaxpr(eqn.params["jaxpr"])
-    inside = {body.outvars[i]: site for i, site in looped.items()}
-    group = {site.index for site in looped.values()}
-    reverse = eqn.params["reverse"]
+    reverse, loop = eqn.params["reverse"], Step(object())
     consts, carried = _jax.scan_arity(eqn)
-    counting = step_numbers(eqn) if any(inputs[:consts]) else set()
-    fixed, carry = inputs[:consts], inputs[consts : consts + carried]
-    sliced = [relabel(d, _into_step(v)) for d, v in _after(inputs, eqn.invars, consts + carried)]
-    kept = group | {r for r, backwards in causal.items() if backwards == reverse}
+    into = lambda p: p if isinstance(p, Step) else p - 1 if p else loop
+    stacked = lambda p: 0 if p == loop else p if isinstance(p, Step) else p + 1
+    ended = lambda p: None if p == loop else p
+    drawn = {body.outvars[i]: relabel(own(site), into) for i, site in inside.items()}
+    numbers = indices.inside_loop(eqn, known, loop)
+    sliced = [relabel(d, into) for d in inputs[consts + carried :]]
+    carry = inputs[consts : consts + carried]
     while True:
-        values = [*fixed, *carry, *sliced]
-        outputs = _body(body, values, inside, group, counting, eqn.params["length"])
-        passed = [_carried_on(dep, kept) for dep in outputs[:carried]]
-        grown = [join((a, b)) for a, b in zip(carry, passed, strict=True)]
+        values = [*inputs[:consts], *carry, *sliced]
+        env = {v: dep for v, dep in zip(body.invars, values, strict=True) if dep}
+        _analyse(body.eqns, env, numbers, drawn, {})
+        outputs = [_read(env, v) for v in body.outvars]
+        passed = [_carried(dep, loop, reverse) for dep in outputs[:carried]]
+        grown = [join(pair) for pair in zip(carry, passed, strict=True)]
         if grown == carry:
             break
         carry = grown
-    if any(r in dep for dep in carry for r in group):
-        causal.update({r: reverse for r in group})
-    final = [_carried_on(dep, set()) for dep in carry]
-    return [*final, *map(_out_of_step, outputs[carried:])]
+    final = [relabel(dep, ended) for dep in carry]
+    return [*final, *(relabel(dep, stacked) for dep in outputs[carried:])]
 
 
-def _body(
-    body: Any,
-    inputs: list[Dependence],
-    inside: Mapping[Any, Site],
-    group: set[int],
-    counting: set[Any],
-    length: int,
-) -> list[Dependence]:
-    """One step. What is drawn depends on its own site, and on those of its loop before it."""
-    env = {var: dep for var, dep in zip(body.invars, inputs, strict=True) if dep}
-    for eqn in body.eqns:
-        if _takes_this_step(eqn, counting, length):
-            _slice_of_this_step(eqn, env)
-            continue
-        _analyse([eqn], env, {})
-        for var in eqn.outvars:
-            if var in inside:
-                site = inside[var]
-                lanes = (MIXED if a is None else a - 1 for a in own(site)[site.index][1:])
-                before = {r: axes for r, axes in env.get(var, {}).items() if r in group}
-                env[var] = join((before, {site.index: (STEP, *lanes)}))
-    return [_read(env, v) for v in body.outvars]
-
-
-def _takes_this_step(eqn: Any, counting: set[Any], length: int) -> bool:
-    """Whether an equation is ``x[t]`` at step ``t``, of an ``x`` with as many entries as steps."""
-    if eqn.primitive.name != "dynamic_slice":
-        return False
-    at, size = eqn.invars[1], eqn.invars[0].aval.shape[0]
-    return not isinstance(at, _jax.Literal) and at in counting and size == length
-
-
-def _slice_of_this_step(eqn: Any, env: dict[Any, Dependence]) -> None:
-    """``x[t]`` at step ``t``: lanes along the first axis are now those of the step."""
-    operand, out = eqn.invars[0], eqn.outvars[0]
-    full = [n == m for n, m in zip(operand.aval.shape, out.aval.shape, strict=True)]
-    axis_map = [a if same else MIXED for a, same in enumerate(full)]
-    axis_map[0] = STEP if out.aval.shape[0] == 1 else MIXED
-    dep = _read(env, operand)
-    if dep:
-        env[out] = relabel(dep, axis_map)
-
-
-def _carried_on(dependence: Dependence, kept: set[int]) -> Dependence:
+def _carried(dependence: Dependence, loop: Step, reverse: bool) -> Dependence:
     return {
-        r: axes if r in kept else tuple(MIXED if a is STEP else a for a in axes)
-        for r, axes in dependence.items()
+        site: tuple(lane.carried(x, loop, reverse) for x in lanes)
+        for site, lanes in dependence.items()
     }
-
-
-def _into_step(atom: Any) -> list[Any]:
-    return [STEP, *range(len(atom.aval.shape) - 1)]
-
-
-def _out_of_step(dependence: Dependence) -> Dependence:
-    outer = lambda a: MIXED if a is None else 0 if a is STEP else a + 1
-    return {site: tuple(map(outer, axes)) for site, axes in dependence.items()}
-
-
-def _after(dependences: list[Dependence], atoms: list[Any], start: int) -> list[Any]:
-    return list(zip(dependences[start:], atoms[start:], strict=True))

@@ -7,11 +7,11 @@ terms of the earlier sites that the site's distribution depended on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vipp_transforms.dependence import MIXED, Dependence, Dependences, join, relabel
+from vipp_transforms.dependence import Dependence, Dependences, join, relabel, within
+from vipp_transforms.lane import MIXED, Lane, UpTo, place
 from vipp_transforms.staging import Program, Site
 from vipp_transforms.terms import Split
 
@@ -43,7 +43,7 @@ class Step:
       site: eliminated.
       members: numbers of the terms merged; all of form ``form``.
       form: before.
-      lanes: per lane axis of the site, the axis of the term, or mixed.
+      lanes: per lane axis of the site, those that an entry of the term depends on.
       layout: of the result.
       result: the number of the new term.
       finest: whether it keeps the most lanes apart of all steps of its site.
@@ -53,11 +53,17 @@ class Step:
     site: Site
     members: tuple[int, ...]
     form: Form
-    lanes: tuple[int | None, ...]
+    lanes: tuple[Lane, ...]
     layout: Layout
     result: int
     finest: bool
     constant: bool
+
+    @property
+    def axes(self) -> tuple[int | None, ...]:
+        """Per lane axis of the site, the axis of the term that its lanes lie along, if any."""
+        places = map(place, self.lanes)
+        return tuple(p if isinstance(p, int) else None for p in places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +85,14 @@ class Elimination:
         flags = [False] * len(site.lane_shape)
         for step in self.steps:
             if step.site is site:
-                flags = [f or a is MIXED for f, a in zip(flags, step.lanes, strict=True)]
+                flags = [f or a == MIXED for f, a in zip(flags, step.lanes, strict=True)]
         return tuple(f and n > 1 for f, n in zip(flags, site.lane_shape, strict=True))
 
 
 def eliminate(program: Program, depends: Dependences, split: Split) -> Elimination:
     """Plan the elimination of every site from the terms of ``split``."""
-    leaves = tuple(layout(v.aval.shape, depends[v]) for v in split.leaves)
+    credit = _Credit(program, depends)
+    leaves = tuple(layout(v.aval.shape, credit.of(depends[v])) for v in split.leaves)
     alive = {k: leaf.form for k, leaf in enumerate(leaves)}
     constants = {k for k in alive if split.constant[k]}
     steps: list[Step] = []
@@ -98,28 +105,68 @@ def eliminate(program: Program, depends: Dependences, split: Split) -> Eliminati
         live = [g for g in groups.values() if g[0] not in constants]
         finest = max(live, key=lambda g: _apart(site, alive[g[0]]), default=None)
         for members in groups.values():
-            form = alive[members[0]]
-            constant = members[0] in constants
-            step = _contraction(site, members, form, depends, number, members is finest, constant)
-            steps.append(step)
+            form, constant = alive[members[0]], members[0] in constants
+            lanes, after = form.depends[site.index], credit.after(site, form)
+            whole = members is finest
+            steps.append(Step(site, tuple(members), form, lanes, after, number, whole, constant))
             if constant:
                 constants.add(number)
             for k in members:
                 del alive[k]
-            alive[number] = step.layout.form
+            alive[number] = after.form
             number += 1
     return Elimination(leaves, tuple(steps), tuple(alive))
 
 
+class _Credit:
+    """Which lanes a term is to be credited to.
+
+    Up to a step there is credit only for what is drawn in a loop, whose estimators can give it.
+    """
+
+    def __init__(self, program: Program, depends: Dependences):
+        self._depends = depends
+        self._looped = {s.index for s in program.sites.values() if s.loop is not None}
+
+    def of(self, dependence: Dependence) -> Dependence:
+        """The dependence of a term, with all that its loops' choices depend on step by step.
+
+        The choices of a loop are eliminated one after the other, each with all its steps; but they
+        may depend on each other's steps before, later ones on earlier ones and the other way round.
+        So a term that depends on one of them depends on the others' from the start.
+        """
+        found = {r: self._admitted(r, lanes) for r, lanes in dependence.items()}
+        while True:
+            besides = [within(self._depends.beside(r), lanes) for r, lanes in found.items()]
+            grown = join((found, *besides))
+            if grown == found:
+                return found
+            found = dict(grown)
+
+    def _admitted(self, index: int, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
+        if index in self._looped:
+            return lanes
+        return tuple(MIXED if isinstance(x, UpTo) else x for x in lanes)
+
+    def after(self, site: Site, form: Form) -> Layout:
+        """A term once ``site`` is eliminated: it depends on what the site's density did."""
+        rest = {r: lanes for r, lanes in form.depends.items() if r != site.index}
+        density = self._depends.log_prob(site)
+        earlier = {r: lanes for r, lanes in density.items() if r < site.index}
+        left = join((rest, within(earlier, form.depends[site.index])))
+        return layout(form.shape, self.of(left))
+
+
 def layout(shape: tuple[int, ...], depends: Dependence) -> Layout:
-    """Keep the axes along which some site's lanes stay apart, ordered by site and lane."""
+    """Keep the axes along which some site's lanes lie, ordered by site and lane."""
     owners: dict[int, tuple[int, int]] = {}
     for site in sorted(depends):
-        for lane, axis in enumerate(depends[site]):
-            if axis is not None:
-                owners.setdefault(axis, (site, lane))
+        for number, lane in enumerate(depends[site]):
+            axis = place(lane)
+            if isinstance(axis, int):
+                owners.setdefault(axis, (site, number))
     axes = tuple(sorted(owners, key=owners.__getitem__))
-    moved: list[int | None] = [MIXED] * len(shape)
+    moved: list[int | None] = [None] * len(shape)
     for to, axis in enumerate(axes):
         moved[axis] = to
     return Layout(axes, Form(tuple(shape[a] for a in axes), relabel(depends, moved)))
@@ -127,31 +174,8 @@ def layout(shape: tuple[int, ...], depends: Dependence) -> Layout:
 
 def _apart(site: Site, form: Form) -> int:
     """How many of the site's lane axes a term keeps apart."""
-    return sum(axis is not MIXED for axis in form.depends[site.index])
+    return sum(lane != MIXED for lane in form.depends[site.index])
 
 
 def _signature(form: Form) -> Any:
     return form.shape, tuple(sorted(form.depends.items()))
-
-
-def _contraction(
-    site: Site,
-    members: list[int],
-    form: Form,
-    depends: Dependences,
-    number: int,
-    finest: bool,
-    constant: bool,
-) -> Step:
-    lanes = form.depends[site.index]
-    rest = {r: axes for r, axes in form.depends.items() if r != site.index}
-    density: Mapping[int, Any] = depends.log_prob(site)
-    # sites of one loop may depend on each other: a term depends on all of them from the start
-    earlier = {r: axes for r, axes in density.items() if r < site.index}
-    upstream = {r: axes for r, axes in earlier.items() if not depends.same_loop(r, site.index)}
-    looped = {r: axes for r, axes in earlier.items() if r not in upstream}
-    # up to step t, a causal site's density depends on whatever belongs to the steps before
-    outer = (MIXED, *lanes[1:]) if site.index in depends.causal else lanes
-    left = join((rest, relabel(looped, lanes), relabel(upstream, outer)))
-    after = layout(form.shape, left)
-    return Step(site, tuple(members), form, lanes, after, number, finest, constant)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vipp_transforms import _jax
 from vipp_transforms.elimination import Layout, Step
 from vipp_transforms.estimators.base import Axis, Term
+from vipp_transforms.lane import MIXED, UpTo
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
 from vipp_transforms.plan import Plan
 from vipp_transforms.sites import lifting, split_keys
@@ -213,7 +214,7 @@ class Evaluation:
     def _contract(self, step: Step, members: list[Lifted]) -> Lifted:
         estimator, site, _ = self.plan.choices[step.site.index]
         lanes = math.prod(
-            n for n, a in zip(step.site.lane_shape, step.lanes, strict=True) if a is None
+            n for n, a in zip(step.site.lane_shape, step.lanes, strict=True) if a == MIXED
         )
         axis = self.axis_of[step.site.index]
         potentials, tree = self._potentials_of(step)
@@ -226,7 +227,7 @@ class Evaluation:
         if axis is not None:
             operands = [self.axes.first(x, axis.name) for x in operands]
         (value, *given), names = self._lined_up(operands, axis)
-        mixed = tuple(a is None for a in step.lanes)
+        mixed = tuple(a == MIXED for a in step.lanes)
         term = Term(value, tree.unflatten(given), lanes, site, mixed, step.finest)
         result = estimator.contract(term)
         lifted = Lifted(result, names)
@@ -257,9 +258,13 @@ class Evaluation:
         return Lifted(jnp.mean(result.array, axis=gone), kept)
 
     def _potentials_of(self, step: Step) -> Potentials:
-        """The site's potentials, summed over mixed lanes, their lanes at the term's axes."""
-        lanes, ndim = step.lanes, len(step.form.shape)
-        kept = [a for a in lanes if a is not None]
+        """For each entry of the term, the potentials of the lanes that it depends on.
+
+        Summed over mixed lanes, and over those up to the entry's own (reward-to-go: a choice is
+        credited with the terms from its step on); their lanes at the term's axes.
+        """
+        axes, ndim = step.axes, len(step.form.shape)
+        kept = [a for a in axes if a is not None]
         order = sorted(range(len(kept)), key=kept.__getitem__)
         if step.site.index not in self.potentials:
             own = (self.log_prob(step.site),)
@@ -268,10 +273,10 @@ class Evaluation:
         aligned = []
         for value in potentials:
             x, named = value.array, len(value.axes)
-            if step.site.index in self.plan.depends.causal and lanes[0] is not None:
-                backwards = self.plan.depends.causal[step.site.index]
-                x = jax.lax.cumsum(x, axis=named, reverse=backwards)
-            summed = tuple(named + j for j, a in enumerate(lanes) if a is None)
+            for j, a in enumerate(step.lanes):
+                if isinstance(a, UpTo):
+                    x = jax.lax.cumsum(x, axis=named + j, reverse=a.reverse)
+            summed = tuple(named + j for j, a in enumerate(axes) if a is None)
             x = permute(jnp.sum(x, axis=summed) if summed else x, named, order)
             gaps = tuple(named + a for a in range(ndim) if a not in kept)
             aligned.append(value._replace(array=jnp.expand_dims(x, gaps) if gaps else x))

@@ -93,10 +93,10 @@ class SiteProbe:
     def _contribution(self, step: Any, term: Lifted) -> jax.Array:
         x = jax.lax.stop_gradient(term.array)
         x = jnp.mean(x, axis=tuple(range(len(term.axes)))) if term.axes else x
-        kept = [a for a in step.lanes if a is not None]
+        kept = [a for a in step.axes if a is not None]
         x = jnp.sum(x, axis=tuple(a for a in range(x.ndim) if a not in kept))
         x = permute(x, 0, [sorted(kept).index(a) for a in kept])
-        x = jnp.expand_dims(x, tuple(j for j, a in enumerate(step.lanes) if a is None))
+        x = jnp.expand_dims(x, tuple(j for j, a in enumerate(step.axes) if a is None))
         return jnp.broadcast_to(x, self._site.lane_shape)
 
     def error(self, predict: Callable[[Local], Any]) -> jax.Array:

@@ -202,7 +202,7 @@ class _Inliner:
                 self._splice(closed, inputs, eqn.outvars, scope)
 
     def _open(self, eqn: Any, inputs: list[Any], scope: dict[Any, Any]) -> None:
-        self._splice(_jax.call_jaxpr(eqn), inputs, eqn.outvars, scope)
+        self._splice(_jax.called(eqn), inputs, eqn.outvars, scope)
 
     def _splice(self, closed: Any, inputs: list[Any], outvars: Any, scope: Any) -> list[Any]:
         """Copy a jaxpr's equations; what it returns beyond ``outvars`` comes back."""

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from vipp_transforms import _jax
 from vipp_transforms.constant import is_constant
 from vipp_transforms.dependence import Dependences
+from vipp_transforms.lane import place
 from vipp_transforms.staging import Program
 
 Weight = Any  # a number for "this at every entry", or an array of the value's shape
@@ -125,12 +126,12 @@ _NO_GAIN = _Gain(False, False)
 
 def _all_lanes(var: Any, dependence: Any) -> bool:
     """Whether every axis of several entries keeps some site's lanes apart."""
-    kept = {a for axes in dependence.values() for a in axes if a is not None}
+    kept = {place(lane) for lanes in dependence.values() for lane in lanes}
     return all(a in kept for a, n in enumerate(var.aval.shape) if n != 1)
 
 
 def _grain(dependence: Any) -> Any:
-    return {site: tuple(a is not None for a in axes) for site, axes in dependence.items()}
+    return {site: tuple(map(type, lanes)) for site, lanes in dependence.items()}
 
 
 _SUMS = frozenset({"add", "sub", "add_any", "concatenate", "stack"})
