@@ -63,12 +63,6 @@ def called(eqn: Any) -> Any | None:
     return None if param is None else eqn.params.get(param)
 
 
-def same_arity(eqn: Any, inner: Any) -> bool:
-    """Whether a sub-jaxpr takes the equation's operands as they are, and makes its results."""
-    jaxpr, _ = open_jaxpr(inner)
-    return len(jaxpr.invars) == len(eqn.invars) and len(jaxpr.outvars) == len(eqn.outvars)
-
-
 def sub_jaxprs(eqn: Any) -> list[Any]:
     """Every jaxpr among an equation's parameters."""
     found = []

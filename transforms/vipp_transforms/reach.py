@@ -48,8 +48,8 @@ def through(eqn: Any, operands: list[Labels], stop: Stop | None) -> list[Labels]
         return _while(eqn, operands, stop)
     if name == "cond":
         return _cond(eqn, operands, stop)
-    inner = _jax.call_jaxpr(eqn)
-    if inner is not None and _jax.same_arity(eqn, inner):
+    inner = _jax.called(eqn)
+    if inner is not None:
         return reach(inner, operands, stop)
     return [_NONE.union(*operands)] * len(eqn.outvars)
 
