@@ -86,6 +86,18 @@ def equations_inside(eqn: Any) -> Iterator[Any]:
         yield from equations(sub)
 
 
+def stopped_by(eqn: Any) -> str | None:
+    """The file of the function that called ``stop_gradient``, where JAX knows it."""
+    traceback = eqn.source_info.traceback
+    frames = [] if traceback is None else traceback.frames
+    calls = zip(frames, frames[1:], strict=False)
+    for frame, caller in calls:
+        # the rules of stop_gradient under vmap and grad call it again
+        if frame.function_name == "stop_gradient" and not caller.function_name.endswith("_rule"):
+            return caller.file_name
+    return frames[0].file_name if frames else None
+
+
 def is_tracer(value: Any) -> bool:
     """Whether a value is being traced."""
     return isinstance(value, jax_core.Tracer)

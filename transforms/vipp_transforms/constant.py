@@ -1,25 +1,24 @@
-"""Terms of a program's value that count and are not differentiated."""
+"""What counts in a program's value and is not differentiated."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
 
-_NAME = "vipp_transforms.constant"
+from vipp_transforms import _jax
 
 
 def constant(x: jax.Array) -> jax.Array:
     r""":math:`E[x]`, held constant: a term that counts in the value and has no gradient.
 
-    ``jax.lax.stop_gradient`` stops the derivative of ``x`` alone: a choice that ``x`` depends on,
-    drawn with a score function, is still credited with it. With ``constant`` it is not, whatever
-    its estimator. So ``x - constant(x)`` is nought and has the gradient of :math:`E[x]`.
+    Whatever the estimators of the choices that ``x`` depends on: none is credited with it. So
+    ``x - constant(x)`` is nought and has the gradient of :math:`E[x]`.
 
     Args:
       x: floats; what is returned must be added to, or multiplied by what was not drawn into, the
-        program's value.
+        program's value, inside calls, branches and loops, too.
 
     Returns:
       ``x``.
@@ -34,9 +33,30 @@ def constant(x: jax.Array) -> jax.Array:
       >>> float(value), float(slope)
       (1.5, 0.0)
     """
-    return checkpoint_name(jax.lax.stop_gradient(x), _NAME)
+    return jax.tree.map(lambda leaf: constant_p.bind(jnp.asarray(leaf)), detached(x))
+
+
+def detached(x: Any) -> Any:
+    """``x``, whose derivative the expectation's gradient does not need.
+
+    That is the caller's word: because the result does not depend on ``x``, or because the
+    derivative is taken another way. ``jax.lax.stop_gradient`` of what depends on a choice is
+    refused in a program, as nobody has given it.
+    """
+    return jax.lax.stop_gradient(x)
 
 
 def is_constant(eqn: Any) -> bool:
     """Whether an equation is that of :func:`constant`."""
-    return eqn.primitive.name == "name" and eqn.params.get("name") == _NAME
+    return eqn.primitive is constant_p
+
+
+def _batch(operands: Any, dims: Any) -> tuple[Any, Any]:
+    return constant_p.bind(operands[0]), dims[0]
+
+
+def _derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    return constant_p.bind(primals[0]), jnp.zeros_like(primals[0])
+
+
+constant_p = _jax.define_primitive("vipp_constant", lambda x: x, lambda x: x, _batch, _derivative)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax
+from vipp_transforms.constant import constant, detached, is_constant
 from vipp_transforms.errors import SiteError
 from vipp_transforms.sites import Template, draw, sample_p
 
@@ -31,6 +32,11 @@ def templates_in(jaxpr: Any) -> list[Template]:
 def templates_inside(eqn: Any) -> list[Template]:
     """The sites inside an equation."""
     return [e.params["template"] for e in _jax.equations_inside(eqn) if e.primitive is sample_p]
+
+
+def holds_constants(eqn: Any) -> bool:
+    """Whether something inside an equation is held constant."""
+    return any(map(is_constant, _jax.equations_inside(eqn)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +61,21 @@ def opened(eqn: Any) -> Callable[..., list[Any]]:
     if name == "cond":
         return _selection(eqn)
     if name == "scan":
-        return _unrolled(eqn)
-    template = templates_inside(eqn)[0]
-    raise SiteError(
-        f"Site '{template.name}' is drawn inside '{name}' with {template.estimator!r}, where only "
-        "Pathwise choices may be drawn. Fix: use a loop of a fixed number of steps (lax.scan, or "
-        "fori_loop with constant bounds), or draw it outside (under a plate, or with "
+        return _releasing(eqn) or _unrolled(eqn)
+    raise _refused(eqn)
+
+
+def _refused(eqn: Any) -> ValueError:
+    name = eqn.primitive.name
+    if not (templates := templates_inside(eqn)):
+        return ValueError(
+            f"constant(x) is used inside '{name}', where it is not seen. Fix: return x from it, "
+            "and hold constant what is made of it outside."
+        )
+    return SiteError(
+        f"Site '{templates[0].name}' is drawn inside '{name}' with {templates[0].estimator!r}, "
+        "where only Pathwise choices may be drawn. Fix: use a loop of a fixed number of steps "
+        "(lax.scan, or fori_loop with constant bounds), or draw it outside (under a plate, or with "
         "vipp.replicate)."
     )
 
@@ -74,14 +89,68 @@ def _call(jaxpr: Any, operands: Sequence[Any]) -> list[Any]:
 
 
 def _selection(eqn: Any) -> Callable[..., list[Any]]:
-    branches = eqn.params["branches"]
+    released = [_released(branch) for branch in eqn.params["branches"]]
 
     def select(index: Any, *operands: Any) -> list[Any]:
         # of draws from one key, only one was ever made: now they must not be the same
-        results = [_call_apart(branch, operands, i) for i, branch in enumerate(branches)]
-        return [_choose(index, cases) for cases in zip(*results, strict=True)]
+        results = [
+            _call_apart(branch, _unless_skipped(index, i, operands), i)
+            for i, (branch, _) in enumerate(released)
+        ]
+        held = zip(*(flags for _, flags in released), strict=True)
+        return [_choose(index, *x) for x in zip(zip(*results, strict=True), held, strict=True)]
 
     return select
+
+
+def _unless_skipped(index: Any, number: int, operands: Sequence[Any]) -> list[Any]:
+    """The operands of one branch, of which no derivative is taken where another one is.
+
+    The branch is evaluated all the same; a derivative that is infinite there would come back as
+    nought times infinity.
+    """
+    if index.dtype == jnp.bool_:
+        taken = index if number else ~index
+    else:
+        taken = index == number
+    return [_unless(taken, x) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in operands]
+
+
+def _unless(taken: Any, x: Any) -> Any:
+    return jax.lax.select_n(jnp.broadcast_to(taken, x.shape), detached(x), x)
+
+
+def _released(jaxpr: Any, first: int = 0) -> tuple[Any, list[bool]]:
+    """A jaxpr whose results are no constants, and which of them (from the ``first`` on) were."""
+    opened_jaxpr, consts = _jax.open_jaxpr(jaxpr)
+    eqns, outs = opened_jaxpr.eqns, opened_jaxpr.outvars
+    used = {v for e in eqns for v in e.invars if not isinstance(v, _jax.Literal)} | {*outs[:first]}
+    freed = {e.outvars[0] for e in eqns if is_constant(e)} - used
+    held = [not isinstance(v, _jax.Literal) and v in freed for v in outs]
+    if not any(held):
+        return jaxpr, held
+
+    def release(*operands: Any) -> list[Any]:
+        invars = (*opened_jaxpr.constvars, *opened_jaxpr.invars)
+        values = dict(zip(invars, (*consts, *operands), strict=True))
+        return _evaluate(eqns, values, outs, lambda e, x: x if e.outvars[0] in freed else None)
+
+    shaped = [_jax.shaped(v.aval) for v in opened_jaxpr.invars]
+    return _jax.trace(release, *shaped)[0], held
+
+
+def _releasing(eqn: Any) -> Callable[..., list[Any]] | None:
+    """A scan that returns what was held constant in each of its steps, held constant outside."""
+    body, held = _released(eqn.params["jaxpr"], _jax.scan_arity(eqn)[1])
+    if not any(held):
+        return None
+    scan = eqn.replace(params={**eqn.params, "jaxpr": body})
+
+    def run(*operands: Any) -> list[Any]:
+        pairs = zip(_jax.apply(scan, operands), held, strict=True)
+        return [constant(x) if flag else x for x, flag in pairs]
+
+    return run
 
 
 def _call_apart(jaxpr: Any, operands: Sequence[Any], number: int) -> list[Any]:
@@ -142,7 +211,13 @@ def _folded(key: Any, number: Any) -> Any:
     return fold(key, number)
 
 
-def _choose(index: Any, cases: Sequence[Any]) -> Any:
+def _choose(index: Any, cases: Sequence[Any], held: Sequence[bool]) -> Any:
+    """The case taken; where some are held constant, a constant and the rest."""
+    if any(held):
+        free = [jnp.zeros_like(x) if h else x for x, h in zip(cases, held, strict=True)]
+        fixed = [x if h else jnp.zeros_like(x) for x, h in zip(cases, held, strict=True)]
+        never = (False,) * len(held)
+        return _choose(index, free, never) + constant(_choose(index, fixed, never))
     if len(cases) == 1:
         return cases[0]
     which = index.astype(bool) if len(cases) == 2 else index
@@ -153,21 +228,32 @@ def stays_loop(eqn: Any) -> bool:
     """Whether a scan with sites can stay one."""
     if eqn.primitive.name != "scan" or eqn.params["length"] < 2:
         return False
-    return all(template.estimator.traits.causal for template in templates_inside(eqn))
+    causal = all(template.estimator.traits.causal for template in templates_inside(eqn))
+    return causal and not holds_constants(eqn)
+
+
+def _too_long(eqn: Any, length: int) -> ValueError:
+    others = [t for t in templates_inside(eqn) if not t.estimator.traits.causal]
+    if not others:
+        return ValueError(
+            f"constant(x) is used in each of the {length} steps of a loop, expected at most "
+            f"{MAX_UNROLLED}, or what the loop returns for each step. Fix: return x from each "
+            "step, and hold constant its sum outside."
+        )
+    return SiteError(
+        f"Site '{others[0].name}' is drawn with {others[0].estimator!r} in each of the {length} "
+        f"steps of a loop. Expected ScoreFunction or Pathwise, or at most {MAX_UNROLLED} "
+        "steps: loops with other estimators are unrolled. Fix: give it "
+        "ScoreFunction(num_samples=2, baseline='leave_one_out'), or sum it out "
+        "(vipp.marginal with exact=True)."
+    )
 
 
 def _unrolled(eqn: Any) -> Callable[..., list[Any]]:
     length, reverse = eqn.params["length"], eqn.params["reverse"]
     consts, carried = _jax.scan_arity(eqn)
     if length > MAX_UNROLLED:
-        template = next(t for t in templates_inside(eqn) if not t.estimator.traits.causal)
-        raise SiteError(
-            f"Site '{template.name}' is drawn with {template.estimator!r} in each of the {length} "
-            f"steps of a loop. Expected ScoreFunction or Pathwise, or at most {MAX_UNROLLED} "
-            "steps: loops with other estimators are unrolled. Fix: give it "
-            "ScoreFunction(num_samples=2, baseline='leave_one_out'), or sum it out "
-            "(vipp.marginal with exact=True)."
-        )
+        raise _too_long(eqn, length)
 
     def run(*operands: Any) -> list[Any]:
         fixed, carry = operands[:consts], list(operands[consts : consts + carried])

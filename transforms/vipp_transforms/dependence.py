@@ -66,15 +66,21 @@ class Dependences:
 
     A drawn value depends on its own lanes alone; what its *distribution* depends on enters when
     the site is eliminated, through :meth:`log_prob` and :meth:`beside`.
+
+    Attributes:
+      stopped: the equations of ``stop_gradient`` that are applied to what depends on sites, each
+        with the sites.
     """
 
     def __init__(self, program: Program):
         sites = program.sites
-        self._env: dict[Any, Dependence] = {}
+        self._env: Env = {}
         known: Scope = {}
         known.update((v, k) for v, x in program.env.items() if (k := indices.of_array(x)))
         direct = {v: own(site) for v, site in sites.items() if site.loop is None}
-        _analyse(program.eqns, self._env, known, direct, sites)
+        analysis = _Analysis()
+        analysis.run(program.eqns, self._env, known, direct, sites)
+        self.stopped = tuple(analysis.stopped.values())
         self._log_prob = {s.index: self._of_log_prob(s) for s in sites.values()}
         self._beside = {s.index: self._of_loop(s, sites.values()) for s in sites.values()}
 
@@ -92,7 +98,7 @@ class Dependences:
     def _of_log_prob(self, site: Site) -> Dependence:
         # one entry per lane is what log_prob means, whatever its primitives do with the draw
         inputs = [{}, *(self[leaf] for leaf in site.leaves)]
-        (out,) = _analyse_jaxpr(site.log_prob, inputs, [None] * len(inputs))
+        (out,) = _Analysis().of_jaxpr(site.log_prob, inputs, [None] * len(inputs))
         # which draw it was depends on the key, whose axes are the site's vmap lanes
         return join((out, self[site.key], own(site)))
 
@@ -104,61 +110,131 @@ class Dependences:
 
 
 Env = dict[Any, Dependence]
+Knowns = list[Known | None]
 
 
 def _read(env: Mapping[Any, Dependence], atom: Any) -> Dependence:
     return {} if isinstance(atom, _jax.Literal) else env.get(atom, {})
 
 
-def _analyse_jaxpr(
-    jaxpr: Any, inputs: Sequence[Dependence], known: Sequence[Known | None]
-) -> list[Dependence]:
-    opened, _ = _jax.open_jaxpr(jaxpr)
-    env = {var: dep for var, dep in zip(opened.invars, inputs, strict=True) if dep}
-    _analyse(opened.eqns, env, indices.inside(jaxpr, known), {}, {})
-    return [_read(env, v) for v in opened.outvars]
+class _Analysis:
+    """One walk through the equations of a program, inside calls, branches and loops, too."""
+
+    def __init__(self) -> None:
+        self.stopped: dict[int, tuple[Any, Dependence]] = {}
+
+    def run(
+        self,
+        eqns: Sequence[Any],
+        env: Env,
+        known: Scope,
+        drawn: Mapping[Any, Dependence],
+        looped: Mapping[Any, Site],
+    ) -> None:
+        """Add the dependence of what ``eqns`` compute to ``env``.
+
+        Args:
+          eqns: equations in order.
+          env: dependences by variable.
+          known: integers by variable.
+          drawn: variables that are drawn, with the dependence that they have by themselves.
+          looped: variables that are drawn inside of loops, and the sites.
+        """
+        indices.follow(eqns, known)
+        for eqn in eqns:
+            inputs = [_read(env, v) for v in eqn.invars]
+            inside = {i: looped[v] for i, v in enumerate(eqn.outvars) if v in looped}
+            if any(inputs) or inside:
+                numbers = [indices.of(v, known) for v in eqn.invars]
+                outputs = self._through(eqn, inputs, numbers, inside)
+                env.update(zip(eqn.outvars, outputs, strict=True))
+            if eqn.primitive.name == "stop_gradient" and inputs[0]:
+                self.stopped[id(eqn)] = eqn, inputs[0]
+            env.update((v, drawn[v]) for v in eqn.outvars if v in drawn)
+
+    def of_jaxpr(self, jaxpr: Any, inputs: Sequence[Dependence], known: Knowns) -> list[Dependence]:
+        """The dependence of a jaxpr's results, given that of its operands."""
+        opened, _ = _jax.open_jaxpr(jaxpr)
+        env = {var: dep for var, dep in zip(opened.invars, inputs, strict=True) if dep}
+        self.run(opened.eqns, env, indices.inside(jaxpr, known), {}, {})
+        return [_read(env, v) for v in opened.outvars]
+
+    def _through(
+        self, eqn: Any, inputs: list[Dependence], known: Knowns, inside: Mapping[int, Site]
+    ) -> list[Dependence]:
+        """What the results of one equation depend on; ``inside``: those that a loop draws."""
+        name = eqn.primitive.name
+        if name == "scan":
+            return self._scan(eqn, inputs, known, inside)
+        if name == "cond":
+            return self._cond(eqn, inputs, known)
+        if name == "while":
+            return self._while(eqn, inputs, known)
+        inner = _jax.called(eqn)
+        if inner is not None:
+            return self.of_jaxpr(inner, inputs, known)
+        return _at_once(eqn, inputs, known)
+
+    def _cond(self, eqn: Any, inputs: list[Dependence], known: Knowns) -> list[Dependence]:
+        index, *operands = inputs
+        branches = [self.of_jaxpr(b, operands, known[1:]) for b in eqn.params["branches"]]
+        return [join((*parts, mixed(index))) for parts in zip(*branches, strict=True)]
+
+    def _while(self, eqn: Any, inputs: list[Dependence], known: Knowns) -> list[Dependence]:
+        """Carry to a fixed point; every result depends on the number of steps as well.
+
+        Under `vmap` there is one for each lane, its axes the first of every result's, and a lane
+        that is done stays as it is.
+        """
+        cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+        first = eqn.params["cond_nconsts"]
+        second = first + eqn.params["body_nconsts"]
+        carry = inputs[second:]
+        unknown: Knowns = [None] * len(carry)
+        while True:
+            values = [*inputs[first:second], *carry]
+            outputs = self.of_jaxpr(body, values, [*known[first:second], *unknown])
+            grown = [join(pair) for pair in zip(carry, outputs, strict=True)]
+            (steps,) = self.of_jaxpr(cond, [*inputs[:first], *grown], [*known[:first], *unknown])
+            grown = [join((dep, steps)) for dep in grown]
+            if grown == carry:
+                return grown
+            carry = grown
+
+    def _scan(
+        self, eqn: Any, inputs: list[Dependence], known: Knowns, inside: Mapping[int, Site]
+    ) -> list[Dependence]:
+        """Carry to a fixed point.
+
+        Inside the body what lay along the scanned axis lies at the step. Carried on, the lane of
+        this step becomes one of those up to the next.
+        """
+        body, _ = _jax.open_jaxpr(eqn.params["jaxpr"])
+        reverse, loop = eqn.params["reverse"], Step(object())
+        consts, carried = _jax.scan_arity(eqn)
+        into = lambda p: p if isinstance(p, Step) else p - 1 if p else loop
+        stacked = lambda p: 0 if p == loop else p if isinstance(p, Step) else p + 1
+        ended = lambda p: None if p == loop else p
+        drawn = {body.outvars[i]: relabel(own(site), into) for i, site in inside.items()}
+        numbers = indices.inside_loop(eqn, known, loop)
+        sliced = [relabel(d, into) for d in inputs[consts + carried :]]
+        carry = inputs[consts : consts + carried]
+        while True:
+            values = [*inputs[:consts], *carry, *sliced]
+            env = {v: dep for v, dep in zip(body.invars, values, strict=True) if dep}
+            self.run(body.eqns, env, numbers, drawn, {})
+            outputs = [_read(env, v) for v in body.outvars]
+            passed = [_carried(dep, loop, reverse) for dep in outputs[:carried]]
+            grown = [join(pair) for pair in zip(carry, passed, strict=True)]
+            if grown == carry:
+                break
+            carry = grown
+        final = [relabel(dep, ended) for dep in carry]
+        return [*final, *(relabel(dep, stacked) for dep in outputs[carried:])]
 
 
-def _analyse(
-    eqns: Sequence[Any],
-    env: Env,
-    known: Scope,
-    drawn: Mapping[Any, Dependence],
-    looped: Mapping[Any, Site],
-) -> None:
-    """Add the dependence of what ``eqns`` compute to ``env``.
-
-    Args:
-      eqns: equations in order.
-      env: dependences by variable.
-      known: integers by variable.
-      drawn: variables that are drawn, with the dependence that they have by themselves.
-      looped: variables that are drawn inside of loops, and the sites.
-    """
-    indices.follow(eqns, known)
-    for eqn in eqns:
-        inputs = [_read(env, v) for v in eqn.invars]
-        inside = {i: looped[v] for i, v in enumerate(eqn.outvars) if v in looped}
-        if any(inputs) or inside:
-            outputs = _through(eqn, inputs, [indices.of(v, known) for v in eqn.invars], inside)
-            env.update(zip(eqn.outvars, outputs, strict=True))
-        env.update((v, drawn[v]) for v in eqn.outvars if v in drawn)
-
-
-def _through(
-    eqn: Any, inputs: list[Dependence], known: list[Known | None], inside: Mapping[int, Site]
-) -> list[Dependence]:
-    """What the results of one equation depend on; ``inside``: those that a loop draws."""
-    name = eqn.primitive.name
-    if name == "scan":
-        return _scan(eqn, inputs, known, inside)
-    if name == "cond":
-        return _cond(eqn, inputs, known)
-    if name == "while":
-        return _while(eqn, inputs, known)
-    inner = _jax.called(eqn)
-    if inner is not None:
-        return _analyse_jaxpr(inner, inputs, known)
+def _at_once(eqn: Any, inputs: list[Dependence], known: Knowns) -> list[Dependence]:
+    """Through an equation without a jaxpr inside, by its axis maps."""
     taken = indices.lanes_taken(eqn, known)
     results = []
     for maps in axis_maps(eqn):
@@ -167,65 +243,6 @@ def _through(
         pairs = zip(inputs, to, strict=True)
         results.append(join(relabel(dep, m) for dep, m in pairs if dep))
     return results
-
-
-def _cond(eqn: Any, inputs: list[Dependence], known: list[Known | None]) -> list[Dependence]:
-    index, *operands = inputs
-    branches = [_analyse_jaxpr(b, operands, known[1:]) for b in eqn.params["branches"]]
-    return [join((*parts, mixed(index))) for parts in zip(*branches, strict=True)]
-
-
-def _while(eqn: Any, inputs: list[Dependence], known: list[Known | None]) -> list[Dependence]:
-    """Carry to a fixed point; then the number of steps, whose axes are the first of every result.
-
-    Under `vmap` there is a number of steps for each lane, and a lane that is done stays as it is.
-    """
-    cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
-    first = eqn.params["cond_nconsts"]
-    second = first + eqn.params["body_nconsts"]
-    carry = inputs[second:]
-    unknown: list[Known | None] = [None] * len(carry)
-    while True:
-        values = [*inputs[first:second], *carry]
-        outputs = _analyse_jaxpr(body, values, [*known[first:second], *unknown])
-        grown = [join(pair) for pair in zip(carry, outputs, strict=True)]
-        (steps,) = _analyse_jaxpr(cond, [*inputs[:first], *grown], [*known[:first], *unknown])
-        grown = [join((dep, steps)) for dep in grown]
-        if grown == carry:
-            return grown
-        carry = grown
-
-
-def _scan(
-    eqn: Any, inputs: list[Dependence], known: list[Known | None], inside: Mapping[int, Site]
-) -> list[Dependence]:
-    """Carry to a fixed point.
-
-    Inside the body what lay along the scanned axis lies at the step. Carried on, the lane of this
-    step becomes one of those up to the next.
-    """
-    body, _ = _jax.open_jaxpr(eqn.params["jaxpr"])
-    reverse, loop = eqn.params["reverse"], Step(object())
-    consts, carried = _jax.scan_arity(eqn)
-    into = lambda p: p if isinstance(p, Step) else p - 1 if p else loop
-    stacked = lambda p: 0 if p == loop else p if isinstance(p, Step) else p + 1
-    ended = lambda p: None if p == loop else p
-    drawn = {body.outvars[i]: relabel(own(site), into) for i, site in inside.items()}
-    numbers = indices.inside_loop(eqn, known, loop)
-    sliced = [relabel(d, into) for d in inputs[consts + carried :]]
-    carry = inputs[consts : consts + carried]
-    while True:
-        values = [*inputs[:consts], *carry, *sliced]
-        env = {v: dep for v, dep in zip(body.invars, values, strict=True) if dep}
-        _analyse(body.eqns, env, numbers, drawn, {})
-        outputs = [_read(env, v) for v in body.outvars]
-        passed = [_carried(dep, loop, reverse) for dep in outputs[:carried]]
-        grown = [join(pair) for pair in zip(carry, passed, strict=True)]
-        if grown == carry:
-            break
-        carry = grown
-    final = [relabel(dep, ended) for dep in carry]
-    return [*final, *(relabel(dep, stacked) for dep in outputs[carried:])]
 
 
 def _carried(dependence: Dependence, loop: Step, reverse: bool) -> Dependence:

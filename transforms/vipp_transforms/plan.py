@@ -11,6 +11,7 @@ from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
 from vipp_transforms.staging import Program, Traced, inline, trace
+from vipp_transforms.stopped import check_stopped
 from vipp_transforms.terms import Split, split
 
 
@@ -56,6 +57,7 @@ def derive(traced: Traced) -> Plan:
     program = inline(traced)
     check_agreement(program)
     depends = Dependences(program)
+    check_stopped(program, depends)
     parts = split(program, depends)
     elimination = eliminate(program, depends, parts)
     return Plan(program, depends, parts, elimination, choose(program, elimination))

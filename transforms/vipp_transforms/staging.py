@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vipp_transforms import _jax
 from vipp_transforms.control_flow import (
     Loop,
+    holds_constants,
     opened,
     returning_draws,
     stays_loop,
@@ -190,7 +191,7 @@ class _Inliner:
                 scope[eqn.outvars[0]] = inputs[0]
             elif _jax.is_jit(eqn):
                 self._open(eqn, inputs, scope)
-            elif not templates_inside(eqn):
+            elif not templates_inside(eqn) and not holds_constants(eqn):
                 outputs = [_jax.fresh_like(v) for v in eqn.outvars]
                 self.eqns.append(eqn.replace(invars=inputs, outvars=outputs))
                 scope.update(zip(eqn.outvars, outputs, strict=True))

@@ -84,8 +84,7 @@ def split(program: Program, depends: Dependences) -> Split:
     if sum(constant) < len(held):
         raise ValueError(
             "constant(x) was used inside the formula of a term, where there is no expectation to "
-            "hold constant. Fix: only add it to the value, or multiply it by what was not drawn; "
-            "inside a formula use jax.lax.stop_gradient."
+            "hold constant. Fix: only add it to the value, or multiply it by what was not drawn."
         )
     return Split(tuple(opened), tuple(leaves), tuple(constant))
 

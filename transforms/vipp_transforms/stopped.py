@@ -1,0 +1,45 @@
+"""Derivatives that a program stops: of what was drawn, that is refused.
+
+``jax.lax.stop_gradient`` is JAX's word about JAX's derivatives. Of a value that was drawn pathwise
+it stops them; any other estimator takes no derivative through the value that it could stop, and
+would credit the choice all the same. So the gradient would depend on the estimator.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+
+from vipp_transforms import _jax
+from vipp_transforms.dependence import Dependences
+from vipp_transforms.errors import SiteError
+from vipp_transforms.staging import Program
+
+
+def check_stopped(program: Program, depends: Dependences) -> None:
+    """Raise where the program stops the derivative of what depends on a choice.
+
+    Functions of JAX, and of what is installed beside it, stop the derivatives of what their results
+    don't depend on (the maximum in a logsumexp, say): that is their word, and is taken for it.
+    """
+    names = {site.index: site.name for site in program.sites.values()}
+    for eqn, dependence in depends.stopped:
+        caller = _jax.stopped_by(eqn)
+        if caller is None or not _is_library(caller):
+            raise _refused(names[max(dependence)])
+
+
+def _is_library(file: str) -> bool:
+    installed = pathlib.Path(jax.__file__).parents[1]
+    own = pathlib.Path(__file__).parent
+    return any(pathlib.Path(file).is_relative_to(folder) for folder in (installed, own))
+
+
+def _refused(name: str) -> SiteError:
+    return SiteError(
+        f"Site '{name}': jax.lax.stop_gradient is applied to a value that depends on it, which has "
+        "a meaning for Pathwise() alone: other estimators take no derivative through the value. "
+        "Fix: use vipp.constant(x) for a term x that counts and is not optimised; or stop the "
+        "gradient of parameters before anything is drawn."
+    )
