@@ -150,11 +150,10 @@ class _Credit:
 
     def after(self, site: Site, form: Form) -> Layout:
         """A term once ``site`` is eliminated: it depends on what the site's density did."""
-        rest = {r: lanes for r, lanes in form.depends.items() if r != site.index}
-        density = self._depends.log_prob(site)
-        earlier = {r: lanes for r, lanes in density.items() if r < site.index}
-        left = join((rest, within(earlier, form.depends[site.index])))
-        return layout(form.shape, self.of(left))
+        density = within(self._depends.log_prob(site), form.depends[site.index])
+        left = self.of(join((form.depends, density)))
+        # of a loop's choices, the later ones are eliminated: what they entail was there before
+        return layout(form.shape, {r: lanes for r, lanes in left.items() if r < site.index})
 
 
 def layout(shape: tuple[int, ...], depends: Dependence) -> Layout:
