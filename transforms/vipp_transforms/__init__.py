@@ -40,9 +40,11 @@ from vipp_transforms.estimators.base import (
     Traits,
     estimator,
 )
+from vipp_transforms.factor_graph import Density
 from vipp_transforms.names import renamed
 from vipp_transforms.plan import Plan, plan
 from vipp_transforms.sites import lane_key, sample
+from vipp_transforms.summation import LogSum, sum_out, summed
 from vipp_transforms.surrogate import estimate, run, surrogate
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "Automatic",
     "Axis",
     "Baseline",
+    "Density",
     "DisARM",
     "Enumerate",
     "Estimator",
@@ -59,6 +62,7 @@ __all__ = [
     "Learning",
     "Local",
     "LocalExpectation",
+    "LogSum",
     "MeasureValued",
     "Mix",
     "MovingAverage",
@@ -86,6 +90,8 @@ __all__ = [
     "plan",
     "run",
     "sample",
+    "sum_out",
+    "summed",
     "surrogate",
 ]
 

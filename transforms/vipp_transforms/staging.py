@@ -149,12 +149,12 @@ def inline(traced: Traced) -> Program:
     jaxpr, consts = _jax.open_jaxpr(traced.closed)
     env = dict(zip(jaxpr.constvars, consts, strict=True))
     env |= dict(zip(jaxpr.invars, traced.arrays, strict=True))
-    inliner = _Inliner(env, loops=[])
+    inliner = Inliner(env, loops=[])
     scope: dict[Any, Any] = {}
     inliner.run(jaxpr.eqns, scope)
-    out, *aux = (_lookup(v, scope) for v in jaxpr.outvars)
+    out, *aux = (lookup(v, scope) for v in jaxpr.outvars)
     eqns = live(inliner.eqns, [out, *aux])
-    sites = _sites(eqns, inliner.loops or [])
+    sites = sites_of(eqns, inliner.loops or [])
     inputs = tuple(jaxpr.invars)
     return Program(env, tuple(eqns), sites, out, tuple(aux), traced.aux_tree, inputs)
 
@@ -172,21 +172,36 @@ def check_scalar(value: Any) -> None:
     )
 
 
-def _lookup(atom: Any, scope: dict[Any, Any]) -> Any:
+def lookup(atom: Any, scope: dict[Any, Any]) -> Any:
+    """What an atom is called in a scope."""
     return atom if isinstance(atom, _jax.Literal) else scope.get(atom, atom)
 
 
-class _Inliner:
-    """Copies equations with jit calls opened; inner variables are renamed at each call."""
+class Inliner:
+    """Copies equations with jit calls opened; inner variables are renamed at each call.
 
-    def __init__(self, env: dict[Any, Any], loops: list[_Drawn] | None):
+    Args:
+      env: where the values of constants are put.
+      loops: where sites of loops that stay loops are put; None inside a loop, where another one is
+        unrolled.
+      scan: what to do instead with a scan that has sites, given the inliner, the equation, its
+        inputs and the scope to put its results into.
+    """
+
+    def __init__(
+        self,
+        env: dict[Any, Any],
+        loops: list[_Drawn] | None,
+        scan: Callable[..., None] | None = None,
+    ):
         self.env = env
         self.eqns: list[Any] = []
-        self.loops = loops  # None inside a loop, where another one is unrolled
+        self.loops, self.scan = loops, scan
 
     def run(self, eqns: Any, scope: dict[Any, Any]) -> None:
+        """Copy equations, and put the new names of what they compute into the scope."""
         for eqn in eqns:
-            inputs = [_lookup(v, scope) for v in eqn.invars]
+            inputs = [lookup(v, scope) for v in eqn.invars]
             if eqn.primitive is lane_key_p:
                 scope[eqn.outvars[0]] = inputs[0]
             elif _jax.is_jit(eqn):
@@ -195,17 +210,19 @@ class _Inliner:
                 outputs = [_jax.fresh_like(v) for v in eqn.outvars]
                 self.eqns.append(eqn.replace(invars=inputs, outvars=outputs))
                 scope.update(zip(eqn.outvars, outputs, strict=True))
+            elif self.scan is not None and eqn.primitive.name == "scan" and templates_inside(eqn):
+                self.scan(self, eqn, inputs, scope)
             elif self.loops is not None and stays_loop(eqn):
                 self._keep_loop(eqn, inputs, scope)
             else:
                 fn = opened(eqn)
                 closed, _ = _jax.trace(fn, *(_jax.shaped(v.aval) for v in eqn.invars))
-                self._splice(closed, inputs, eqn.outvars, scope)
+                self.splice(closed, inputs, eqn.outvars, scope)
 
     def _open(self, eqn: Any, inputs: list[Any], scope: dict[Any, Any]) -> None:
-        self._splice(_jax.called(eqn), inputs, eqn.outvars, scope)
+        self.splice(_jax.called(eqn), inputs, eqn.outvars, scope)
 
-    def _splice(self, closed: Any, inputs: list[Any], outvars: Any, scope: Any) -> list[Any]:
+    def splice(self, closed: Any, inputs: list[Any], outvars: Any, scope: Any) -> list[Any]:
         """Copy a jaxpr's equations; what it returns beyond ``outvars`` comes back."""
         jaxpr, consts = _jax.open_jaxpr(closed)
         inner: dict[Any, Any] = {}
@@ -214,7 +231,7 @@ class _Inliner:
             self.env[inner[var]] = const
         inner.update(zip(jaxpr.invars, inputs, strict=True))
         self.run(jaxpr.eqns, inner)
-        results = [_lookup(v, inner) for v in jaxpr.outvars]
+        results = [lookup(v, inner) for v in jaxpr.outvars]
         scope.update(zip(outvars, results, strict=False))
         return results[len(outvars) :]
 
@@ -222,16 +239,16 @@ class _Inliner:
         """A scan that returns its draws as well, each of its sites one with a lane per step."""
         assert self.loops is not None
         jaxpr, consts = _jax.open_jaxpr(eqn.params["jaxpr"])
-        body = _Inliner(dict(zip(jaxpr.constvars, consts, strict=True)), loops=None)
+        body = Inliner(dict(zip(jaxpr.constvars, consts, strict=True)), loops=None)
         inner: dict[Any, Any] = {}
         body.run(jaxpr.eqns, inner)
-        outs = [_lookup(v, inner) for v in jaxpr.outvars]
+        outs = [lookup(v, inner) for v in jaxpr.outvars]
         fn, sites = returning_draws(eqn, body.eqns, body.env, jaxpr.invars, outs)
         trajectories = [_jax.Var(_jax.shaped_array((), jnp.dtype(jnp.int32))) for _ in sites]
         self.env.update((v, jnp.int32(0)) for v in trajectories)
         shaped = [jax.ShapeDtypeStruct((), jnp.int32)] * len(sites)
         closed, _ = _jax.trace(fn, *shaped, *(_jax.shaped(v.aval) for v in eqn.invars))
-        extras = self._splice(closed, [*trajectories, *inputs], eqn.outvars, scope)
+        extras = self.splice(closed, [*trajectories, *inputs], eqn.outvars, scope)
         scan = next(e for e in reversed(self.eqns) if e.primitive.name == "scan")
         for site, trajectory in zip(sites, trajectories, strict=True):
             template, lanes = site.params["template"], site.params["lanes"]
@@ -262,7 +279,7 @@ class _Drawn(NamedTuple):
     loop: Loop | None = None
 
 
-def _sites(eqns: list[Any], loops: list[_Drawn]) -> dict[Any, Site]:
+def sites_of(eqns: list[Any], loops: list[_Drawn]) -> dict[Any, Site]:
     """The sites in program order."""
     drawn: list[_Drawn] = []
     for eqn in eqns:

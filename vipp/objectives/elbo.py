@@ -83,7 +83,8 @@ def ELBO(  # noqa: N802
         of_p = p.log_density_sites(z)
         if stick_the_landing:
             of_q = q.stop_gradient().log_density_sites(z)
-        _check_separable([*of_p, *of_q])
+        if not (isinstance(beta, int | float) and beta == 1):
+            _check_separable([*of_p, *of_q])
         closed = {} if kl == "monte_carlo" else analytic_kl(of_p, of_q, kl)
         prior = [s for s in of_p if not s.observed and s.name not in closed]
         rest = [s for s in of_q if s.name not in closed]  # its factors and observations, too
@@ -95,8 +96,8 @@ def ELBO(  # noqa: N802
 
 def _check_separable(sites: list[SiteDensity]) -> None:
     for site in sites:
-        if site.fn is None:
+        if site.fn is None and not site.observed:
             raise ValueError(
-                f"ELBO(beta=, kl=) needs the density of each site, got {site.name}, of which only "
+                f"ELBO(beta=) needs the density of each site, got {site.name}, of which only "
                 "all together is estimated. Fix: use ELBO() with this program."
             )

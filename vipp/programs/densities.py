@@ -82,10 +82,11 @@ def scaled(log_prob: jax.Array, scale: Any) -> jax.Array:
 
 def site_densities(trace: Mapping[str, Any]) -> list[SiteDensity]:
     """The densities of all sample sites of a NumPyro trace."""
-    return [_site_density(s, trace) for s in trace.values() if s["type"] == "sample"]
+    return [site_density(s, trace) for s in trace.values() if s["type"] == "sample"]
 
 
-def _site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensity:
+def site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensity:
+    """The density of one sample site of a NumPyro trace."""
     fn, value = exact(site["fn"]), site["value"]
     _check_shape(site)
     intermediates = site["intermediates"]

@@ -56,8 +56,8 @@ def marginal(
       proposal: a program ``proposal(kept, *args)`` that draws the other sites, ``kept`` being a
         dict of the kept values; None to draw them as ``program`` does, the kept ones given.
       num_particles: ``K``, at least 1.
-      exact: sum the other sites out instead, by variable elimination (funsor): they must have
-        finite supports. Sequences are written with NumPyro's ``scan``.
+      exact: sum the other sites out instead, by variable elimination: they must have finite
+        supports. Sequences are written with NumPyro's ``scan``.
 
     Returns:
       A program of the same arguments.

@@ -92,6 +92,9 @@ class Enumerate(Estimator):
         return total if repeats == 1 else total / repeats
 
 
+ALL_VALUES = Enumerate()  # what is summed out in full has no gradient to estimate
+
+
 def joint_size(site: SiteInfo) -> int:
     """The number of joint assignments of the mixed lanes."""
     assert site.support is not None

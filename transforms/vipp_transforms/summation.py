@@ -1,0 +1,133 @@
+"""The log of a sum over finite choices of a product of densities: exact marginals.
+
+The program returns its log densities, one array per factor, and draws what is to be summed out as
+sites like any others. These are lifted over their supports; the dependence analysis says which of
+their lanes each factor keeps apart, and what is left is a contraction with the lanes as plates.
+Loops stay loops, as long as their steps look back a few steps alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vipp_transforms.contraction import (
+    Elimination,
+    Graph,
+    LogSumExp,
+    Reduction,
+    align,
+    contract,
+    multiply,
+)
+from vipp_transforms.estimators.enumerate import ALL_VALUES
+from vipp_transforms.factor_graph import Density, Member, factor_graph
+from vipp_transforms.factor_values import FactorValues
+from vipp_transforms.lane_classes import Joined
+from vipp_transforms.recursion import Recursion
+from vipp_transforms.sites import sample
+
+
+class LogSum(NamedTuple):
+    """A group of densities that the sites summed out connect.
+
+    Attributes:
+      summed: the sites summed out.
+      members: the names of all densities in the group, those of the sites included.
+      value: the log of the sum of their product, one axis per plate.
+      plates: those that enclose the whole group, outermost first.
+      scale: what it is to be multiplied by, broadcastable to ``value``, or None.
+      order: the eliminations that it took, of a chain those of one step.
+    """
+
+    summed: tuple[str, ...]
+    members: tuple[str, ...]
+    value: jax.Array
+    plates: tuple[str, ...]
+    scale: Any
+    order: tuple[Elimination, ...]
+
+
+def summed(key: Any, distribution: Any, *, name: str) -> jax.Array:
+    """Draw a choice that :func:`sum_out` sums out.
+
+    Args:
+      key: a PRNG key.
+      distribution: of finite support; its batch axes are independent lanes.
+      name: of the choice, that of its :class:`Density`.
+
+    Returns:
+      A draw, shape ``(*batch_shape, *event_shape)``.
+    """
+    return sample(key, distribution, ALL_VALUES, name=name)
+
+
+def sum_out(fn: Callable[[], list[Density]]) -> list[LogSum]:
+    r"""Sum the choices that a program draws out of the product of its densities.
+
+    .. math:: \log \sum_z \prod_f \exp f(z)
+
+    Args:
+      fn: draws with :func:`summed` what is to be summed out, and returns the densities of all
+        choices.
+
+    Returns:
+      One sum per group of densities that the choices connect. What is in none of them depends on
+      no choice, or is a choice that nothing depends on.
+
+    Raises:
+      SiteError: naming the site that has no finite support, or too many values together, or a part
+        of whose group is scaled.
+    """
+    graph = factor_graph(fn)
+    values = FactorValues(graph)
+    pairs = zip(graph.groups, graph.joined, strict=True)
+    return [_sum(group, joined, values, LogSumExp()) for group, joined in pairs]
+
+
+def _sum(group: list[Member], joined: Joined, values: FactorValues, reduce: Reduction) -> LogSum:
+    """The log of the sum of one group's product, per element of the plates around all of it."""
+    names, axes = _enclosing(group, joined)
+    kept = frozenset(filter(None, axes))
+    graph = Graph(joined.plates_of, reduce)
+    chains = values.graph.chains
+    inside = lambda m: m.loop in chains and m.step == chains[m.loop].loop.first
+    factors = [values.factor(m, joined) for m in group if not inside(m)]
+    sites = {values.graph.lanes[m.site.index].name for m in group if m.site and not inside(m)}
+    order: tuple[Elimination, ...] = ()
+    for number in sorted({m.loop for m in group if m.loop is not None and inside(m)}):
+        recursion = Recursion(chains[number], group, joined, values, kept)
+        made, steps = recursion.run(reduce.fork(-1 - number))
+        factors += made
+        order += steps
+    total = multiply(contract(graph, factors, sites, kept))
+    value = align(total, [k for k in axes if k is not None])
+    value = jnp.expand_dims(value, [i for i, k in enumerate(axes) if k is None])
+    scale = values.scale(group, names)
+    unique = lambda xs: tuple(dict.fromkeys(xs))
+    members = unique(m.density.name for m in group)
+    summed = unique(m.density.name for m in group if m.site)
+    return LogSum(summed, members, value, names, scale, (*order, *graph.order))
+
+
+def _enclosing(
+    group: list[Member], joined: Joined
+) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
+    """The plates that a group is one product per element of, and their classes.
+
+    A plate of one element has no class.
+    """
+    first = group[0]
+    around = {n: a for n, a in first.plates.items() if all(n in m.plates for m in group)}
+    names = [n for n in sorted(around, key=around.__getitem__) if _encloses(n, group, joined)]
+    return tuple(names), tuple(joined.dims[first.name][around[n]] for n in names)
+
+
+def _encloses(plate: str, group: list[Member], joined: Joined) -> bool:
+    if {m.shape[m.plates[plate]] for m in group} == {1}:
+        return True
+    first, *others = {joined.dims[m.name][m.plates[plate]] for m in group}
+    return not others and first is not None and all(first in p for p in joined.plates_of.values())
