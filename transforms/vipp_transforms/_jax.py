@@ -194,3 +194,28 @@ def trace_now() -> weakref.ref[Any]:
         while type(found).__name__ in _DERIVATIVES:
             found = found.parent_trace
         return weakref.ref(found)
+
+
+def define_linear(
+    name: str, identity: Callable[..., Any], batch: Callable[..., Any], jvp: Callable[..., Any]
+) -> Any:
+    """A primitive ``(y, *others) -> y``, linear in ``y``."""
+    primitive = define_primitive(name, identity, identity, batch, jvp)
+
+    def transpose(cotangent: Any, y: Any, *others: Any, **params: Any) -> list[Any]:
+        if not is_zero(cotangent):
+            cotangent = primitive.bind(cotangent, *others, **params)
+        return [cotangent, *(None for _ in others)]
+
+    ad.primitive_transposes[primitive] = transpose
+    return primitive
+
+
+def is_zero(tangent: Any) -> bool:
+    """Whether a tangent is zero because nothing is differentiated."""
+    return isinstance(tangent, ad.Zero)
+
+
+def zero_like(primal: Any) -> Any:
+    """The tangent of what is not differentiated."""
+    return ad.Zero(shaped_array(primal.shape, primal.dtype))

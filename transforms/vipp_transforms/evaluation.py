@@ -14,6 +14,7 @@ from vipp_transforms.elimination import Layout, Step
 from vipp_transforms.estimators.base import Axis, Term
 from vipp_transforms.lane import MIXED, UpTo
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
+from vipp_transforms.orders import limited
 from vipp_transforms.plan import Plan
 from vipp_transforms.sites import lifting, split_keys
 from vipp_transforms.source import LaneSource
@@ -54,6 +55,8 @@ class Evaluation:
         step: Any = 0.0,
     ):
         self.plan, self.draws, self.leaves, self.step = planned, draws, leaves, step
+        # a side computation may differentiate once more: the value that is returned is limited
+        self.limited = leaves is None and isinstance(step, float)
         self.drawn: dict[int, Lifted] = {}
         self.credited: dict[int, list[tuple[Step, Lifted]]] = {}
         self.axes = Axes()
@@ -230,6 +233,9 @@ class Evaluation:
         mixed = tuple(a == MIXED for a in step.lanes)
         term = Term(value, tree.unflatten(given), lanes, site, mixed, step.finest)
         result = estimator.contract(term)
+        if self.limited and estimator.traits.orders is not None:
+            what = f"Site '{site.name}': {type(estimator).__name__}"
+            result = limited(result, given, estimator.traits.orders, what)
         lifted = Lifted(result, names)
         if axis is not None and axis.shared:
             lifted = self.axes.named(lifted, axis.name, at=0)

@@ -1,0 +1,70 @@
+"""Derivatives beyond those that an estimator has are refused when they are taken.
+
+An estimate that is right up to its first derivative has a second one all the same, and that is
+silently wrong. What a contraction returns therefore passes through a primitive that does nothing
+but count how often it is differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from vipp_transforms._jax import define_linear, is_zero, zero_like
+from vipp_transforms.errors import SiteError
+
+
+def limited(result: jax.Array, potentials: Sequence[jax.Array], limit: int, what: str) -> jax.Array:
+    """``result``, whose derivatives beyond the ``limit``-th raise.
+
+    Only where the parameters of the choice are among what is differentiated: those in which the
+    term alone depends are right to all orders.
+
+    Args:
+      result: of the contraction.
+      potentials: through which the choice's parameters enter it.
+      limit: how many derivatives are right.
+      what: whose they are, for the error.
+
+    Raises:
+      SiteError: when differentiated once more.
+    """
+    return _order_p.bind(
+        result, result, *potentials, limit=limit, taken=0, credited=False, what=what
+    )
+
+
+def _jvp(primals: Any, tangents: Any, *, limit: int, taken: int, credited: bool, what: str) -> Any:
+    # y is x itself, or a (co)tangent of it. The count goes by x, which stays beside its tangents as
+    # the witness of what they are tangents at: so a derivative that was compiled before, and has
+    # lost all else of x, is still refused when it is differentiated again.
+    y, x, *potentials = primals
+    of_y, of_x, *of_potentials = tangents
+    if not is_zero(of_x):
+        taken = taken + 1
+        credited = credited or not all(map(is_zero, of_potentials))
+        if credited and taken > limit:
+            raise SiteError(_refusal(what, taken, limit))
+    params = {"limit": limit, "taken": taken, "credited": credited, "what": what}
+    primal = _order_p.bind(y, x, *potentials, **params)
+    if is_zero(of_y):
+        return primal, zero_like(primal)
+    return primal, _order_p.bind(of_y, x, *potentials, **params)
+
+
+def _refusal(what: str, taken: int, limit: int) -> str:
+    return (
+        f"{what} estimates derivatives up to order {limit} without bias, got one of order {taken}. "
+        "Expected no derivative of a derivative in the parameters of this choice. Fix: use "
+        "Enumerate(), or ScoreFunction(num_samples=2, baseline='leave_one_out'), whose derivatives "
+        "are right to all orders."
+    )
+
+
+def _batch(operands: Any, dims: Any, **params: Any) -> Any:
+    return _order_p.bind(*operands, **params), dims[0]
+
+
+_order_p = define_linear("vipp_order", lambda y, *_, **params: y, _batch, _jvp)
