@@ -172,8 +172,8 @@ class Evaluation:
             )
             return list(choice.estimator.expand(choice.site, source))
 
-        value, potentials = self.axes.apply(one, *operands)
-        arrays, tree = jax.tree.flatten(potentials.array)
+        value, *rest = self.axes.apply(one, *operands)
+        arrays, tree = jax.tree.flatten([x.array for x in rest])
         results = [value, *(Lifted(x, value.axes) for x in arrays)]
         if axis is not None and not axis.shared:
             results = [self.axes.named(x, axis.name) for x in results]
@@ -231,7 +231,11 @@ class Evaluation:
             operands = [self.axes.first(x, axis.name) for x in operands]
         (value, *given), names = self._lined_up(operands, axis)
         mixed = tuple(a == MIXED for a in step.lanes)
-        term = Term(value, tree.unflatten(given), lanes, site, mixed, step.finest)
+        own, log_weight = tree.unflatten(given)
+        if axis is not None and axis.drawless:
+            (log_weight,) = own
+        value = value if log_weight is None else _counted(value, log_weight)
+        term = Term(value, own, lanes, site, mixed, step.finest)
         result = estimator.contract(term)
         if self.limited and estimator.traits.orders is not None:
             what = f"Site '{site.name}': {type(estimator).__name__}"
@@ -301,6 +305,15 @@ def value_of(env: Env, atom: Any) -> Lifted:
     return Lifted(jnp.asarray(atom.val)) if isinstance(atom, _jax.Literal) else env[atom]
 
 
+def _counted(value: jax.Array, log_weight: jax.Array) -> jax.Array:
+    """``value``, or nothing where it is not finite and has probability 0.
+
+    Whoever clips probabilities clips them to the smallest normal number.
+    """
+    impossible = log_weight < math.log(2 * jnp.finfo(log_weight.dtype).tiny)
+    return jnp.where(impossible & ~jnp.isfinite(value), 0.0, value)
+
+
 def permute(x: Any, named: int, order: list[int]) -> Any:
     """Order the axes behind the first ``named``."""
     if order == sorted(order):
@@ -308,5 +321,5 @@ def permute(x: Any, named: int, order: list[int]) -> Any:
     return jnp.transpose(x, (*range(named), *(named + a for a in order)))
 
 
-_ONE = jax.tree.structure((0,))  # a log density alone
+_ONE = jax.tree.structure([(0,), None])  # a log density alone
 _NO_SOURCE: Any = None  # for estimators that expand without drawing

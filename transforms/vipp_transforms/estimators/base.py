@@ -145,10 +145,15 @@ class Expansion(NamedTuple):
       potentials: a pytree of arrays with one entry per lane, ``(*lanes,)`` or ``(size, *lanes)``,
         through which the parameters enter; a term is given their sums over the lanes that it mixes.
         None for the log density of the values.
+      log_weight: of values that were chosen rather than drawn, the log probability of each lane's,
+        shaped like a potential (0 for a lane that was drawn): where what one entry of a term sees
+        has probability 0, it counts nothing even if it is not finite. None where all were drawn; an
+        axis that is drawless has the log density.
     """
 
     value: jax.Array
     potentials: Any = None
+    log_weight: jax.Array | None = None
 
 
 class Term(NamedTuple):

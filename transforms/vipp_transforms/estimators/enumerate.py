@@ -82,11 +82,9 @@ class Enumerate(Estimator):
         return Expansion(jnp.broadcast_to(joint, full))
 
     def contract(self, term: Term) -> jax.Array:
-        """The sum over the axis, weighted by probability; impossible values count for nothing."""
+        """The sum over the axis, weighted by probability."""
         assert term.site.support is not None
-        weight = jnp.exp(term.log_prob)
-        impossible = (weight == 0) & ~jnp.isfinite(term.value)
-        total = (weight * jnp.where(impossible, 0.0, term.value)).sum(0)
+        total = (jnp.exp(term.log_prob) * term.value).sum(0)
         # a term that mixes fewer lanes than were enumerated jointly meets each assignment often
         repeats = joint_size(term.site) // term.site.support.shape[0] ** term.lanes
         return total if repeats == 1 else total / repeats

@@ -85,23 +85,17 @@ class LocalExpectation(Estimator):
         constants = [jnp.broadcast_to(value, base.shape) for value in support]
         values = jnp.concatenate([swap(site, base, constant) for constant in constants])
         chosen = selectors(site)
-        probabilities = [probability(source, constant) for constant in constants]
-        potentials = jnp.concatenate([chosen * p[None] for p in probabilities])
-        return Expansion(values, (potentials,))
+        log_probs = [source.map(_log_prob, constant) for constant in constants]
+        probabilities = jnp.concatenate([chosen * jnp.exp(x)[None] for x in log_probs])
+        log_weight = jnp.concatenate([jnp.where(chosen > 0, x[None], 0.0) for x in log_probs])
+        return Expansion(values, (probabilities,), log_weight)
 
     def contract(self, term: Term) -> jax.Array:
         """Probability-weighted sums; the value averages those of all lanes changed."""
         (p,) = term.potentials
-        fixed = jax.lax.stop_gradient(p)
-        value = jnp.where((fixed == 0) & ~jnp.isfinite(term.value), 0.0, term.value)
-        slope = jax.lax.stop_gradient(value) * direction(p)
-        return (fixed * value / term.lanes + slope).sum(0)
+        slope = jax.lax.stop_gradient(term.value) * direction(p)
+        return (jax.lax.stop_gradient(p) * term.value / term.lanes + slope).sum(0)
 
 
-def probability(source: Source, values: jax.Array) -> jax.Array:
-    """The probability that each lane takes the value given for it."""
-
-    def one(here: Local, value: jax.Array) -> jax.Array:
-        return jnp.exp(here.distribution.log_prob(value))
-
-    return source.map(one, values)
+def _log_prob(here: Local, value: jax.Array) -> jax.Array:
+    return here.distribution.log_prob(value)

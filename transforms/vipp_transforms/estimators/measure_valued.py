@@ -83,18 +83,22 @@ class MeasureValued(Estimator):
         base = source.draw()
         if site.support is not None:
             parts = source.map(lambda here, x: _finite(here.distribution, site.support, x), base)
-            signed = [(slope, value) for slope, value in parts]
+            signed = [(slope, value) for slope, value, _ in parts]
+            log_probs = [log_prob for _, _, log_prob in parts]
             score = jnp.zeros(site.lane_shape)
         else:
             weak, score = source.map(
                 lambda here, x: here.distribution.weak_derivatives(here.key, x), base
             )
             score = score.sum(tuple(range(len(site.lane_shape), score.ndim)))
+            log_probs = []  # what a weak derivative draws can occur
             signed = [pair for w in weak for pair in _one_by_one(w, base, site.event_shape)]
         chosen = selectors(site)
         values = [base[None], *(swap(site, base, value.astype(base.dtype)) for _, value in signed)]
         slopes = [score[None], *(chosen * slope[None] for slope, _ in signed)]
-        return Expansion(jnp.concatenate(values), (jnp.concatenate(slopes),))
+        weights = [jnp.zeros_like(slopes[0]), *(jnp.where(chosen > 0, x, 0.0) for x in log_probs)]
+        log_weight = jnp.concatenate(weights) if log_probs else None
+        return Expansion(jnp.concatenate(values), (jnp.concatenate(slopes),), log_weight)
 
     def contract(self, term: Term) -> jax.Array:
         """The term at the draw, sloped by the perturbed values."""
@@ -117,7 +121,12 @@ def _one_by_one(
     return signed
 
 
-def _finite(distribution: Any, support: Any, base: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-    """A finite support: the density is the sum of its probabilities at points."""
+def _finite(distribution: Any, support: Any, base: jax.Array) -> list[tuple[jax.Array, ...]]:
+    """A finite support: the density is the sum of its probabilities at points.
+
+    For each point the slope, the point, and its log probability.
+    """
     constants = [jnp.broadcast_to(jnp.asarray(v, base.dtype), base.shape) for v in support]
-    return [(direction(jnp.exp(distribution.log_prob(c))), c) for c in constants]
+    log_probs = [distribution.log_prob(c) for c in constants]
+    pairs = zip(log_probs, constants, strict=True)
+    return [(direction(jnp.exp(log_prob)), c, log_prob) for log_prob, c in pairs]

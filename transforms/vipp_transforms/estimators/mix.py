@@ -135,7 +135,8 @@ class Mix(Estimator):
         second = _expand(self.second, site, source, lambda mix: mix.second)
         value = jnp.concatenate([first.value, second.value])  # numbers, if one of the two relaxes
         potentials = (weight[None], first.potentials, second.potentials)
-        return Expansion(value, jax.tree.map(lambda p: _padded(p, len(value)), potentials))
+        padded = jax.tree.map(lambda p: _padded(p, len(value)), potentials)
+        return Expansion(value, padded, _log_weight(first, second, weight.shape))
 
     def contract(self, term: Term) -> jax.Array:
         """The weighted mean of both contractions."""
@@ -203,18 +204,31 @@ def _expand(
     axis = part.axis(site)
     log_prob = lambda here, x: here.distribution.log_prob(x)
     if axis is not None and not axis.shared:
-        value, potentials = part.expand(site, _Part(source, own, 0))
+        value, potentials, log_weight = part.expand(site, _Part(source, own, 0))
         if potentials is None:
             potentials = (jnp.stack([source.map(log_prob, x) for x in value]),)
-        return Expansion(value, potentials)
+            log_weight = potentials[0] if axis.drawless else log_weight
+        return Expansion(value, potentials, log_weight)
     samples = []
     for sample in range(_size(part, site)):
         each = _Part(source, own, sample)
-        value, potentials = part.expand(site, each)
+        value, potentials, _ = part.expand(site, each)
         if potentials is None:
             potentials = (each.map(log_prob, value),)
         samples.append(Expansion(value, potentials))
     return jax.tree.map(lambda *x: jnp.stack(x), *samples)
+
+
+def _log_weight(first: Expansion, second: Expansion, lanes: tuple[int, ...]) -> Any:
+    """Of the values of both; those that were drawn can occur."""
+    weights = (first.log_weight, second.log_weight)
+    if all(w is None for w in weights):
+        return None
+    sizes = (len(first.value), len(second.value))
+    drawn = [
+        jnp.zeros((n, *lanes)) if w is None else w for w, n in zip(weights, sizes, strict=True)
+    ]
+    return jnp.concatenate(drawn)
 
 
 def _contract(part: Estimator, term: Term, value: Any, potentials: Any) -> jax.Array:
