@@ -177,7 +177,7 @@ class Evaluation:
         results = [value, *(Lifted(x, value.axes) for x in arrays)]
         if axis is not None and not axis.shared:
             results = [self.axes.named(x, axis.name) for x in results]
-        if potentials.array is not None:
+        if rest[0].array is not None:
             self.potentials[site.index] = Potentials(tuple(results[1:]), tree)
         return results[0]
 
