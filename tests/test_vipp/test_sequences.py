@@ -651,3 +651,113 @@ def test_filtering_with_a_branch_before_the_scan(bound_and_grad):
 
     value, _ = bound_and_grad(vipp.FilteringBound(num_particles=2), observed, branching, {}, XS)
     assert np.isfinite(value)
+
+
+# -- loops in expectations, loops in loops, plates in loops ----------------------------------------
+
+ANY = {**ESTIMATORS, "disarm": vipp.DisARM()}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["one loop", "a loop in a loop"])
+@pytest.mark.parametrize("kind", ["enumerate", "disarm", "leave one out"])
+def test_an_expectation_over_loops(kind, nested, reference):
+    """The squared number of heads."""
+    keys, tosses = 4 if kind == "enumerate" else 40_000, 6 if nested else 3
+
+    def squared(params):
+        toss = lambda c, _: (c + vipp.sample("z", dist.Bernoulli(params["p"]), ANY[kind]), None)
+        again = lambda c, _: (scan(toss, c, None, length=2)[0], None)
+        return scan(again if nested else toss, 0.0, None, length=3)[0] ** 2
+
+    run = jax.jit(jax.vmap(jax.value_and_grad(vipp.expectation(squared), argnums=1), (0, None)))
+    params = {"p": jnp.array(0.3)}
+    drawn = run(jax.random.split(jax.random.key(0), keys), params)
+    moment = lambda q: tosses * q["p"] * (1 - q["p"]) + (tosses * q["p"]) ** 2
+    wanted = jax.value_and_grad(moment)(params)
+    if kind == "enumerate":
+        same = lambda g, w: np.testing.assert_allclose(g[0], w, rtol=1e-5)
+        jax.tree.map(same, drawn, wanted)
+    else:
+        reference.check_unbiased(drawn, wanted)
+
+
+Y = jnp.array([1.8, 0.4, 1.0, 2.2])
+
+
+def minibatch_in(place, draw):
+    """Draws for two of four data, the plate standing in a loop or a branch."""
+
+    def run():
+        a = numpyro.param("a", 1.4)  # a scope would call it otherwise
+
+        def batch(_=None):
+            with numpyro.plate("N", 4, subsample_size=2) as index:
+                draw(a, Y[index])
+            return 0.0
+
+        step = lambda c, _: (batch(), None)
+        if place == "scan":
+            scan(step, 0.0, None, length=1)
+        elif place == "nested scan":
+            scan(lambda c, _: scan(step, c, None, length=1), 0.0, None, length=1)
+        elif place == "cond":
+            cond(True, batch, batch, None)
+        elif place == "scope":
+            with numpyro.handlers.scope(prefix="inner"):
+                batch()
+        else:
+            with numpyro.handlers.block(hide=["N"]):
+                batch()
+
+    return run
+
+
+def minibatch_pair(place, estimator=None):
+    def of_model(_, y):
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=y)
+
+    def of_guide(a, y):
+        vipp.sample("z", dist.Bernoulli(logits=a * y), estimator)
+
+    return minibatch_in(place, of_model), minibatch_in(place, of_guide)
+
+
+@pytest.mark.parametrize("place", ["scan", "nested scan", "cond", "scope"])
+@pytest.mark.parametrize("bound_of", [vipp.ELBO(), vipp.IWAE(num_particles=1)], ids=repr)
+def test_a_minibatch_inside(place, bound_of, bound_and_grad, reference):
+    """Model and guide see the same one, and its scale stands outside of every logarithm."""
+    model, guide = minibatch_pair(place, vipp.Enumerate())
+    params = {"a": jnp.array(1.4)}
+
+    def exact(params):
+        q, total = jax.nn.sigmoid(params["a"] * Y), 0.0
+        for z, w, p in ((0.0, 1 - q, 0.7), (1.0, q, 0.3)):
+            total += w * (jnp.log(p) + dist.Normal(2 * z, 1.0).log_prob(Y) - jnp.log(w))
+        return total.sum()
+
+    drawn = bound_and_grad(bound_of, model, guide, params, keys=3_000)
+    reference.check_unbiased(drawn, jax.value_and_grad(exact)(params))
+
+
+def test_a_hidden_minibatch_is_refused():
+    model, guide = minibatch_pair("block")
+    with pytest.raises(ValueError, match="Site 'z' counts 2.0 times inside plate 'N'.*Fix: "):
+        vipp.ELBO().loss(jax.random.key(0), {}, model, guide)
+
+
+def test_each_particle_of_an_elbo_has_its_own_minibatch(bound_and_grad):
+    """As numpyro.infer.Trace_ELBO: what the minibatch adds to the spread falls with particles."""
+
+    def model():
+        m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+        with numpyro.plate("N", 20, subsample_size=2) as index:
+            numpyro.sample("x", dist.Normal(m, 1.0), obs=jnp.linspace(-2, 2, 20)[index])
+
+    guide = lambda: numpyro.sample("m", dist.Normal(numpyro.param("l", 0.0), 0.1))
+    params = {"l": jnp.array(0.0)}
+    spreads = [
+        bound_and_grad(vipp.ELBO(num_particles=n), model, guide, params, keys=300)[0].std()
+        for n in (1, 100)
+    ]
+    np.testing.assert_allclose(spreads[0] / spreads[1], 10.0, rtol=0.2)

@@ -101,12 +101,14 @@ class Inside:
 
     Attributes:
       latent: the sites to be drawn, by name.
+      nested: those of them in a ``scan`` inside this ``scan``.
       shapes: of the values of all sites.
       plates: full size and subsample size by name.
       result: the shapes of what the ``scan`` or ``cond`` returns.
     """
 
     latent: Mapping[str, Any]
+    nested: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
     plates: Mapping[str, tuple[int, int | None]]
     result: Any
@@ -126,7 +128,8 @@ def look_inside(msg: Any) -> Inside:
     seen.process_message(ahead)
     run = lambda: _result(ahead["fn"](*ahead["args"], **ahead["kwargs"]))
     result = jax.eval_shape(run)
-    return Inside(seen.latent, seen.shapes, plates.found, result)
+    nested = tuple(plates.looped) if scan_of(msg) is not None else ()
+    return Inside(seen.latent, nested, seen.shapes, plates.found, result)
 
 
 def _result(value: Any) -> Any:
@@ -156,15 +159,18 @@ class _Seen(sites):
 
 
 class _SeenPlates(Messenger):
-    """Notes the plates, from the inside."""
+    """Notes the plates, and the latent sites of loops, from the inside."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[str, tuple[int, int | None]] = {}
+        self.looped: list[str] = []
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "control_flow":
             within(msg, lambda: self)
+            if scan_of(msg) is not None:
+                self.looped += look_inside(msg).latent
         elif msg["type"] == "plate":
             self.found.setdefault(msg["name"], msg["args"])
 
@@ -231,15 +237,17 @@ class control_flow(Messenger):  # noqa: N801
     A plate is drawn once, outside, where the trace shows it; all steps have the same subsample. A
     scan whose message says, in ``unrolled_for``, for which site it is to be unrolled runs step by
     step: site ``z`` of step ``t`` is then called ``z[t]``. So does one of which ``given`` has such
-    values.
+    values, and in a program that is scored one with another inside, which NumPyro doesn't score.
 
     Args:
       given: values that the program is run with, or None.
+      scored: whether the values drawn will be given to a program again.
     """
 
-    def __init__(self, given: Any = None):
+    def __init__(self, given: Any = None, scored: bool = False):
         super().__init__()
         self.given = given
+        self.scored = scored
         self.unrolled = False
         self.path: tuple[int, ...] = ()
         self.lengths: tuple[int, ...] = ()
@@ -262,14 +270,34 @@ class control_flow(Messenger):  # noqa: N801
             with numpyro.plate(name, size, subsample_size) as index:
                 indices[name] = index
         within(msg, lambda: _plates_as_drawn(indices))
-        scan = scan_of(msg)
-        if scan is not None:
-            self.shapes.update(inside.shapes)
-            run, msg["fn"] = msg["fn"], lambda *args, **kwargs: self._run(msg, run, args, kwargs)
-            if self.given is not None and self.given.unrolled:
-                missing = [n for n in inside.latent if n not in self.given]
-                if missing:
-                    msg["unrolled_for"] = missing[0]
+        if self.path and self.given is not None:
+            msg["inside"] = inside = self._give_step(msg, inside)
+        if scan_of(msg) is None:
+            return
+        self.shapes.update(inside.shapes)
+        run, msg["fn"] = msg["fn"], lambda *args, **kwargs: self._run(msg, run, args, kwargs)
+        unrolled = list(inside.nested) if self.scored else []
+        if self.given is not None and self.given.unrolled:
+            unrolled += [n for n in inside.latent if n not in self.given]
+        if unrolled:
+            msg["unrolled_for"] = unrolled[0]
+
+    def _give_step(self, msg: Any, inside: Inside) -> Inside:
+        """Give the sites of a loop or branch in a step their values, which have the step's name."""
+        found = {n: self._value(n) for n in inside.latent}
+        data = {n: x for n, x in found.items() if x is not None}
+        msg["kwargs"]["substitute_stack"].append(("substitute", data))
+        return inside.given(data)
+
+    def _value(self, name: str) -> Any:
+        """The value given for a site of this step, by its name or among those of all steps."""
+        step = self.given.values.get(name + self._suffix)
+        stacked = self.given.values.get(name)
+        return step if step is not None or stacked is None else stacked[self.path]
+
+    @property
+    def _suffix(self) -> str:
+        return "".join(f"[{t}]" for t in self.path)
 
     def _run(self, msg: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         site = msg.get("unrolled_for")
@@ -292,13 +320,13 @@ class control_flow(Messenger):  # noqa: N801
         """Give a site of a step the step's name, and its part of a value given for all steps."""
         name = msg["name"]
         msg["of_a_step"] = True
-        msg["name"] = name + "".join(f"[{t}]" for t in self.path)
+        msg["name"] = name + self._suffix
         if msg["type"] != "sample":
             return
-        value, shape = msg["value"], self.shapes.get(name)
-        if value is None and self.given is not None and msg["name"] not in self.given:
-            value = self.given.values.get(name)
-        if shape is not None and value is not None and jnp.shape(value) == (*self.lengths, *shape):
+        value = msg["value"]
+        if value is None:
+            msg["value"] = None if self.given is None else self._value(name)
+        elif name in self.shapes and jnp.shape(value) == (*self.lengths, *self.shapes[name]):
             msg["value"] = value[self.path]
 
     def _check_length(self, site: str, inside: Inside) -> None:

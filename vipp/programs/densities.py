@@ -95,14 +95,22 @@ def site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensi
     if log_prob.ndim < len(fn.batch_shape):
         log_prob = jnp.broadcast_to(log_prob, fn.batch_shape)
     frames = site["cond_indep_stack"]
-    ratios = {f.name: _full_size(trace, f) / f.size for f in frames}
+    ratios = {f.name: _full_size(site, trace, f) / f.size for f in frames}
     plates = {f.name: f.dim for f in frames}
     about = (site["fn"], site["is_observed"], site["infer"], fn.event_dim)
     return SiteDensity(site["name"], log_prob, site["scale"], plates, ratios, *about)
 
 
-def _full_size(trace: Mapping[str, Any], frame: Any) -> int:
-    return trace[frame.name]["args"][0] if frame.name in trace else frame.size
+def _full_size(site: Mapping[str, Any], trace: Mapping[str, Any], frame: Any) -> int:
+    if frame.name in trace:
+        return trace[frame.name]["args"][0]
+    if site["scale"] is None or (isinstance(site["scale"], int | float) and site["scale"] == 1):
+        return frame.size
+    raise ValueError(
+        f"Site '{site['name']}' counts {site['scale']} times inside plate '{frame.name}', which is "
+        "hidden from the trace, so that its subsample is not known. Expected a plate that the "
+        f"trace shows. Fix: do not block '{frame.name}' (numpyro.handlers.block)."
+    )
 
 
 def _check_shape(site: Mapping[str, Any]) -> None:

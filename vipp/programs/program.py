@@ -232,7 +232,7 @@ class Program(AbstractProgram):
         """
         key = random_key("A Program")
         data = {} if given is None else {**given.values, **given.subsamples}
-        loops = control_flow(given)
+        loops = control_flow(given, scored=True)
         with (
             trace() as record,
             nullcontext() if self.differentiable else _Constant(),
