@@ -94,12 +94,17 @@ def to_numpy(value):
 
 def by_jax(eqn, values):
     """One equation, by JAX."""
-    typed = [
-        jnp.asarray(x, getattr(v, "aval", None).dtype)
-        for x, v in zip(values, eqn.invars, strict=True)
-    ]
+    typed = [_typed(x, v.aval.dtype) for x, v in zip(values, eqn.invars, strict=True)]
     out = eqn.primitive.bind(*typed, **eqn.params)
     return list(map(to_numpy, out if eqn.primitive.multiple_results else [out]))
+
+
+def _typed(value, dtype):
+    """A value as JAX computes with it."""
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jnp.asarray(value, dtype)
+    halves = np.stack([value >> np.uint64(32), value & np.uint64(0xFFFFFFFF)], -1)
+    return jax.random.wrap_key_data(jnp.asarray(halves.astype(np.uint32)))
 
 
 # -- control flow ------------------------------------------------------------------------------

@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from jax.extend.core import Primitive
 
 import vipp_transforms as vt
+from jaxpr_in_numpy import Interpreter, to_numpy
 from vipp.distributions.answers import Answering
+from vipp_transforms._jax import evaluator
 from vipp_transforms.evaluation import Evaluation
 from vipp_transforms.lifting import Lifted
 
@@ -163,53 +166,111 @@ def _quadrature(index, probability):
     return start + (end - start) * jnp.asarray(NODES, low.dtype)[index], (end - start) / 2
 
 
-def exact_estimate(fn, theta, grids: Mapping[str, Grid] | None = None, orders: int = 2) -> Moments:
+# What an estimator draws is an input of the traced estimate.
+GIVEN = Primitive("given")
+GIVEN.def_abstract_eval(lambda index, shape, dtype: jax.core.ShapedArray(shape, dtype))
+
+
+def exact_estimate(
+    fn, theta, grids: Mapping[str, Grid] | None = None, orders: int = 2, compiled: bool = False
+) -> Moments:
     """The engine's estimate for ``fn(theta) -> (value, aux)``, averaged over all of its draws."""
-    grids, needs = grids or {}, {}
+    needs = {}
+    estimate = _on_given_draws(fn, theta, grids or {}, needs)
 
-    def dry(site, shape):
-        name, support = site.template.name, site.template.support
-        grid = PIECES if _antithetic(site) else grids.get(name)
-        grid = grid or Grid(support, np.zeros(len(support)))
-        needs[site.index] = grid, math.prod(shape) // math.prod(site.template.event_shape), shape
-        return jnp.zeros(shape, float if _antithetic(site) else site.var.aval.dtype)
+    def average(t, values, log_weight):
+        each, log_prob = jax.vmap(estimate, (None, 0), axis_size=len(log_weight))(t, values)
+        weight = jax.lax.stop_gradient(jnp.exp(log_weight + log_prob))
+        return (weight * each).sum(), weight.sum()
 
-    jax.eval_shape(lambda t: Evaluation(vt.plan(fn, t), dry).value(), theta)
-    values, log_weights = _assignments(needs)
+    return _summed(average, theta, *_assignments(needs), orders, compiled)
 
-    def one(given, log_weight):
-        def estimate(t):
-            uniform_weights = []
 
-            def forced(site, shape):
-                if not _antithetic(site):
-                    return jnp.asarray(given[site.index], site.var.aval.dtype)
-                ones = Lifted(jnp.ones(site.var.aval.shape, site.var.aval.dtype))
-                probability = jnp.exp(jax.lax.stop_gradient(evaluation.log_prob(site, ones).array))
-                assert probability.shape == shape
-                u, weight = _quadrature(given[site.index], probability)
-                uniform_weights.append(jnp.prod(weight))
-                return u
+def _on_given_draws(fn, theta, grids, needs):
+    """``(theta, draws) -> value, log probability``, traced once.
 
-            evaluation = Evaluation(vt.plan(fn, t), forced)
-            value = evaluation.value()
-            assert value.shape == (), value.shape
-            log_prob = log_weight
-            for site in evaluation.plan.program.sites.values():
-                if site.index in given and not _antithetic(site):
-                    each = evaluation.log_prob(site, evaluation.drawn[site.index]).array
-                    assert each.size == needs[site.index][1]  # one entry per independent draw
-                    log_prob = log_prob + each.sum()
-            weight = jnp.exp(log_prob)
-            return value, math.prod(uniform_weights, start=weight)
+    Notes in ``needs`` what must be drawn: for each site a grid, how many draws, and their shape.
+    """
 
-        return _derivatives(estimate, theta, orders)
+    def estimate(t):
+        log_prob = jnp.zeros((), t.dtype)
 
-    def average(given, log_weight):
-        moments, weight = jax.vmap(one)(given, log_weight)
-        return Moments(*(jnp.tensordot(weight, x, 1) for x in moments), weight.sum())
+        def draw(site, shape):
+            nonlocal log_prob
+            name, support = site.template.name, site.template.support
+            grid = PIECES if _antithetic(site) else grids.get(name)
+            grid = grid or Grid(support, np.zeros(len(support)))
+            needs[site.index] = (
+                grid,
+                math.prod(shape) // math.prod(site.template.event_shape),
+                shape,
+            )
+            if not _antithetic(site):
+                return GIVEN.bind(index=site.index, shape=shape, dtype=site.var.aval.dtype)
+            piece = GIVEN.bind(index=site.index, shape=shape, dtype=np.dtype("int32"))
+            ones = Lifted(jnp.ones(site.var.aval.shape, site.var.aval.dtype))
+            probability = jnp.exp(jax.lax.stop_gradient(evaluation.log_prob(site, ones).array))
+            assert probability.shape == shape
+            u, weight = _quadrature(piece, probability)
+            log_prob += jnp.log(weight).sum()
+            return u
 
-    return jax.jit(average)(values, log_weights.astype(theta.dtype))
+        evaluation = Evaluation(vt.plan(fn, t), draw)
+        value = evaluation.value()
+        assert value.shape == (), value.shape
+        for site in evaluation.plan.program.sites.values():
+            if site.index in needs and not _antithetic(site):
+                each = evaluation.log_prob(site, evaluation.drawn[site.index]).array
+                assert each.size == needs[site.index][1]  # one entry per independent draw
+                log_prob += each.sum()
+        return value, log_prob
+
+    closed = jax.make_jaxpr(estimate)(theta)
+    jaxpr = closed.jaxpr
+    drawn = [e for e in jaxpr.eqns if e.primitive is GIVEN]
+    assert {e.params["index"] for e in drawn} == {*needs}
+    run = evaluator(
+        [e for e in jaxpr.eqns if e.primitive is not GIVEN],
+        [*jaxpr.constvars, *jaxpr.invars, *(e.outvars[0] for e in drawn)],
+        jaxpr.outvars,
+    )
+
+    def given(t, values):
+        draws = (values[e.params["index"]].astype(e.params["dtype"]) for e in drawn)
+        return run(*closed.consts, t, *draws)
+
+    return given
+
+
+CHUNK = 2048  # joint assignments at a time
+
+
+def _summed(average, theta, values, log_weights, orders, compiled=False):
+    """The moments of a sum over joint assignments, of ``(theta, values, log weights) -> part``.
+
+    Compilation for a single use would take most of the time: NumPy evaluates the traced sum, in
+    double precision whatever ``theta`` has, unless it is to be ``compiled``.
+    """
+    size = len(log_weights)
+    numbers = np.arange(size) if compiled else np.arange(min(size, CHUNK))
+
+    def part(t, values, log_weights):
+        return _derivatives(lambda t: average(t, values, log_weights), t, orders)
+
+    def arguments(start):
+        """Past the end, the first ones again, of no weight."""
+        index = start + numbers
+        weight = np.where(index < size, log_weights[index % size], -np.inf).astype(theta.dtype)
+        return {k: x[index % size] for k, x in values.items()}, weight
+
+    if compiled:
+        return Moments(*jax.tree.leaves(jax.jit(part)(theta, *arguments(0))))
+    traced, parts = jax.make_jaxpr(part)(theta, *arguments(0)), []
+    with np.errstate(all="ignore"):
+        for start in range(0, size, len(numbers)):
+            leaves = jax.tree.leaves((theta, *arguments(start)))
+            parts.append(Interpreter({}).run(traced, [to_numpy(x) for x in leaves]))
+    return Moments(*map(sum, zip(*parts, strict=True)))
 
 
 def true_expectation(program, theta, grids: Mapping[str, Grid] | None = None) -> Moments:
@@ -221,20 +282,18 @@ def true_expectation(program, theta, grids: Mapping[str, Grid] | None = None) ->
         label: (grid, math.prod(batch), (*batch, *event))
         for label, (grid, batch, event) in listing.needs.items()
     }
-    values, log_weights = _assignments(needs)
 
-    def expectation(t):
+    def average(t, values, log_weight):
         def one(given, log_weight):
             rv = Given(key, grids, given)
             value = program(t, rv)
             weight = jnp.exp(sum(rv.log_probs, start=log_weight))
             return weight, jnp.where(weight > 0, weight * value, 0.0)
 
-        weights, parts = jax.vmap(one)(values, log_weights.astype(t.dtype))
+        weights, parts = jax.vmap(one)(values, log_weight)
         return parts.sum(), weights.sum()
 
-    moments, mass = jax.jit(lambda t: _derivatives(expectation, t, 2))(theta)
-    return Moments(*moments, mass)
+    return _summed(average, theta, *_assignments(needs), 2)
 
 
 BATCH, MOST = 10_000, 400_000  # draws
@@ -291,9 +350,13 @@ class Exact:
         estimators = estimators or {}
         return lambda theta: (program(theta, Engine(jax.random.key(0), estimators, default)), None)
 
-    def check(self, program, theta, estimators=None, default=None, grids=None, orders=2, rtol=None):
+    def check(
+        self, program, theta, estimators=None, default=None, grids=None, orders=2, rtol=None,
+        compiled=False,
+    ):  # fmt: skip
         """The averaged estimate has the true value and (up to ``orders``) derivatives."""
-        got = exact_estimate(self.staged(program, estimators, default), theta, grids, orders)
+        fn = self.staged(program, estimators, default)
+        got = exact_estimate(fn, theta, grids, orders, compiled)
         want = self._expectation(program, theta, grids)
         rtol = rtol or (1e-7 if theta.dtype == jnp.float64 else 5e-4)
         assert abs(float(want.mass) - 1) < rtol, "the assignments don't exhaust the support"

@@ -195,4 +195,4 @@ def test_single_precision(exact, estimator):
     row = ESTIMATORS[estimator]
     family = "bernoulli-logits" if row.admits is pointwise else "bernoulli-logits-zero"
     theta = jnp.asarray(THETA, jnp.float32)
-    exact.check(program(pair, family), theta, default=row.make, orders=row.orders)
+    exact.check(program(pair, family), theta, default=row.make, orders=row.orders, compiled=True)

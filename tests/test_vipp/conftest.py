@@ -48,7 +48,7 @@ def _assignments(record):
         rows = list(itertools.product(support, repeat=math.prod(shape)))
         choices[name] = [np.array(r).reshape(shape) for r in rows]
     joint = list(itertools.product(*choices.values()))
-    return {n: jnp.stack([j[i] for j in joint]) for i, n in enumerate(choices)}
+    return {n: jnp.asarray(np.stack([j[i] for j in joint])) for i, n in enumerate(choices)}
 
 
 def _log_density(record, plates):
@@ -117,7 +117,7 @@ def exact_bound(
         ratio = math.prod(full / taken for full, taken in sizes)
         return ratio * (jnp.exp(log_q[picks].sum(1)) * each).sum()
 
-    return bound
+    return jax.jit(bound)
 
 
 def exact_mean(objective, model, guide, params, args=(), *, draws=1, fixed=None):
