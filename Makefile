@@ -43,6 +43,7 @@ format: $(VENV)/.installed-lint  ## sort imports and format
 	$(BIN)/ruff format
 
 docs: $(VENV)/.installed-docs  ## build the documentation into site/, warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b doctest docs site/.doctest
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
 
 bench: $(VENV)/.installed-demo  ## run the benchmarks one after the other

@@ -9,6 +9,7 @@ release = importlib.metadata.version("vipp")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",  # MathJax itself among the static files: formulas show offline, too
     "sphinx.ext.napoleon",
@@ -29,6 +30,9 @@ python_maximum_signature_line_length = 88
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+
+doctest_global_setup = "import os; os.environ.setdefault('JAX_PLATFORMS', 'cpu')"
+doctest_test_doctest_blocks = ""  # docstrings are tested by pytest
 
 html_theme = "furo"
 html_title = f"vipp {release}"
