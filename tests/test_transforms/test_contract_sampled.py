@@ -111,6 +111,10 @@ ROWS = {
         vt.Mix(REBAR, vt.ScoreFunction(), 0.6), ("bernoulli-logits",), (pair, lanes),
         (("score", "score"),),
     ),
+    "mix-antithetic-taylor": Row(
+        vt.Mix(vt.Pathwise(2, antithetic=True), vt.Pathwise(control_variate="taylor"), 0.4),
+        ("normal",), (pair,), (),
+    ),
     "mix-nested": Row(
         vt.Mix(vt.Mix(vt.DisARM(), REBAR, 0.5), vt.ScoreFunction(2, "leave_one_out"), 0.7),
         ("bernoulli-logits",), (pair,), (("enumerate", "enumerate"),),

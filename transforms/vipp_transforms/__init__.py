@@ -2,29 +2,11 @@
 
 from typing import Any
 
+from vipp_transforms import estimators
 from vipp_transforms.choices import Automatic
 from vipp_transforms.constant import constant
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators import (
-    ARM,
-    REBAR,
-    RELAX,
-    Baseline,
-    DisARM,
-    Enumerate,
-    GumbelSoftmax,
-    Learned,
-    LocalExpectation,
-    MeasureValued,
-    Mix,
-    MovingAverage,
-    Pathwise,
-    ReinMax,
-    ReSTE,
-    ScoreFunction,
-    SparseMixer,
-    StraightThrough,
-)
+from vipp_transforms.estimators import *  # noqa: F403 (they are listed there)
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
@@ -48,39 +30,21 @@ from vipp_transforms.summation import LogSum, sum_out, summed
 from vipp_transforms.surrogate import estimate, run, surrogate
 
 __all__ = [
-    "ARM",
     "Automatic",
     "Axis",
-    "Baseline",
     "Density",
-    "DisARM",
-    "Enumerate",
     "Estimator",
     "Expansion",
-    "GumbelSoftmax",
-    "Learned",
     "Learning",
     "Local",
-    "LocalExpectation",
     "LogSum",
-    "MeasureValued",
-    "Mix",
-    "MovingAverage",
-    "Pathwise",
     "Plan",
     "Policy",
     "Probe",
-    "ReSTE",
-    "REBAR",
-    "ReinMax",
-    "RELAX",
-    "ScoreFunction",
     "Seen",
     "SiteError",
     "SiteInfo",
     "Source",
-    "SparseMixer",
-    "StraightThrough",
     "Term",
     "Traits",
     "constant",
@@ -94,6 +58,7 @@ __all__ = [
     "summed",
     "surrogate",
 ]
+__all__ += estimators.__all__
 
 _RENAMED = {"Here": "Local", "Lot": "SiteInfo", "Rebar": "REBAR", "Relax": "RELAX"}
 
