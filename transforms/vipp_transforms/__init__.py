@@ -5,7 +5,7 @@ from typing import Any
 from vipp_transforms import estimators
 from vipp_transforms.choices import Automatic
 from vipp_transforms.constant import constant
-from vipp_transforms.errors import SiteError
+from vipp_transforms.errors import RelaxedDecisionWarning, SiteError
 from vipp_transforms.estimators import *  # noqa: F403 (they are listed there)
 from vipp_transforms.estimators.base import (
     Axis,
@@ -41,6 +41,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Probe",
+    "RelaxedDecisionWarning",
     "Seen",
     "SiteError",
     "SiteInfo",

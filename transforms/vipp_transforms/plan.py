@@ -10,6 +10,7 @@ from vipp_transforms.agreement import check_agreement
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
+from vipp_transforms.relaxed import check_relaxed
 from vipp_transforms.staging import Program, Traced, inline, trace
 from vipp_transforms.stopped import check_stopped
 from vipp_transforms.terms import Split, split
@@ -60,4 +61,6 @@ def derive(traced: Traced) -> Plan:
     check_stopped(program, depends)
     parts = split(program, depends)
     elimination = eliminate(program, depends, parts)
-    return Plan(program, depends, parts, elimination, choose(program, elimination))
+    choices = choose(program, elimination)
+    check_relaxed(program, choices)
+    return Plan(program, depends, parts, elimination, choices)

@@ -159,6 +159,13 @@ def inline(traced: Traced) -> Program:
     return Program(env, tuple(eqns), sites, out, tuple(aux), traced.aux_tree, inputs)
 
 
+def without_calls(jaxpr: Any) -> tuple[list[Any], list[Any]]:
+    """The equations of a jaxpr with its jit calls opened, and its outputs."""
+    inliner, scope = Inliner({}, loops=None), {}
+    inliner.run(jaxpr.eqns, scope)
+    return inliner.eqns, [lookup(v, scope) for v in jaxpr.outvars]
+
+
 def check_scalar(value: Any) -> None:
     """Raise unless ``value`` is a real scalar."""
     leaves = [(jnp.result_type(x), jnp.shape(x)) for x in jax.tree.leaves(value)]

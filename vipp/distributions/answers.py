@@ -35,7 +35,7 @@ class Answering(Described):
     @classmethod
     def tree_unflatten(cls, name: str, children: Any) -> Answering:
         """With whatever JAX puts in the distribution's place."""
-        return cls(*children, name)
+        return cls(children[0], name)
 
     def log_prob(self, value: Any) -> jax.Array:
         """The log density, which holds still the parameters that move the support."""

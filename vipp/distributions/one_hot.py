@@ -10,6 +10,24 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 
+@jax.custom_jvp
+def _weighed(value: jax.Array, log_probs: jax.Array) -> jax.Array:
+    """``value * log_probs``, where an impossible category that is not chosen counts for nothing."""
+    impossible = jnp.isneginf(log_probs)
+    possible = jnp.where(impossible, 0.0, log_probs)
+    return value * possible + jnp.where(impossible & (value > 0), -jnp.inf, 0.0)
+
+
+@_weighed.defjvp
+def _weighed_jvp(primals: Any, tangents: Any) -> Any:
+    # the slope in the value is that of a possible category at zero, too, for the estimators that go
+    # straight through
+    (value, log_probs), (dvalue, dlog_probs) = primals, tangents
+    impossible = jnp.isneginf(log_probs)
+    slope = jnp.where(impossible, 0.0, log_probs) * dvalue
+    return _weighed(value, log_probs), slope + value * jnp.where(impossible, 0.0, dlog_probs)
+
+
 class OneHotCategorical(dist.Distribution):
     r"""A choice among ``K`` as a unit vector.
 
@@ -68,12 +86,7 @@ class OneHotCategorical(dist.Distribution):
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """The log probability, or its linear extension to the simplex."""
-        log_probs = jax.nn.log_softmax(self.logits)
-        # an impossible category that is not chosen counts for nothing; everywhere else the slope
-        # in the value stays what it is, at zero too, for the estimators that go straight through
-        impossible = jnp.isneginf(log_probs)
-        possible = jnp.where(impossible, 0.0, log_probs)
-        return (value * possible + jnp.where(impossible & (value > 0), -jnp.inf, 0.0)).sum(-1)
+        return _weighed(*jnp.broadcast_arrays(value, jax.nn.log_softmax(self.logits))).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> jax.Array:
         """All unit vectors, shape ``(K, *batch, K)``, or with batch axes of one."""
