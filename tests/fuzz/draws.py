@@ -113,16 +113,22 @@ def _enumerable(base):
     """``base``, whose draws are :func:`drawn`; of the same name, as the engine may go by it."""
 
     def sample(self, key, sample_shape=()):
-        assert sample_shape == ()
-        return drawn(key, log_table(self), counted=getattr(self, "counted", False))
+        table = log_table(self)
+        return drawn(key, jnp.broadcast_to(table, (*sample_shape, *table.shape)), counted=False)
 
     return type(base.__name__, (base,), {"sample": sample})
 
 
-BernoulliLogits = _enumerable(dist.BernoulliLogits)
 BernoulliProbs = _enumerable(dist.BernoulliProbs)
 CategoricalLogits = _enumerable(dist.CategoricalLogits)
 CategoricalProbs = _enumerable(dist.CategoricalProbs)
+
+
+class BernoulliLogits(_enumerable(dist.BernoulliLogits)):
+    """With a log density of few operations, whose derivative is right at 0, too."""
+
+    def log_prob(self, value, intermediates=None):
+        return value * self.logits - jnp.log1p(jnp.exp(self.logits))
 
 
 # -- their evaluation ------------------------------------------------------------------------------
@@ -147,7 +153,7 @@ class Draws:
     """The draws of one program, found as they are met, and their joint values."""
 
     def __init__(self):
-        self.column, self.sizes = {}, []
+        self.column, self.sizes = {}, []  # draws from one key of different sizes are independent
         self.first = 0
 
     @property
@@ -158,7 +164,7 @@ class Draws:
         """A batch of joint values, from number ``first`` on."""
         self.first = first
         self.log_weight, self.slope = np.zeros(BATCH), np.zeros(BATCH)
-        self.seen = set()
+        self.seen, self.tables = {}, {}
 
     def _digits(self, keys, size):
         """For each key, the number of the case that it draws, 0..size-1, and its joint value."""
@@ -166,24 +172,42 @@ class Draws:
         unique, inverse = np.unique(path, return_inverse=True)
         columns = []
         for h in unique.tolist():
-            if h not in self.column:
-                self.column[h] = len(self.sizes)
+            if (h, size) not in self.column:
+                self.column[h, size] = len(self.sizes)
                 self.sizes.append(size)
-            columns.append(self.column[h])
-            if self.sizes[columns[-1]] != size:
-                raise Unlawful("one key draws from two distributions")
+            columns.append(self.column[h, size])
         if self.first is None:
             return np.zeros(len(keys), np.int64), rows
         strides = np.cumprod([1, *self.sizes])
         stride = np.array([strides[c] for c in columns])[inverse.reshape(path.shape)]
         return (self.first + rows) % self.total // stride % size, rows
 
-    def _fresh(self, keys):
+    def _fresh(self, keys, size):
         """The positions of keys that were not met before."""
         _, firsts = np.unique(keys, return_index=True)
-        fresh = [i for i in firsts.tolist() if keys[i] not in self.seen]
-        self.seen.update(keys[fresh].tolist())
+        seen = self.seen.setdefault(size, set())
+        fresh = [i for i in firsts.tolist() if keys[i] not in seen]
+        seen.update(keys[fresh].tolist())
         return fresh
+
+    def _salted(self, keys, size, table):
+        """The keys, changed where another distribution was drawn from with the same key before.
+
+        One key and one distribution are one draw, wherever it is made again; of one key and two
+        distributions (those of two branches) the draws are not needed together.
+        """
+        order = np.lexsort((keys, keys & LOW))
+        unique, starts = np.unique((keys & LOW)[order], return_index=True)
+        salted = keys.copy()
+        for h, members in zip(unique.tolist(), np.split(order, starts[1:]), strict=True):
+            rows, known = table[members], self.tables.setdefault((h, size), [])
+            same = (x.shape == rows.shape and np.allclose(x, rows, atol=1e-6) for x in known)
+            number = next((i for i, equal in enumerate(same) if equal), len(known))
+            if number == len(known):
+                known.append(rows)
+            if number:
+                salted[members] = derived(keys[members], 7_000_000 + number)
+        return salted
 
     def draw(self, eqn, keys, table, slope=None):
         """A draw's values; each counts once however often it is met."""
@@ -195,8 +219,9 @@ class Draws:
         if (counts > 1).any():
             assert slope is None
             return [self._coupled(keys, table, unique, counts).reshape(shape)]
+        keys = self._salted(keys, size, table)
         digits, rows = self._digits(keys, size)
-        fresh = self._fresh(keys)
+        fresh = self._fresh(keys, size)
         take = lambda x: x[fresh, digits[fresh]]
         np.add.at(self.log_weight, rows[fresh], take(table))
         if slope is not None:
@@ -219,11 +244,13 @@ class Draws:
             edges = np.sort(steps.reshape(len(members), -1), -1)
             edges = np.pad(edges, ((0, 0), (1, 1)))
             edges[:, -1] = 1.0
-            digits, rows = self._digits(unique[chosen], edges.shape[1] - 1)
+            size = edges.shape[1] - 1
+            each = self._salted(unique[chosen], size, edges)
+            digits, rows = self._digits(each, size)
             at = np.arange(len(members))
             low, high = edges[at, digits], edges[at, digits + 1]
             values[members] = (steps <= (low + high)[:, None, None] / 2).sum(-1)
-            fresh = self._fresh(unique[chosen])
+            fresh = self._fresh(each, size)
             np.add.at(self.log_weight, rows[fresh], np.log(high - low)[fresh])
         return values
 
@@ -231,7 +258,7 @@ class Draws:
         lanes = np.arange(math.prod(shape))
         keys = derived(np.reshape(keys, (-1, 1)), lanes[None] + 2000003)
         digits, rows = self._digits(keys.reshape(-1), size)
-        fresh = self._fresh(keys.reshape(-1))
+        fresh = self._fresh(keys.reshape(-1), size)
         np.add.at(self.log_weight, rows[fresh], -math.log(size))
         return digits
 
@@ -259,6 +286,7 @@ class Draws:
             "random_bits": self.bits, "_randint": self.integer, "random_wrap": _wrap, "random_unwrap": _unwrap,
             "random_fold_in": lambda eqn, k, n: [derived(k, n)],
             "random_split": _split, "random_clone": lambda eqn, k: [k],
+            "vipp_lane_key": lambda eqn, k, *_: [k],  # the engine's mark of a key
             "random_seed": lambda eqn, x: [derived(np.uint64(1), x)],
         }  # fmt: skip
 

@@ -4,6 +4,7 @@ Prints every disagreement, cut down, as a program; then how many programs had wh
 which primitives occurred. Exits with 1 if there was a disagreement.
 """
 
+import gc
 import os
 import sys
 import time
@@ -18,6 +19,9 @@ import jax
 
 import comparison
 import engine_programs as programs
+import language_maker
+import language_programs as language
+import program_maker
 import shrinking
 
 FAILURES = ("differs", "engine error", "brute error")
@@ -38,6 +42,7 @@ class Tally:
             self.refusals[outcome.detail.split(":")[1][:90]] += 1
         if outcome.kind == "agrees":
             self.estimators.update(program.estimators.values())
+            self.estimators.update([getattr(program, "objective", "engine's own value")])
         if outcome.kind in FAILURES:
             self.failed.append(program.seed)
 
@@ -56,14 +61,22 @@ def describe(program, outcome):
     lines = [f"seed {program.seed}: {outcome.kind} {outcome.detail[:600]}"]
     if outcome.expected is not None:
         lines.append(f"(value, slope): engine {outcome.got}, brute force {outcome.expected}")
+    text = [programs.source(program)] if isinstance(program, programs.Program) else []
+    text = text or [f"# {program.objective}", language.source(program)]
     estimators = ", ".join(f"{k}: {v}" for k, v in program.estimators.items())
-    return "\n".join([*lines, f"estimators {{{estimators}}}", programs.source(program)])
+    return "\n".join([*lines, f"estimators {{{estimators}}}", *text])
+
+
+def make(seed):
+    """Of six seeds five are programs of the engine and one is a model with a guide."""
+    return language_maker.make(seed) if seed % 6 == 5 else program_maker.make(seed)
 
 
 def main(seeds, seconds=60.0):
     tally, start = Tally(), time.process_time()
+    gc.disable()  # tracing makes many small objects that are soon gone
     for seed in seeds:
-        program, outcome = comparison.run(seed)
+        program, outcome = comparison.run(make(seed))
         tally.add(program, outcome)
         if outcome.kind in FAILURES:
             small = shrinking.shrink(program, comparison.same_failure(outcome), seconds)
@@ -71,7 +84,9 @@ def main(seeds, seconds=60.0):
         if seed % 50 == 49:
             each = (time.process_time() - start) / (seed + 1 - seeds[0])
             print(f"# {seed + 1}: {dict(tally.kinds)}, {each:.2f} s each", flush=True)
-            jax.clear_caches() if seed % 500 == 499 else None
+            gc.collect()
+        if seed % 500 == 499:
+            jax.clear_caches()
     print("\n".join(tally.report()))
     print(f"{(time.process_time() - start) / max(len(seeds), 1):.2f} CPU seconds per program")
     return bool(tally.failed)

@@ -7,6 +7,7 @@ template ``{0}`` is the first operand and
 - ``{N}`` the size of all axes, ``{r}`` a random number, ``{i}`` an index, ``{j}`` another one,
 - ``{ax}`` an axis of the first operand, ``{rev}`` a truth value,
 - ``{idx}`` a list of N indices, ``{perm}`` one without repetition, ``{row}`` a list of N numbers,
+- ``{tab}`` N lists of N numbers,
 - ``{ramp}`` small distinct numbers of the first operand's shape, against ties.
 
 Values stay moderate: what could grow is squashed.
@@ -127,6 +128,11 @@ ROWS = [
     ("jnp.searchsorted(jnp.array([-0.513, 0.271, 0.899])[:{N}], {0})", "f1", "i1"),
     ("jnp.select([{0} > 0.431, {0} > -0.177], [{0}, {1}], 0.21)", "fX fX", "fX"),
     ("jnp.piecewise({0}, [{0} > 0.237], [jnp.sin, lambda x: 0.3 * x])", "f1", "f1"),
+    ("jnp.array({tab})[{0}, {1}]", "i0 i0", "f0"), ("jnp.array({tab})[{0}]", "i0", "f1"), ("jnp.array({tab})[{0}, {i}]", "i1", "f1"),
+    ("jnp.array({tab})[{1}, {0}]", "i1 i0", "f1"), ("jnp.array({tab})[{0}, {1}]", "i1 i1", "f1"), ("jnp.array({tab})[jnp.arange({N}), {0}]", "i1", "f1"),
+    ("jax.lax.dynamic_slice(jnp.array({tab}), ({0}, {1}), (1, 1))[0, 0]", "i0 i0", "f0"), ("{0}[{1}] * {0}[{2}]", "f1 i0 i0", "f0"),
+    ("jax.lax.dynamic_index_in_dim(jnp.array({tab}), {0}, {i} % 2, keepdims=False) @ {1}", "i0 f1", "f0"),
+    ("jax.lax.while_loop(lambda c: c * c < {0} + 2, lambda c: c + 1, 0)", "i0", "i0"),
     # scatters
     ("{0}.at[{i}].set({1})", "f1 f0", "f1"), ("{0}.at[{i}].add({1})", "f2 f1", "f2"), ("{0}.at[:, {i}].set({1})", "f2 f1", "f2"),
     ("{0}.at[{2}].set({1})", "f1 f0 i0", "f1"), ("{0}.at[{2}].add({1})", "f1 f1 i1", "f1"), ("{0}.at[{2}].add({1})", "f2 f2 i1", "f2"),

@@ -2,16 +2,19 @@
 
 import time
 
+import language_programs as language
 from engine_programs import alive, sites, source
 
 LITERALS = {"f0": "0.7", "i0": "1", "b0": "True"}
 
 
 def weight(program):
-    """What shrinks: the length of the source, estimators included."""
-    plain = {"vt.Enumerate()": 5, "vt.ScoreFunction()": 6}
-    each = (plain.get(e, 10 + len(e)) for e in program.estimators.values())
-    return len(source(program)) + sum(each)
+    """What shrinks: the length of the source, estimators and objective included."""
+    plain = {"vt.Enumerate()": 5, "vt.ScoreFunction()": 6, "None": 7}
+    each = sum(plain.get(e, 10 + len(e)) for e in program.estimators.values())
+    if isinstance(program, language.Pair):
+        return len(language.source(program)) + each + len(program.objective)
+    return len(source(program)) + each
 
 
 def shrink(program, fails, seconds=60.0):
@@ -30,7 +33,9 @@ def shrink(program, fails, seconds=60.0):
 
 def candidates(program):
     """Programs with a part left out or made simpler."""
-    for body in _blocks(program.body, []):
+    if isinstance(program, language.Pair):
+        yield from language.smaller(program)
+    for body in () if isinstance(program, language.Pair) else _blocks(program.body, []):
         live = alive(program._replace(body=body))
         used = set(sites(live.body))
         yield live._replace(estimators={k: e for k, e in program.estimators.items() if k in used})

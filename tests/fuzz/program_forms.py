@@ -1,0 +1,183 @@
+"""Loops, branches and calls of random programs.
+
+Each form appends one step with blocks to a program that a `program_maker.Maker` makes; ``site``
+is None, or draws inside of a block.
+"""
+
+from engine_programs import Block, Step, Variable
+
+
+def _looped(maker, site, make):
+    if site is None:
+        return make()
+    maker.multiple *= maker.size
+    made = make()
+    maker.multiple //= maker.size
+    return made
+
+
+def scan(maker, steps, scope, site):
+    rank = maker.random.choice([0, 1, 1]) if site is None else maker.random.choice([0, 0, 1])
+    over = maker.pick(scope, f"f{maker.random.choice([1, 2])}", 0.05)
+    carry_type = f"f{rank}"
+    init = maker.pick(scope, carry_type, 0.3)
+    x_type = f"f{int(over.type[1]) - 1}"
+    y_type = maker.random.choice(["f0", "f1"])
+    is_random = init.random or over.random or site is not None
+    inner = [Variable("c", carry_type, is_random), Variable("x", x_type, over.random)]
+    inner = _renamed(maker, inner)
+    c, x = inner[0].name, inner[1].name
+    params = f"{c}, {x}" if site is None else f"{c}, key_and_x"
+    if site is not None:
+        inner[1] = inner[1]._replace(name="key_and_x[1]")
+    make = lambda: maker.block(
+        params, scope, inner, [carry_type, y_type], "jnp.tanh({0}), {1}", 4, _with_key(site)
+    )
+    block = _looped(maker, site, make)
+    xs = (
+        "{1}"
+        if site is None
+        else f"(jax.random.split(jax.random.fold_in(key, {maker.fresh('')}), {maker.size}), {{1}})"
+    )
+    reverse = ", reverse=True" if maker.random.random() < 0.3 else ""
+    both = maker.add(
+        steps,
+        scope,
+        "t",
+        f"jax.lax.scan({{A}}, {{0}} + jnp.zeros({(maker.size,) * rank}), {xs}{reverse})",
+        [init, over],
+        [block],
+    )
+    maker.add(steps, scope, carry_type, "{0}[0]", [both])
+    return maker.add(steps, scope, f"f{int(y_type[1]) + 1}", "{0}[1]", [both])
+
+
+def _renamed(maker, variables):
+    return [v._replace(name=maker.fresh(v.name)) for v in variables]
+
+
+def _with_key(site):
+    """A draw whose key is the loop's own."""
+    if site is None:
+        return None
+
+    def draw(steps, scope):
+        made = site(steps, scope)
+        step = steps[-1]
+        steps[-1] = step._replace(
+            template=step.template.replace("fold_in(key,", "fold_in(key_and_x[0],")
+        )
+        return made
+
+    return draw
+
+
+def fori_loop(maker, steps, scope, site):
+    rank = maker.random.choice([0, 1])
+    init = maker.pick(scope, f"f{rank}", 0.3)
+    inner = _renamed(maker, [Variable("t", "i0", False), Variable("a", f"f{rank}", True)])
+    t, a = inner[0].name, inner[1].name
+    start = None if site is None else lambda s, v: site(s, v, fold=t)
+    make = lambda: maker.block(
+        f"{t}, {a}", scope, inner, [f"f{rank}"], f"0.5 * {a} + jnp.tanh({{0}})", 4, start
+    )
+    block = _looped(maker, site, make)
+    template = (
+        f"jax.lax.fori_loop(0, {maker.size}, {{A}}, {{0}} + jnp.zeros({(maker.size,) * rank}))"
+    )
+    return maker.add(steps, scope, f"f{rank}", template, [init], [block])
+
+
+def over_rows(maker, steps, scope, site):
+    """``lax.map`` or ``vmap`` over rows, or over row numbers."""
+    function = maker.random.choice(
+        ["jax.lax.map({A}, %s)", "jax.vmap({A})(%s)", "jax.vmap({A}, out_axes=-1)(%s)"]
+    )
+    rank = maker.random.choice([1, 2])
+    over = maker.pick(scope, f"f{rank}", 0.0)
+    x = Variable(maker.fresh("x"), f"f{rank - 1}", over.random)
+    xs = "{0}"
+    if site is None and maker.random.random() < 0.3:
+        x, xs = x._replace(type="i0", random=False), f"jnp.arange({maker.size})"
+    result = maker.random.choice(["f0", "f1"])
+    if site is None:
+        params, inner = x.name, [x]
+    else:
+        params, inner = "key_and_x", [x._replace(name="key_and_x[1]")]
+        xs = f"(jax.random.split(jax.random.fold_in(key, {maker.fresh('')}), {maker.size}), {{0}})"
+        function = function.replace("(%s)", "(%s)")
+    make = lambda: maker.block(params, scope, inner, [result], "{0}", 4, _with_key(site))
+    block = _looped(maker, site, make)
+    function = function.replace("%s", xs)
+    return maker.add(steps, scope, f"f{int(result[1]) + 1}", function, [over], [block])
+
+
+def cond(maker, steps, scope, site):
+    operand = maker.pick(scope, f"f{maker.random.choice([0, 1, 2])}", 0.1)
+    result = maker.random.choice(["f0", "f1", "f1"])
+    x = Variable(maker.fresh("x"), operand.type, operand.random)
+    if maker.random.random() < 0.7:
+        which, template = (
+            maker.coerce(steps, scope, "f0"),
+            "jax.lax.cond({1} > 0.0713, {A}, {B}, {0})",
+        )
+        count = 2
+    else:
+        which, count = maker.pick(scope, "i0", 0.0), 3
+        template = "jax.lax.switch({1}, [{A}, {B}, {C}], {0})"
+    blocks = [
+        maker.block(x.name, scope, [x], [result], "{0} * 1.0", 3, site if i == 0 else None)
+        for i in range(count)
+    ]
+    return maker.add(steps, scope, result, template, [operand, which], blocks)
+
+
+def singular_cond(maker, steps, scope, site):
+    """A branch that is not a number where it is not taken."""
+    operand = maker.coerce(steps, scope, "f0")
+    x = Variable(maker.fresh("x"), "f0", operand.random)
+    first = Block(x.name, (), "jnp.sqrt({0}) + jnp.log({0})", (x.name,))
+    if site is not None:
+        inner: list[Step] = []
+        z = site(inner, [*scope, x])
+        rank = int(z.type[1])
+        total = "{1}" if rank == 0 else "{1}.sum()"
+        first = Block(x.name, tuple(inner), "jnp.sqrt({0}) * " + total, (x.name, z.name))
+    second = maker.block(x.name, scope, [x], ["f0"], "{0} * 1.0", 2)
+    return maker.add(
+        steps, scope, "f0", "jax.lax.cond({0} > 0.0, {A}, {B}, {0})", [operand], [first, second]
+    )
+
+
+def call(maker, steps, scope, site):
+    wrap = maker.random.choice(
+        ["jax.jit({A})", "jax.checkpoint({A})", "jax.jit(jax.checkpoint({A}))"]
+    )
+    operand = maker.pick(scope, f"f{maker.random.choice([0, 1, 2])}", 0.1)
+    result = maker.random.choice(["f0", "f1", "f2"])
+    x = Variable(maker.fresh("x"), operand.type, operand.random)
+    block = maker.block(x.name, scope, [x], [result], "{0} * 1.0", 4, site)
+    return maker.add(steps, scope, result, wrap + "({0})", [operand], [block])
+
+
+def closed_call(maker, steps, scope, site):
+    """A call of a function of its operands alone."""
+    assert site is None
+    wrap = maker.random.choice(["custom({A})", "custom_vjp({A})", "jax.vmap({A})", "jax.vmap({A}, in_axes=1)",
+                                "jax.grad({A})", "jax.jacrev({A})", "jax.vmap({A}, in_axes=1, out_axes=1)"])  # fmt: skip
+    mapped = "vmap" in wrap
+    operand = maker.pick(scope, f"f{maker.random.choice([1, 2])}" if not mapped else "f2", 0.05)
+    rank = int(operand.type[1])
+    result = "f0" if "grad" in wrap else maker.random.choice(["f0", "f1"])
+    if "out_axes=1" in wrap or "jacrev" in wrap:
+        result, operand, rank = ("f1", operand, rank)
+    x = Variable(maker.fresh("x"), f"f{rank - mapped}", True)
+    block = maker.block(x.name, [], [x], [result], "{0} * 1.0", 3)
+    out = {"jax.grad({A})": rank, "jax.jacrev({A})": rank + 1}.get(wrap, int(result[1]) + mapped)
+    return maker.add(
+        steps, scope, f"f{out}", wrap + "({0})", [operand], [block], is_random=operand.random
+    )
+
+
+FORMS = [scan, scan, fori_loop, fori_loop, over_rows, over_rows, cond, cond, singular_cond, call, call, closed_call, closed_call]  # fmt: skip
+FORMS_WITH_SITES = [scan, scan, scan, fori_loop, over_rows, over_rows, cond, singular_cond, call]
