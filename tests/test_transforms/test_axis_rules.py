@@ -20,7 +20,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from vipp_transforms import axis_rules
+from vipp_transforms import axis_rules, constant
 from vipp_transforms._jax import scan_arity
 from vipp_transforms.axis_rules import axis_maps
 
@@ -210,7 +210,7 @@ UNARY = [
     lax.sinh, lax.cosh, lax.tanh, lax.asinh, lax.acosh, lax.atan, lax.logistic, lax.erf, lax.erfc,
     lax.lgamma, lax.digamma, lax.bessel_i0e, lax.bessel_i1e, lax.is_finite, jax.nn.relu,
     jax.nn.gelu, jax.nn.softplus, jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp,
-    lax.stop_gradient, jnp.copy, lax.optimization_barrier,
+    lax.stop_gradient, constant, jnp.copy, lax.optimization_barrier,
 ]  # fmt: skip
 BINARY = [
     lax.add, lax.sub, lax.mul, lax.div, lax.rem, lax.max, lax.min, lax.pow, lax.atan2,

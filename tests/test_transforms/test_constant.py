@@ -93,6 +93,92 @@ def test_a_baseline_does_not_watch_constants():
     assert float(value) in (0.0, 101.0)
 
 
+X = jnp.array([1.0, 2.0])
+
+
+def _in_custom_jvp(z):
+    @jax.custom_jvp
+    def call(z):
+        return vt.constant(3.0 * z)
+
+    call.defjvp(lambda primals, tangents: (call(*primals), 0.0 * tangents[0]))
+    return call(z)
+
+
+# what is held constant within, of the value 3 z
+INSIDE = {
+    "plain": lambda z: vt.constant(3.0 * z),
+    "jit": jax.jit(lambda z: vt.constant(3.0 * z)),
+    "checkpoint": jax.checkpoint(lambda z: vt.constant(3.0 * z)),
+    "checkpoint of a jit": jax.checkpoint(jax.jit(lambda z: 2.0 * vt.constant(1.5 * z))),
+    "custom derivative": _in_custom_jvp,
+    "map": lambda z: jax.lax.map(lambda x: vt.constant(x * z), X).sum(),
+    "map in a map": lambda z: jax.lax.map(
+        lambda x: jax.lax.map(lambda y: vt.constant(x * y * z), X).sum() / 3.0, X).sum(),
+    "long map": lambda z: jax.lax.map(
+        lambda x: vt.constant(0.01 * z) + 0.0 * x, jnp.zeros(100)).sum() * 3.0,
+    "longest map": lambda z: jax.lax.map(
+        lambda x: vt.constant(0.01 * z), jnp.zeros(300)).sum(),
+    "carry": lambda z: jax.lax.fori_loop(
+        0, 3, lambda i, c: c + vt.constant(1.0 * z), jnp.float32(0.0)),
+    "vmap": lambda z: jax.vmap(lambda x: vt.constant(x * z))(X).sum(),
+    "branch": lambda z: jax.lax.cond(
+        z > -1, lambda z: vt.constant(3.0 * z), lambda z: 0.0 * z, z),
+    "branch not taken": lambda z: jax.lax.cond(
+        z > 2, lambda z: vt.constant(z), lambda z: vt.constant(3.0 * z), z),
+    "branch that is known": lambda z: jax.lax.cond(
+        X.sum() > 0, lambda z: 1.0 + vt.constant(3.0 * z), lambda z: 0.0 * z, z) - 1.0,
+    "branch in a loop": lambda z: jax.lax.map(
+        lambda x: jax.lax.cond(x > 0, lambda: vt.constant(x * z), lambda: 0.0), X).sum(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("estimator", [vt.Enumerate(), vt.ScoreFunction()], ids=repr)
+def test_inside_calls_loops_and_branches(name, estimator):
+    value, slope, _ = value_and_slope(lambda z, t, w: INSIDE[name](z) + 5.0 * t, estimator, 4_000)
+    np.testing.assert_allclose(value.mean(), 3.0 * jax.nn.sigmoid(0.3) + 1.5, rtol=0.05)
+    np.testing.assert_allclose(slope, 5.0, rtol=1e-6)  # never a draw's worth of score
+
+
+def test_next_to_draws_in_a_loop():
+    """What each step holds constant is held outside; the loop stays one."""
+
+    def f(t, key):
+        def step(before, k):
+            z = 1.0 * vt.sample(k, dist.Bernoulli(logits=t), vt.ScoreFunction(), name="z")
+            return z, (z * before, vt.constant(jnp.square(z + before)))
+
+        costs, held = jax.lax.scan(step, 0.5, jax.random.split(key, 3))[1]
+        return costs.sum() + held.sum() - vt.constant(held.sum()), None
+
+    (site,) = vt.plan(f, 0.3, jax.random.key(0)).program.sites.values()
+    assert site.lane_shape == (3,)
+    slopes = jax.vmap(jax.grad(lambda t, k: vt.surrogate(f)(t, k)[0]), (None, 0))
+    slopes = jax.jit(slopes)(0.3, jax.random.split(jax.random.key(1), 40_000))
+    p = jax.nn.sigmoid(0.3)
+    np.testing.assert_allclose(slopes.mean(), p * (1 - p) * (0.5 + 4 * p), rtol=0.03)
+
+
+REFUSED = {
+    "while": lambda z: jax.lax.while_loop(lambda c: c < 3, lambda c: c + vt.constant(z) + 1.0, z),
+    "long loop": lambda z: jax.lax.fori_loop(0, 200, lambda i, c: c + vt.constant(z), z),
+    "formula in a branch": lambda z: jax.lax.cond(
+        z > 0, lambda: jnp.exp(vt.constant(z)), lambda: z),
+    "formula in a loop": lambda z: jax.lax.map(lambda x: jnp.exp(vt.constant(x * z)), X).sum(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_seen_is_refused(name):
+    def f(t):
+        z = vt.sample(jax.random.key(0), dist.Bernoulli(t), vt.Enumerate(), name="z")
+        return REFUSED[name](1.0 * z), None
+
+    with pytest.raises(ValueError, match=r"(?s)constant\(x\) .*Fix: "):
+        vt.surrogate(f)(0.3)
+
+
 def test_inside_a_formula_is_refused():
     def f(t):
         z = vt.sample(jax.random.key(0), dist.Bernoulli(t), vt.Enumerate(), name="z")

@@ -510,6 +510,110 @@ def _inside(eqn):
             yield inner
 
 
+def _root(x, draw):
+    return jax.lax.cond(x > 0, lambda k: jnp.sqrt(x) * draw(k, x), lambda k: 1.0 * x, KEY)
+
+
+def _log(x, draw):
+    low, high = lambda k: x + x**2, lambda k: jnp.log(x) * draw(k, x)
+    return jax.lax.switch(jnp.int32(x > 0) + jnp.int32(x > 1), [low, high, low], KEY)
+
+
+def _nested(x, draw):
+    inner = lambda k: jax.lax.cond(x > -1, lambda: jnp.sqrt(x) * draw(k, x), lambda: x)
+    return jax.lax.cond(x > 0, inner, lambda k: x**2 + x, KEY)
+
+
+def _in_a_loop(x, draw):
+    def step(c, k):
+        yes = lambda: c / x * draw(k, x)
+        return jax.lax.cond(x > 0, yes, lambda: c + x), None
+
+    return jax.lax.scan(step, 1.0, jax.random.split(KEY, 3))[0]
+
+
+def _of_lanes(x, draw):
+    one = lambda k, y: jax.lax.cond(y > 0, lambda: jnp.sqrt(y) * draw(k, y), lambda: y)
+    return jax.vmap(one)(jax.random.split(KEY, 2), x * jnp.array([1.0, -2.0])).sum()
+
+
+SKIPPED = {fn.__name__.strip("_"): fn for fn in (_root, _log, _nested, _in_a_loop, _of_lanes)}
+SKIPPING = [vt.Enumerate(), vt.ScoreFunction(), vt.ScoreFunction(2, "leave_one_out")]
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+@pytest.mark.parametrize("estimator", SKIPPING, ids=["enumerate", "score", "leave one out"])
+def test_a_branch_not_taken_gets_no_gradient(name, estimator):
+    """Where its derivative is infinite, and with it that of what it draws."""
+
+    def f(x):
+        def draw(k, x):
+            return 1.0 * vt.sample(k, dist.Bernoulli(logits=x), estimator, name="z")
+
+        return SKIPPED[name](x, draw), None
+
+    got = jax.jit(jax.value_and_grad(lambda x: vt.surrogate(f)(x)[0]))(0.0)
+    want = jax.value_and_grad(lambda x: SKIPPED[name](x, lambda k, x: 0.5))(0.0)
+    np.testing.assert_allclose(got, want)
+
+
+CALLED = {
+    "print": lambda z, note: jax.debug.callback(note, z),
+    "callback": lambda z, note: jax.experimental.io_callback(note, None, z),
+    "in a loop": lambda z, note: jax.lax.fori_loop(
+        0, 1, lambda i, c: [jax.debug.callback(note, z), c + z][1], 0.0),
+    "in a branch": lambda z, note: jax.lax.cond(
+        z > -1, lambda: jax.debug.callback(note, z), lambda: None),
+    "in a checkpoint": lambda z, note: jax.checkpoint(
+        lambda z: [jax.debug.callback(note, z), z][1])(z),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLED)
+@pytest.mark.parametrize("estimator", SKIPPING, ids=["enumerate", "score", "leave one out"])
+def test_what_is_only_called_is_called_once(name, estimator):
+    seen = []
+
+    def f(p):
+        z = 1.0 * vt.sample(KEY, dist.Bernoulli(p), estimator, name="z")
+        used = CALLED[name](z, lambda z: seen.append(float(z)))
+        return 3.0 * z + (0.0 if used is None else 0.0 * used), None
+
+    value, slope = jax.value_and_grad(lambda p: vt.surrogate(f)(p)[0])(0.5)
+    jax.effects_barrier()
+    assert len(seen) == 1 and seen[0] in (0.0, 1.0)
+    if isinstance(estimator, vt.Enumerate):
+        np.testing.assert_allclose((value, slope), (1.5, 3.0))
+
+
+def _result_of(callback, **kwargs):
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    return lambda z: callback(lambda z: np.float32(3.0 * z), shape, z, **kwargs)
+
+
+RESULTS = {
+    "pure": (_result_of(jax.pure_callback), "vmap_method='sequential'"),
+    "pure, one by one": (_result_of(jax.pure_callback, vmap_method="sequential"), None),
+    "input and output": (_result_of(jax.experimental.io_callback), "jax.pure_callback"),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_callback_for_its_result(name):
+    callback, way_out = RESULTS[name]
+
+    def f(p):
+        z = 1.0 * vt.sample(KEY, dist.Bernoulli(p), vt.Enumerate(), name="z")
+        return callback(z), None
+
+    estimate = jax.value_and_grad(lambda p: vt.surrogate(f)(p)[0])
+    if way_out is None:
+        np.testing.assert_allclose(estimate(0.5), (1.5, 3.0))
+    else:
+        with pytest.raises(vt.SiteError, match=f"Site 'z' .*_callback.*Fix: .*{way_out}"):
+            estimate(0.5)
+
+
 def test_while_is_refused():
     def fn(key):
         def step(carry):

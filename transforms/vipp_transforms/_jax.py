@@ -7,6 +7,7 @@ constructor of a jaxpr, the name of the jit primitive) is hidden behind the func
 from __future__ import annotations
 
 import functools
+import pathlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -86,16 +87,43 @@ def equations_inside(eqn: Any) -> Iterator[Any]:
         yield from equations(sub)
 
 
+def silent(eqn: Any) -> Any:
+    """An equation without those inside it that only have an effect, such as printing."""
+    if not eqn.effects or not sub_jaxprs(eqn):
+        return eqn
+    params = {key: _silent_param(value) for key, value in eqn.params.items()}
+    silenced = eqn.replace(params=params)
+    effects = frozenset().union(*(open_jaxpr(j)[0].effects for j in sub_jaxprs(silenced)))
+    return silenced.replace(effects=effects)
+
+
+def _silent_param(value: Any) -> Any:
+    if isinstance(value, tuple):
+        branches = any(hasattr(item, "jaxpr") for item in value)
+        return tuple(map(_silent_param, value)) if branches else value
+    if hasattr(value, "jaxpr"):
+        return value.replace(jaxpr=_silent_param(value.jaxpr))
+    if not hasattr(value, "eqns"):
+        return value
+    eqns = [silent(e) for e in value.eqns if e.outvars]
+    return value.replace(eqns=eqns, effects=frozenset().union(*(e.effects for e in eqns)))
+
+
+# Where JAX calls functions that it was handed, and the rules of stop_gradient itself.
+_MACHINERY = (
+    "_src/core.py", "/ad.py", "/api_util.py", "/batching.py", "/lax.py", "/linear_util.py",
+    "/loops.py", "/tree.py", "/tree_util.py",
+)  # fmt: skip
+
+
 def stopped_by(eqn: Any) -> str | None:
-    """The file of the function that called ``stop_gradient``, where JAX knows it."""
+    """The file of the function that called ``stop_gradient``, where it was called by any."""
     traceback = eqn.source_info.traceback
     frames = [] if traceback is None else traceback.frames
-    calls = zip(frames, frames[1:], strict=False)
-    for frame, caller in calls:
-        # the rules of stop_gradient under vmap and grad call it again
-        if frame.function_name == "stop_gradient" and not caller.function_name.endswith("_rule"):
-            return caller.file_name
-    return frames[0].file_name if frames else None
+    names = [frame.function_name for frame in frames]
+    callers = frames[names.index("stop_gradient") :] if "stop_gradient" in names else frames
+    files = (pathlib.PurePath(frame.file_name).as_posix() for frame in callers)
+    return next((file for file in files if not file.endswith(_MACHINERY)), None)
 
 
 def is_tracer(value: Any) -> bool:

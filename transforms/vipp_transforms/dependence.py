@@ -68,8 +68,8 @@ class Dependences:
     the site is eliminated, through :meth:`log_prob` and :meth:`beside`.
 
     Attributes:
-      stopped: the equations of ``stop_gradient`` that are applied to what depends on sites, each
-        with the sites.
+      noted: the equations of some primitives that are applied to what depends on sites, each with
+        the sites: what means something else of a choice than of a parameter.
     """
 
     def __init__(self, program: Program):
@@ -80,7 +80,7 @@ class Dependences:
         direct = {v: own(site) for v, site in sites.items() if site.loop is None}
         analysis = _Analysis()
         analysis.run(program.eqns, self._env, known, direct, sites)
-        self.stopped = tuple(analysis.stopped.values())
+        self.noted = tuple(analysis.noted.values())
         self._log_prob = {s.index: self._of_log_prob(s) for s in sites.values()}
         self._beside = {s.index: self._of_loop(s, sites.values()) for s in sites.values()}
 
@@ -109,6 +109,7 @@ class Dependences:
         return {r: lanes for r, lanes in self._log_prob[site.index].items() if r in together}
 
 
+_NOTED = frozenset({"stop_gradient", "io_callback", "pure_callback"})
 Env = dict[Any, Dependence]
 Knowns = list[Known | None]
 
@@ -121,7 +122,7 @@ class _Analysis:
     """One walk through the equations of a program, inside calls, branches and loops, too."""
 
     def __init__(self) -> None:
-        self.stopped: dict[int, tuple[Any, Dependence]] = {}
+        self.noted: dict[int, tuple[Any, Dependence]] = {}
 
     def run(
         self,
@@ -148,8 +149,8 @@ class _Analysis:
                 numbers = [indices.of(v, known) for v in eqn.invars]
                 outputs = self._through(eqn, inputs, numbers, inside)
                 env.update(zip(eqn.outvars, outputs, strict=True))
-            if eqn.primitive.name == "stop_gradient" and inputs[0]:
-                self.stopped[id(eqn)] = eqn, inputs[0]
+            if eqn.primitive.name in _NOTED and any(inputs):
+                self.noted[id(eqn)] = eqn, join(map(mixed, inputs))
             env.update((v, drawn[v]) for v in eqn.outvars if v in drawn)
 
     def of_jaxpr(self, jaxpr: Any, inputs: Sequence[Dependence], known: Knowns) -> list[Dependence]:

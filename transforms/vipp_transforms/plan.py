@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vipp_transforms.agreement import check_agreement
+from vipp_transforms.callbacks import check_callbacks
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
@@ -63,4 +64,5 @@ def derive(traced: Traced) -> Plan:
     elimination = eliminate(program, depends, parts)
     choices = choose(program, elimination)
     check_relaxed(program, choices)
+    check_callbacks(depends, choices)
     return Plan(program, depends, parts, elimination, choices)

@@ -74,7 +74,8 @@ class Program:
 
     Attributes:
       env: the values of inputs and constants.
-      eqns: equations in order, among them one per site.
+      eqns: equations in order, among them one per site; without those that only have an effect.
+      plain: those of one plain run, with such effects as printing.
       sites: by the variable of the drawn value.
       out: the atom whose expectation is wanted.
       aux: atoms of the auxiliary outputs.
@@ -84,6 +85,7 @@ class Program:
 
     env: dict[Any, Any]
     eqns: tuple[Any, ...]
+    plain: tuple[Any, ...]
     sites: dict[Any, Site]
     out: Atom
     aux: tuple[Atom, ...]
@@ -153,10 +155,13 @@ def inline(traced: Traced) -> Program:
     scope: dict[Any, Any] = {}
     inliner.run(jaxpr.eqns, scope)
     out, *aux = (lookup(v, scope) for v in jaxpr.outvars)
-    eqns = live(inliner.eqns, [out, *aux])
+    plain = live(inliner.eqns, [out, *aux])
+    eqns = [_jax.silent(e) for e in live(plain, [out, *aux], effects=False)]
     sites = sites_of(eqns, inliner.loops or [])
     inputs = tuple(jaxpr.invars)
-    return Program(env, tuple(eqns), sites, out, tuple(aux), traced.aux_tree, inputs)
+    return Program(
+        env, tuple(eqns), tuple(plain), sites, out, tuple(aux), traced.aux_tree, inputs
+    )  # fmt: skip
 
 
 def without_calls(jaxpr: Any) -> tuple[list[Any], list[Any]]:
@@ -266,12 +271,12 @@ class Inliner:
             self.loops.append(_Drawn(template, (steps, *lanes), value, key, leaves, loop))
 
 
-def live(eqns: list[Any], outputs: list[Any]) -> list[Any]:
-    """The equations that some output needs."""
+def live(eqns: list[Any], outputs: list[Any], effects: bool = True) -> list[Any]:
+    """The equations that some output needs; those with ``effects``, too."""
     needed = {v for v in outputs if not isinstance(v, _jax.Literal)}
     kept = []
     for eqn in reversed(eqns):
-        if eqn.effects or any(v in needed for v in eqn.outvars):
+        if (effects and eqn.effects) or any(v in needed for v in eqn.outvars):
             needed.update(v for v in eqn.invars if not isinstance(v, _jax.Literal))
             kept.append(eqn)
     return kept[::-1]

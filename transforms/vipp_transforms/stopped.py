@@ -24,7 +24,9 @@ def check_stopped(program: Program, depends: Dependences) -> None:
     don't depend on (the maximum in a logsumexp, say): that is their word, and is taken for it.
     """
     names = {site.index: site.name for site in program.sites.values()}
-    for eqn, dependence in depends.stopped:
+    for eqn, dependence in depends.noted:
+        if eqn.primitive.name != "stop_gradient":
+            continue
         caller = _jax.stopped_by(eqn)
         if caller is None or not _is_library(caller):
             raise _refused(names[max(dependence)])

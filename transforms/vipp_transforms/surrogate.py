@@ -12,7 +12,7 @@ from vipp_transforms.evaluation import Evaluation, value_of
 from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate
 from vipp_transforms.plan import Plan, derive
-from vipp_transforms.staging import Program, trace
+from vipp_transforms.staging import Program, live, trace
 
 
 def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,10 +80,11 @@ def _slope(planned: Plan) -> jax.Array:
 
 
 def _auxiliary(program: Program) -> Any:
-    """The auxiliary outputs of one plain run; not differentiated."""
+    """The auxiliary outputs, and the effects, of one plain run; not differentiated."""
     values = []
-    if program.aux:
+    eqns = live(list(program.plain), list(program.aux))
+    if eqns or program.aux:
         env = {v: Lifted(jax.lax.stop_gradient(x)) for v, x in program.env.items()}
-        evaluate(program.eqns, env, Axes(), {}, program.aux, lambda _: frozenset())
+        evaluate(eqns, env, Axes(), {}, program.aux, lambda _: frozenset())
         values = [value_of(env, v).array for v in program.aux]
     return jax.tree_util.tree_unflatten(program.aux_tree, values)

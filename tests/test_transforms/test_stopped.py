@@ -1,0 +1,95 @@
+"""``stop_gradient`` of what was drawn: refused, but where the result does not depend on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import vipp_transforms as vt
+
+KEY = jax.random.key(0)
+stop = jax.lax.stop_gradient
+
+
+def estimate(objective, estimator):
+    """Of ``E[objective(z, t)]``, with ``z ~ Bernoulli(sigmoid(t))``."""
+
+    def f(t):
+        z = vt.sample(KEY, dist.Bernoulli(logits=t), estimator, name="z")
+        return objective(1.0 * z, t), None
+
+    return lambda t: vt.surrogate(f)(t)[0]
+
+
+REFUSED = {
+    "of the choice": lambda z, t: stop(z) ** 2,
+    "of a function of it": lambda z, t: z * stop(jnp.sin(z * t)),
+    "its own idea of a step": lambda z, t: z + stop(jnp.round(z) - z),
+    "under vmap": lambda z, t: jax.vmap(lambda x: stop(x * z))(jnp.arange(2.0)).sum(),
+    "under grad": lambda z, t: jax.grad(lambda x: x * stop(x * z))(2.0),
+    "in a jit": lambda z, t: jax.jit(stop)(z),
+    "handed to a map": lambda z, t: jax.lax.map(stop, jnp.stack([z, t])).sum(),
+    "of a tree": lambda z, t: jax.tree.map(stop, [z])[0],
+    "in a checkpoint": lambda z, t: jax.checkpoint(lambda z: stop(z) * z)(z),
+    "in a loop": lambda z, t: jax.lax.fori_loop(0, 3, lambda i, c: c + stop(c) + z, 0.0),
+    "in a branch": lambda z, t: jax.lax.cond(t > 0, lambda: stop(z), lambda: z),
+    "in another's parameter": lambda z, t: (
+        1.0 * vt.sample(KEY, dist.Bernoulli(logits=stop(z)), vt.Enumerate(), name="y")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    "estimator", [vt.Enumerate(), vt.ScoreFunction(), vt.MeasureValued()], ids=repr
+)
+def test_of_a_choice_is_refused(name, estimator):
+    with pytest.raises(vt.SiteError, match="Site 'z': jax.lax.stop_gradient .*Fix: use vipp.cons"):
+        jax.eval_shape(estimate(REFUSED[name], estimator), 0.3)
+
+
+def test_in_a_loop_that_draws_is_refused():
+    def f(t):
+        def step(c, k):
+            z = vt.sample(k, dist.Bernoulli(logits=t), vt.ScoreFunction(), name="z")
+            return c + stop(1.0 * z), None
+
+        return jax.lax.scan(step, 0.0, jax.random.split(KEY, 3))[0], None
+
+    with pytest.raises(vt.SiteError, match="Site 'z': jax.lax.stop_gradient"):
+        jax.eval_shape(lambda t: vt.surrogate(f)(t)[0], 0.3)
+
+
+MATRIX = jnp.array([[2.0, 0.3], [0.1, 1.0]])
+ALLOWED = {
+    "of a parameter": lambda z, t: z * stop(t),
+    "next to the choice": lambda z, t: z * t + stop(t * t),
+    "logsumexp": lambda z, t: jax.nn.logsumexp(jnp.stack([z, t])),
+    "softmax": lambda z, t: jax.nn.softmax(jnp.stack([z, t, 0.5 * z]))[2],
+    "log_softmax": lambda z, t: jax.nn.log_softmax(jnp.stack([z, t]))[0],
+    "solve": lambda z, t: jnp.linalg.solve(MATRIX + z * t, jnp.stack([z, t])).sum(),
+    "branch under vmap": lambda z, t: jax.vmap(
+        lambda x: jax.lax.cond(x * z > 0, jnp.exp, jnp.sin, x * t))(jnp.array([-1.0, 2.0])).sum(),
+    "a truncated draw": lambda z, t: t * jax.random.truncated_normal(KEY, z, z + 1e-6),
+    "a density": lambda z, t: dist.Beta(1.0 + z, 2.0).log_prob(jax.nn.sigmoid(t)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_a_result_does_not_depend_on_may_be_stopped(name):
+    got = jax.value_and_grad(estimate(ALLOWED[name], vt.Enumerate()))(0.3)
+
+    def exact(t):
+        p, f = jax.nn.sigmoid(t), ALLOWED[name]
+        return p * f(jnp.float32(1.0), t) + (1 - p) * f(jnp.float32(0.0), t)
+
+    for a, b in zip(got, jax.value_and_grad(exact)(0.3)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_of_a_pathwise_value_it_is_jaxs():
+    def f(m):
+        return stop(vt.sample(KEY, dist.Normal(m, 1.0), vt.Pathwise(), name="z")) ** 2, None
+
+    assert float(jax.grad(lambda m: vt.surrogate(f)(m)[0])(1.0)) == 0.0
