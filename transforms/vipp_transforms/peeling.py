@@ -96,7 +96,8 @@ def peel(traced: Traced, steps: Mapping[int, int]) -> tuple[Program, list[Peeled
     out, *aux = (lookup(v, scope) for v in jaxpr.outvars)
     sites = sites_of(inliner.eqns, [])
     inputs = tuple(jaxpr.invars)
-    program = Program(env, tuple(inliner.eqns), sites, out, tuple(aux), traced.aux_tree, inputs)
+    eqns = tuple(inliner.eqns)
+    program = Program(env, eqns, eqns, sites, out, tuple(aux), traced.aux_tree, inputs)
     return program, peeling.loops
 
 
