@@ -69,3 +69,21 @@ def test_a_category_that_cannot_be_is_no_part_of_a_relaxation(estimator):
     value, grad = jax.value_and_grad(lambda theta: vt.surrogate(program)(theta)[0])(THETA)
     assert jnp.isfinite(value) and jnp.isfinite(grad).all()
     assert 0 <= value <= THETA[2] + 1e-6  # nothing of the last one
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [vt.DisARM(), vt.ARM(), vt.ARMS(3), vt.REBAR(), vt.ReSTE(), vt.MeasureValued()],
+    ids=lambda e: type(e).__name__,
+)
+def test_certain_lanes(estimator):
+    """Of infinite logits: one is 0, one is 1, and neither has a gradient."""
+
+    def term(theta):
+        logits = jnp.concatenate([theta[:1], jnp.array([-jnp.inf, jnp.inf])])
+        z = vipp.sample("z", dist.Bernoulli(logits=logits), estimator)
+        return 2.0 * z[1] + z[2] + 0.0 * z[0]
+
+    value, grad = jax.value_and_grad(vipp.expectation(term), 1)(jax.random.key(0), THETA)
+    assert jnp.allclose(value, 1.0, atol=1e-6)
+    assert jnp.allclose(grad, 0.0, atol=1e-6)

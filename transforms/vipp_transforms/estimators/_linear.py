@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import Local, SiteInfo, Source
 
+# A logit in place of minus infinity, of which differences are not numbers: no part of any softmax.
+IMPOSSIBLE = -1e4
+
 
 def direction(parameter: jax.Array) -> jax.Array:
     """Zero, with the derivative of ``parameter``."""
@@ -68,6 +71,7 @@ def require_binary(site: SiteInfo, estimator: str) -> None:
 
 
 def logit(distribution: Any) -> jax.Array:
-    """Log odds of a binary distribution, whatever its parameters are."""
+    """Log odds of a binary distribution, whatever its parameters are; finite."""
     shape = distribution.batch_shape
-    return distribution.log_prob(jnp.ones(shape)) - distribution.log_prob(jnp.zeros(shape))
+    odds = distribution.log_prob(jnp.ones(shape)) - distribution.log_prob(jnp.zeros(shape))
+    return jnp.clip(odds, IMPOSSIBLE, -IMPOSSIBLE)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vipp_transforms import checks
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators._linear import is_binary, logit
+from vipp_transforms.estimators._linear import IMPOSSIBLE, is_binary, logit
 from vipp_transforms.estimators.base import Local, SiteInfo, Source
 
 
@@ -61,7 +61,7 @@ def relax(
     def one(here: Local, drawn: jax.Array) -> jax.Array:
         drawn = drawn.astype(jnp.result_type(float))
         if binary:
-            log_odds = jnp.clip(logit(here.distribution), _IMPOSSIBLE, -_IMPOSSIBLE)
+            log_odds = logit(here.distribution)
             logits = jnp.stack([jnp.zeros_like(log_odds), log_odds], -1)
             return fn(here, logits, jnp.stack([1 - drawn, drawn], -1))[..., 1]
         return fn(here, _log_probabilities(site, here.distribution), drawn)
@@ -75,11 +75,7 @@ def _log_probabilities(site: SiteInfo, distribution: Any) -> jax.Array:
     shape = (size, *distribution.batch_shape, size)
     vectors = jnp.eye(size).reshape((size,) + (1,) * len(distribution.batch_shape) + (size,))
     log_probs = jax.vmap(distribution.log_prob)(jnp.broadcast_to(vectors, shape))
-    return jnp.maximum(jnp.moveaxis(log_probs, 0, -1), _IMPOSSIBLE)
-
-
-# In place of minus infinity, of which differences are not numbers: still no part of any softmax.
-_IMPOSSIBLE = -1e4
+    return jnp.maximum(jnp.moveaxis(log_probs, 0, -1), IMPOSSIBLE)
 
 
 def gumbel_given(key: Any, logits: jax.Array, one_hot: jax.Array) -> jax.Array:
