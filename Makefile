@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest fuzz lint format docs bench notebooks clean
+.PHONY: help demo test test-all test-oldest fuzz lint format docs bench notebooks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -19,7 +19,10 @@ help:  ## list the targets
 demo: $(VENV)/.installed-demo  ## train a discrete VAE on handwritten digits under three estimators
 	$(BIN)/python notebooks/digits_vae.py $(ARGS)
 
-test: $(VENV)/.installed-test  ## run the tests, doctests included (ARGS="-k name" selects)
+test: $(VENV)/.installed-test  ## run the quick tests: every law, on a row of everything (ARGS="-k name" selects)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not thorough" $(ARGS)
+
+test-all: $(VENV)/.installed-test  ## run all tests: every row of every table
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-oldest:  ## run the tests on the oldest dependencies that pyproject.toml admits

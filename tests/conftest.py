@@ -1,9 +1,11 @@
 """Settings for the whole session: CPU, no network, deterministic, strict where that is possible."""
 
+import itertools
 import os
 import socket
 
 from compilation import xla_flags
+from quick import first_rows
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -26,6 +28,27 @@ def pytest_addoption(parser):
         action="store_true",
         help="run every test under jax.checking_leaks() (slow: JAX caches nothing meanwhile)",
     )
+
+
+ITEMS = pytest.StashKey[list]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark the rows that are not in the quick set (support/quick.py) before ``-m`` selects."""
+    tables = (item for item in items if hasattr(item, "callspec"))
+    for _, rows in itertools.groupby(tables, lambda item: (item.path, item.originalname)):
+        rows = list(rows)
+        for row, quick in zip(rows, first_rows([row.callspec.params for row in rows]), strict=True):
+            if not quick:
+                row.add_marker("thorough")
+    config.stash[ITEMS] = list(items)
+
+
+@pytest.fixture
+def collected(request):
+    """Everything that was collected, before ``-m`` and ``-k`` selected of it."""
+    return request.config.stash[ITEMS]
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,7 @@ from vipp.training.fit import fit
 from vipp.training.result import FitResult, NonFiniteError
 from vipp_transforms import (
     ARM,
+    ARMS,
     REBAR,
     RELAX,
     Automatic,
@@ -61,6 +62,7 @@ from vipp_transforms.names import renamed
 __all__ = [
     "AnnealedBound",
     "ARM",
+    "ARMS",
     "Automatic",
     "BiasedEstimatorWarning",
     "BiasedObjectiveWarning",

@@ -93,6 +93,7 @@ ROWS = {
         vt.MeasureValued(), ("normal", "poisson", "exponential", "gamma", "normal-event"), REAL
     ),
     "measure-shape": Row(vt.MeasureValued(), ("gamma-shape", "weibull"), (scaled,), ()),
+    "arms": Row(vt.ARMS(3), ("bernoulli-logits", "bernoulli-probs"), (*WIDE, mixing)),
     "rebar": Row(REBAR, ("bernoulli-relaxed", "bernoulli-probs", "one-hot"), (*WIDE, mixing)),
     "relax1": Row(relax(1), ("bernoulli-relaxed",), (pair, lanes, log_density_ratio)),
     "relax3": Row(relax(3), ("one-hot",), (lanes,), ()),

@@ -1,6 +1,7 @@
 """Gradient estimators, one family per file."""
 
 from vipp_transforms.estimators._baseline import Baseline, Learned, MovingAverage
+from vipp_transforms.estimators.arms import ARMS
 from vipp_transforms.estimators.disarm import ARM, DisARM
 from vipp_transforms.estimators.enumerate import Enumerate
 from vipp_transforms.estimators.gumbel_softmax import GumbelSoftmax
@@ -16,6 +17,7 @@ from vipp_transforms.estimators.straight_through import ReinMax, StraightThrough
 
 __all__ = [
     "ARM",
+    "ARMS",
     "Baseline",
     "DisARM",
     "Enumerate",
