@@ -13,6 +13,7 @@ from numpyro.infer.reparam import LocScaleReparam
 
 import vipp
 from vipp import fit as fit_function
+from vipp_transforms import packing
 
 KEY = jax.random.key(0)
 X = jnp.array([0.3, -1.2, 2.0, 1.1])
@@ -229,3 +230,22 @@ def test_samples_have_the_models_own_names():
     draws = result.sample_posterior(KEY, 3)
     assert set(draws) == {"z", "z_decentered"}
     np.testing.assert_allclose(draws["z"], 5.0 + 2.0 * draws["z_decentered"], rtol=1e-5)
+
+
+def test_many_sites_are_packed():
+    """A guide of many scalar sites trains as it does under SVI, in one packed loop."""
+
+    def many(x):
+        z = [numpyro.sample(f"z{i}", dist.Normal(0.1 * i, 1.0)) for i in range(12)]
+        numpyro.sample("x", dist.Normal(sum(z), 1.0).expand([4]).to_event(1), obs=x)
+
+    autoguide, optim = AutoNormal(many), optax.adam(0.03)
+    packed = vipp.fit(KEY, vipp.ELBO(), many, autoguide, optim, 5, X, progress_bar=False)
+    svi = SVI(many, autoguide, optim, vipp.ELBO())
+    state, step = svi.init(KEY, X), jax.jit(lambda state: svi.update(state, X))
+    closed = jax.make_jaxpr(step)(state)
+    assert packing.pays(packing.flatten(closed, final=True))
+    for loss in packed.losses:
+        state, theirs = step(state)
+        np.testing.assert_allclose(loss, theirs, rtol=2e-4)
+    close(packed.params, svi.get_params(state), atol=1e-5)

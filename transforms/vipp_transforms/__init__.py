@@ -24,6 +24,7 @@ from vipp_transforms.estimators.base import (
 )
 from vipp_transforms.factor_graph import Density
 from vipp_transforms.names import renamed
+from vipp_transforms.packing import pack
 from vipp_transforms.plan import Plan, plan
 from vipp_transforms.sites import lane_key, sample
 from vipp_transforms.summation import LogSum, sum_out, summed
@@ -52,6 +53,7 @@ __all__ = [
     "estimate",
     "estimator",
     "lane_key",
+    "pack",
     "plan",
     "run",
     "sample",

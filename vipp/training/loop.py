@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from numpyro.infer.util import transform_fn
 
 from vipp.training.identity import identity, structure
+from vipp_transforms import packing
 
 MOST_STEPS_AT_ONCE = 4096
 _MOST_KEPT = 16
@@ -56,20 +58,47 @@ def _compile(svi: SVI, build: Any, transforms: Any) -> Callable[..., Any]:
         own = copy.copy(svi)  # what is traced must not stay in the caller's
         own.constrain_fn = partial(transform_fn, constrain)
 
-        def step(carry: Any) -> Any:
-            i, state, _, losses = carry
+        def update(state: SVIState) -> Any:
             new, loss = own.update(state, *args, **kwargs)
             ok = jnp.isfinite(loss) & _finite(own.optim.get_params(new.optim_state))
-            kept = jax.tree.map(partial(jnp.where, ok), new, state)
-            return i + 1, kept, ok, losses.at[i].set(loss)
+            return new, loss, ok
 
-        start = (0, state, jnp.array(True), jnp.zeros(MOST_STEPS_AT_ONCE))
-        taken, state, ok, losses = jax.lax.while_loop(
-            lambda carry: (carry[0] < steps) & carry[2], step, start
-        )
-        return state, taken, ok, losses
+        return _loop(update, state, steps)
 
     return advance
+
+
+def _loop(update: Callable[[Any], Any], state: Any, steps: Any) -> tuple[Any, Any, Any, Any]:
+    """Up to ``steps`` updates of a state, packed where the programs have many small equations."""
+    closed = jax.make_jaxpr(update)(state)
+    program = packing.flatten(closed, final=True)
+    treedef = jax.tree.structure(state)
+
+    def whole(leaves: Any) -> Any:
+        *new, loss, ok = core.jaxpr_as_fun(closed)(*leaves)
+        return new, loss, ok
+
+    def packed(vectors: Any) -> Any:
+        new, (loss, ok) = packing.step(program, layout, vectors)
+        return new, loss, ok
+
+    layout = packing.Layout(state)
+    pays = packing.pays(program)
+    one = packed if pays else whole
+    start = layout.ravel(state) if pays else jax.tree.leaves(state)
+
+    def step(carry: Any) -> Any:
+        i, state, _, losses = carry
+        new, loss, ok = one(state)
+        kept = jax.tree.map(partial(jnp.where, ok), new, state)
+        return i + 1, kept, ok, losses.at[i].set(loss)
+
+    begin = (0, start, jnp.array(True), jnp.zeros(MOST_STEPS_AT_ONCE))
+    taken, end, ok, losses = jax.lax.while_loop(
+        lambda carry: (carry[0] < steps) & carry[2], step, begin
+    )
+    state = layout.unravel(end) if pays else jax.tree.unflatten(treedef, end)
+    return state, taken, ok, losses
 
 
 def _finite(params: Any) -> jax.Array:

@@ -1,0 +1,136 @@
+"""Packing: the same results, in one equation for each kind on a level."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vipp_transforms as vt
+from vipp_transforms import packing
+
+SIZE = 6
+
+
+def families(xs, key):
+    """Two kinds of sites, partial groups, a chain of additions, draws, and a shared factor."""
+    keys = jax.random.split(key, len(xs))
+    draws = [x + jax.random.normal(k) for x, k in zip(xs, keys)]
+    heavy = [jnp.exp(0.1 * x) if i % 2 else jnp.log1p(x**2) for i, x in enumerate(draws)]
+    total = 0.0
+    for i, x in enumerate(heavy):
+        total = total + (i + 1.0) * x
+    return total, [jnp.where(x > 0, x, 2 * x) for x in draws]
+
+
+def chain(xs, key):
+    """Each step depends on the one before: there is nothing to group."""
+    x = xs[0]
+    for y in xs[1:]:
+        x = jnp.sin(x) * y
+    return x
+
+
+def vectors(xs, key):
+    """Small arrays of several shapes, integers, booleans, and a large one left alone."""
+    rows = [jnp.stack([x, -x, x * x]) for x in xs]
+    large = jnp.arange(1_000.0).reshape(100, 10) * xs[0]
+    picked = [row[jnp.argmax(row)] for row in rows]
+    return jnp.stack([row @ row for row in rows]), picked, large.sum(0)
+
+
+def inner(xs, key):
+    """A loop, a branch, a call and a function with a derivative of its own."""
+    looped = [jax.lax.fori_loop(0, 3, lambda _, y: y * 1.5 + x, x) for x in xs]
+    taken = [jax.lax.cond(x > 0, jnp.sin, jnp.cos, x) for x in looped]
+    return [jax.nn.softplus(jax.jit(jnp.tanh)(x)) + jax.nn.relu(x) for x in taken]
+
+
+def constants(xs, key):
+    """What does not depend on the inputs, equal equations, and inputs as results."""
+    table = np.arange(6.0, dtype=np.float32)
+    return [jnp.float32(table[i]) + jnp.sin(xs[0]) for i in range(SIZE)], xs[1], 3.0
+
+
+PROGRAMS = [families, chain, vectors, inner, constants]
+XS = [jnp.float32(0.3 * i - 0.7) for i in range(SIZE)]
+
+
+@pytest.mark.parametrize("fn", PROGRAMS, ids=lambda fn: fn.__name__)
+def test_the_same_results_and_derivatives(fn):
+    key = jax.random.key(1)
+    packed = vt.pack(fn, worthwhile=1)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+    jax.tree.map(close, jax.jit(packed)(XS, key), jax.jit(fn)(XS, key))
+    moved = [x + 0.01 for x in XS]
+    for inner_fn in (packed, fn):
+        assert jax.tree.structure(inner_fn(XS, key)) == jax.tree.structure(fn(XS, key))
+    grads = [jax.jit(jax.jacrev(lambda xs: jax.tree.leaves(f(xs, key)))) for f in (packed, fn)]
+    jax.tree.map(close, grads[0](moved), grads[1](moved))
+
+
+def test_maps():
+    key = jax.random.split(jax.random.key(0), 3)
+    batch = [jnp.stack([x, x + 1, x + 2]) for x in XS]
+    got, want = (jax.vmap(f)(batch, key) for f in (vt.pack(families, worthwhile=1), families))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+
+
+def count(jaxpr, name):
+    return sum(eqn.primitive.name == name for eqn in jaxpr.eqns)
+
+
+def test_one_equation_for_each_kind():
+    key = jax.random.key(0)
+    jaxpr = jax.make_jaxpr(vt.pack(families, worthwhile=1))(XS, key)
+    assert count(jaxpr, "exp") == count(jaxpr, "log1p") == count(jaxpr, "random_bits") == 1
+    fewer, more = (
+        len(jax.make_jaxpr(vt.pack(lambda xs: sum(map(jnp.sin, xs)), worthwhile=1))(xs).eqns)
+        for xs in (XS, XS * 4)
+    )
+    assert more - fewer <= 2 * 3 * SIZE  # that of taking the inputs together, and no more
+
+
+def test_small_programs_are_left_as_they_are():
+    key = jax.random.key(0)
+    jaxpr = jax.make_jaxpr(vt.pack(families))(XS, key)
+    names = lambda j: [eqn.primitive.name for eqn in j.eqns]
+    assert names(jaxpr) == names(jax.make_jaxpr(families)(XS, key))
+
+
+def test_what_has_an_effect_is_left_as_it_is(capfd):
+    def noisy(xs):
+        jax.debug.print("x = {}", xs[0])
+        return sum(map(jnp.sin, xs))
+
+    assert jnp.isfinite(vt.pack(noisy, worthwhile=1)(XS))
+    jax.effects_barrier()
+    assert "x = -0.69999" in capfd.readouterr().out
+
+
+def test_a_step_keeps_its_state_packed():
+    """Scalars, arrays, integers and keys, in one vector for each dtype."""
+    state = {
+        "m": [jnp.float32(i) for i in range(5)], "w": jnp.ones((2, 2)), "n": jnp.int32(3),
+        "key": jax.random.key(0), "s": jnp.float32(0.5),
+    }  # fmt: skip
+
+    def step(state):
+        key, now = jax.random.split(state["key"])
+        noise = jax.random.normal(now)
+        m = [0.9 * x + noise for x in state["m"]]
+        w = state["w"] * state["s"]
+        return {"m": m, "w": w, "n": state["n"] + 1, "key": key, "s": sum(m)}, noise
+
+    closed = jax.make_jaxpr(step)(state)
+    program, layout = packing.flatten(closed, final=True), packing.Layout(state)
+    vectors = layout.ravel(state)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(_data(a), _data(b)),
+                 layout.unravel(vectors), state)  # fmt: skip
+    new, (noise,) = packing.step(program, layout, vectors)
+    want, want_noise = step(state)
+    close = lambda a, b: np.testing.assert_allclose(_data(a), _data(b), rtol=1e-6)
+    jax.tree.map(close, (layout.unravel(new), noise), (want, want_noise))
+
+
+def _data(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
