@@ -13,6 +13,8 @@ import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 
+from vipp.distributions.lanes import lane_distribution
+from vipp.distributions.wrappers import masked
 from vipp.language.keys import random_key, seeded
 from vipp.language.replicate import replicate
 from vipp.objectives.objective import objective
@@ -50,7 +52,9 @@ def AnnealedBound(  # noqa: N802
     .. math:: E\Big[\log \frac{p(x, z_T)}{q(z_0)}
         \prod_{t=1}^T \frac{N(\hat v_t; 0, 1)}{N(v_{t-1}; 0, 1)}\Big] \le \log p(x)
 
-    All latent sites must be continuous; they move in unconstrained coordinates.
+    All latent sites must be continuous and those of the guide the model's; they move in
+    unconstrained coordinates. The draws move along all of the data: a minibatch would move them
+    along itself, and lift the bound above the evidence.
 
     Args:
       num_steps: ``T``, at least 1.
@@ -61,7 +65,8 @@ def AnnealedBound(  # noqa: N802
 
     Raises:
       ValueError: if a count is not a positive int, ``step_size`` not positive or ``persistence``
-        outside [0, 1); when traced, naming a latent site that is discrete.
+        outside [0, 1); when traced, naming a site that is discrete, auxiliary or deterministic,
+        subsampled, or in the guide scaled or masked.
 
     Example:
       >>> import vipp
@@ -75,8 +80,10 @@ def AnnealedBound(  # noqa: N802
     """
 
     def chain() -> jax.Array:
-        z, _ = q.simulate_sites()
-        start, put = _unconstrain(z, p.log_density_sites(z))
+        z, of_q = q.simulate_sites()
+        of_p = p.log_density_sites(z)
+        _check_movable(of_p, of_q)
+        start, put = _unconstrain(z, of_p)
         size, key = start.size, random_key("AnnealedBound")
 
         def log_joint(u: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -116,17 +123,7 @@ def _unconstrain(
     z: Trace, of_p: list[SiteDensity]
 ) -> tuple[jax.Array, Callable[[jax.Array], tuple[Trace, jax.Array]]]:
     """One unconstrained vector for all values, and the way back with its log volume."""
-    supports = {}
-    for site in of_p:
-        if site.observed:
-            continue
-        if site.fn is None or site.fn.support.is_discrete:
-            raise ValueError(
-                f"AnnealedBound: site '{site.name}' is discrete, or of a program whose density is "
-                "estimated; expected continuous sites. Fix: sum it out (vipp.marginal), or use "
-                "IWAE."
-            )
-        supports[site.name] = biject_to(site.fn.support)
+    supports = {s.name: biject_to(s.fn.support) for s in of_p if not s.observed}
     flat, unravel = ravel_pytree({n: supports[n].inv(x) for n, x in z.values.items()})
 
     def put(u: jax.Array) -> tuple[Trace, jax.Array]:
@@ -137,3 +134,35 @@ def _unconstrain(
         return replace(z, values=values), log_det
 
     return flat, put
+
+
+def _check_movable(of_p: list[SiteDensity], of_q: list[SiteDensity]) -> None:
+    """Raise unless the guide's draws are points of the model's space, with their own density."""
+    model = {s.name for s in of_p if not s.observed}
+    for site in (*of_p, *of_q):
+        if site.fn is None:
+            _refuse(site, "belongs to a program whose density is estimated", "use IWAE")
+        subsampled = [n for n, ratio in site.subsampling.items() if ratio != 1]
+        if subsampled:
+            _refuse(site, f"is subsampled by plate '{subsampled[0]}'", "drop subsample_size")
+        if not site.observed and site.fn.support.is_discrete:
+            _refuse(site, "is discrete", "sum it out (vipp.marginal), or use IWAE")
+    for site in of_q:
+        if site.observed:
+            continue
+        if isinstance(lane_distribution(site.fn), dist.Delta) or site.name not in model:
+            fix = "draw the model's sites themselves in the guide, or use ELBO with AutoDAIS"
+            _refuse(site, "of the guide is auxiliary or deterministic", fix)
+        if masked(site.fn) or not _is_one(site.scale):
+            _refuse(site, "of the guide is scaled or masked", "take the handler off, or use IWAE")
+
+
+def _is_one(scale: Any) -> bool:
+    return scale is None or (isinstance(scale, int | float) and scale == 1)
+
+
+def _refuse(site: SiteDensity, what: str, fix: str) -> None:
+    raise ValueError(
+        f"AnnealedBound: site '{site.name}' {what}, expected continuous sites that can be moved. "
+        f"Fix: {fix}."
+    )
