@@ -11,7 +11,7 @@ from vipp.distributions.lanes import lane_distribution
 
 
 def lane_mask(fn: Any) -> Any:
-    """Which lanes of ``lane_distribution(fn)`` count: True for all, or bools to broadcast to them.
+    """Which lanes of ``lane_distribution(fn)`` count: True, False, or bools to broadcast to them.
 
     Masks change what is counted and not what is drawn; they may lie within ``to_event`` and
     ``expand``, one in another.
@@ -21,8 +21,10 @@ def lane_mask(fn: Any) -> Any:
     if not isinstance(fn, MaskedDistribution):
         return True
     inner, mask = lane_mask(fn.base_dist), fn._mask
-    if mask is True:
+    if mask is True or inner is False:
         return inner
+    if mask is False:
+        return False
     events = len(lane_distribution(fn).batch_shape) - len(fn.batch_shape)
     mask = jnp.asarray(mask, bool)
     mask = mask.reshape(mask.shape + (1,) * events)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +161,7 @@ def _is_one(scale: Any) -> bool:
     return scale is None or (isinstance(scale, int | float) and scale == 1)
 
 
-def _refuse(site: SiteDensity, what: str, fix: str) -> None:
+def _refuse(site: SiteDensity, what: str, fix: str) -> NoReturn:
     raise ValueError(
         f"AnnealedBound: site '{site.name}' {what}, expected continuous sites that can be moved. "
         f"Fix: {fix}."

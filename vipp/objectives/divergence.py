@@ -37,8 +37,8 @@ def analytic_kl(
     Raises:
       ValueError: naming a site asked for where it is not possible.
     """
-    model = {s.name: s for s in of_p if not s.observed}
-    latent = [s for s in of_q if not s.observed]
+    model = {s.name: s for s in of_p if not s.observed and s.fn is not None}
+    latent = [s for s in of_q if not s.observed and s.fn is not None]
     asked = None if sites == "analytic" else ([sites] if isinstance(sites, str) else list(sites))
     for name in asked or ():
         if name not in [s.name for s in latent]:

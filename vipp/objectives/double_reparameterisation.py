@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,12 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vipp.distributions.wrappers import masked
 from vipp.language.handler import estimator_of
 from vipp.language.keys import random_key, seeded
 from vipp.language.replicate import replicate
 from vipp.objectives.importance import Weights
-from vipp.programs.densities import SiteDensity, joint_per_plate
-from vipp.programs.program import AbstractProgram, PerPlate
+from vipp.programs.densities import SiteDensity, landed
+from vipp.programs.program import AbstractProgram, PerPlate, Program
 from vipp.programs.trace import Trace
 from vipp.programs.weights import Weighed, at_values, weigh_sites
 
@@ -31,30 +33,39 @@ def weigh_doubly_reparameterised(
     .. math:: \nabla_\phi = E\Big[\sum_k \tilde w_k^2
         \frac{\partial \log w_k}{\partial z_k} \nabla_\phi z_k\Big]
 
+    That is so of what is drawn at random; factors, and the volume that deterministic sites account
+    for, keep the gradient that they have.
+
     Raises:
-      ValueError: naming a latent site that is not pathwise.
+      ValueError: naming a latent site that is not pathwise, or scaled or masked: its density would
+        have to be counted as often as it is drawn.
     """
+    if not isinstance(q, Program):
+        raise _inexact(type(q).__name__)
 
     def particle() -> tuple[Trace, list[SiteDensity], Weighed]:
         z, of_q = q.simulate_sites()
         _check_pathwise(of_q)
         of_p = p.log_density_sites(z)
         weighed = weigh_sites(of_p, of_q, per_plate)
+        _check_counted_once(of_q, weighed.names)
         return z, [s.facts() for s in of_q], weighed
 
     drawn, of_q, weighed = replicate(particle, num_particles)
-    sites, names = {s.name: s for s in of_q}, weighed.names
+    sites, names = {s.name: s for s in of_q if s.random}, weighed.names
     normalised = jax.nn.softmax(jax.lax.stop_gradient(weighed.log_p - weighed.log_q), axis=0)
     constant_q = q.stop_gradient()
 
     def again(key: Any, z: Trace, weight: jax.Array) -> Any:
         moved = {
-            n: _scale_gradient(x, at_values(weight, sites[n], names)) for n, x in z.values.items()
+            n: _scale_gradient(z[n], at_values(weight, site, names)) for n, site in sites.items()
         }
-        z = replace(z, values=moved)
         with seeded(rng_seed=key):
-            log_p = joint_per_plate(p.log_density_sites(z), names)
-            return log_p, joint_per_plate(constant_q.log_density_sites(z), names)
+            # deterministic sites follow, with the parameters' gradient of their own
+            z, of_q, _ = q.complete(replace(z, values=moved))
+            of_q = landed(of_q, constant_q.log_density_sites(z))
+            weighed = weigh_sites(p.log_density_sites(z), of_q, names)
+            return weighed.log_p, weighed.log_q
 
     keys = jax.random.split(random_key("IWAE"), num_particles)
     log_p, log_q = jax.vmap(again)(keys, drawn, normalised)
@@ -64,11 +75,8 @@ def weigh_doubly_reparameterised(
 def _check_pathwise(of_q: Sequence[SiteDensity]) -> None:
     for site in of_q:
         if site.fn is None:
-            raise ValueError(
-                "IWAE(doubly_reparameterised=True) needs a guide with an exact density, got "
-                f"{site.name}. Fix: use doubly_reparameterised=False."
-            )
-        if site.observed:
+            raise _inexact(site.name)
+        if not site.random:
             continue
         estimator = estimator_of({"name": site.name, "fn": site.fn, "infer": site.infer})
         if not estimator.traits.pathwise:
@@ -76,6 +84,26 @@ def _check_pathwise(of_q: Sequence[SiteDensity]) -> None:
                 f"IWAE(doubly_reparameterised=True): site '{site.name}' is drawn with "
                 f"{estimator!r}, expected Pathwise(). Fix: use doubly_reparameterised=False, or "
                 "vipp.VIMCO for discrete sites."
+            )
+
+
+def _inexact(name: str) -> ValueError:
+    return ValueError(
+        f"IWAE(doubly_reparameterised=True) needs a guide with an exact density, got {name}. Fix: "
+        "use doubly_reparameterised=False."
+    )
+
+
+def _check_counted_once(of_q: Sequence[SiteDensity], plates: tuple[str, ...]) -> None:
+    for site in of_q:
+        taken = math.prod(site.subsampling[n] for n in plates)
+        scale = taken if site.scale is None else site.scale
+        once = isinstance(scale, int | float) and math.isclose(scale, taken)
+        if site.random and (masked(site.fn) or not once):
+            raise ValueError(
+                f"IWAE(doubly_reparameterised=True): site '{site.name}' of the guide is scaled or "
+                "masked, expected one that counts as it is drawn. Fix: use "
+                "doubly_reparameterised=False."
             )
 
 

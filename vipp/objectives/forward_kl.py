@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from vipp.language.keys import random_key, seeded
-from vipp.objectives.importance import weigh
+from vipp.objectives.importance import check_normalised, weigh
 from vipp.objectives.objective import objective
+from vipp.programs.densities import joint
 from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.trace import Trace
 
@@ -47,7 +48,7 @@ def ForwardKL(  # noqa: N802
 
     Raises:
       ValueError: if ``num_particles`` is not a positive int; when traced, naming a site that
-        ``samples`` lacks.
+        ``samples`` lacks, or a factor or observed site of the guide.
 
     Example:
       >>> import vipp
@@ -62,9 +63,13 @@ def ForwardKL(  # noqa: N802
 
         def score(values: Any) -> jax.Array:
             with seeded(rng_seed=key):
-                return q.log_density(Trace(values))
+                of_q = q.log_density_sites(Trace(values))
+                check_normalised("ForwardKL", of_q)
+                return joint(of_q)
 
         return jax.vmap(score)(values).mean()
-    weights = weigh(p.stop_gradient(), q.constant(), num_particles, per_plate)
+    weights = weigh(
+        p.stop_gradient(), q.constant(), num_particles, per_plate, normalised="ForwardKL"
+    )
     normalised = jax.nn.softmax(jax.lax.stop_gradient(weights.log_w), axis=0)
     return weights.total((normalised * weights.log_q).sum(0))

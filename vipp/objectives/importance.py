@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import vipp_transforms as vt
 from vipp.language.replicate import replicate
-from vipp.programs.densities import joint_per_plate
+from vipp.programs.densities import SiteDensity, joint_per_plate
 from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.weights import Weighed, weigh_sites
 
@@ -21,7 +21,8 @@ class Weights(NamedTuple):
       log_p: of the model.
       log_q: of the guide.
       scale: what a sum over the plates is to be multiplied by for subsampling.
-      score: the guide's, without scales: that of which the gradient is the score.
+      score: of the draws by the guide's random sites, whatever scales and masks count of them: that
+        of which the gradient is the score.
     """
 
     log_p: jax.Array
@@ -44,6 +45,8 @@ def weigh(
     q: AbstractProgram,
     num_particles: int,
     per_plate: PerPlate = "auto",
+    *,
+    normalised: str = "",
 ) -> Weights:
     r"""Draw particles, one set per element of the plates that enclose the whole model.
 
@@ -55,20 +58,26 @@ def weigh(
       num_particles: the number of draws.
       per_plate: ``"auto"`` for all plates that enclose every site of both programs, their names,
         or None for one set of weights.
+      normalised: the objective that follows the guide's density itself, to be named where the guide
+        has factors or observed sites; the model gets the draws as constants.
 
     Returns:
       The densities.
 
     Raises:
       ValueError: naming a site outside a named plate, or subsampled in a plate that is not one of
-        them.
+        them; or one that the guide observes, where ``normalised`` is given.
     """
 
     def particle() -> tuple[Weighed, jax.Array]:
         z, of_q = q.simulate_sites()
+        if normalised:
+            check_normalised(normalised, of_q)
+            z = jax.lax.stop_gradient(z)
         weighed = weigh_sites(p.log_density_sites(z), of_q, per_plate)
-        score = joint_per_plate([replace(s, scale=None) for s in of_q], weighed.names)
-        return weighed, score
+        drawn = [s.as_drawn() for s in of_q if s.random]
+        score = joint_per_plate(drawn, weighed.names)
+        return weighed, jnp.broadcast_to(score, weighed.log_q.shape)
 
     weighed, score = replicate(particle, num_particles)
     return Weights(weighed.log_p, weighed.log_q, weighed.scale, score)
@@ -77,3 +86,14 @@ def weigh(
 def gradient_only(x: jax.Array) -> jax.Array:
     r"""Zero, with the gradient of :math:`E[x]`."""
     return x - vt.constant(x)
+
+
+def check_normalised(what: str, of_q: list[SiteDensity]) -> None:
+    """Raise if the guide has factors or observed sites: its density is not that of its draws."""
+    for site in of_q:
+        if site.observed:
+            raise ValueError(
+                f"{what}: the guide observes site '{site.name}', or has a factor of that name; "
+                "expected sites that it draws, as its density itself is followed. Fix: leave the "
+                "site out, or use ELBO or IWAE."
+            )

@@ -65,7 +65,7 @@ def ReweightedWakeSleep(  # noqa: N802
 
     Raises:
       ValueError: if ``num_particles`` is not a positive int or a share is negative; when traced, if
-        ``dreamt`` is needed.
+        ``dreamt`` is needed, or naming a factor or observed site of the guide.
 
     Example:
       >>> import vipp
@@ -75,7 +75,7 @@ def ReweightedWakeSleep(  # noqa: N802
       Bornschein and Bengio, *Reweighted wake-sleep*, 2015.
       Le, Kosiorek, Siddharth, Teh and Wood, *Revisiting reweighted wake-sleep*, 2019.
     """
-    weights = weigh(p, q.constant(), num_particles, per_plate)
+    weights = weigh(p, q.constant(), num_particles, per_plate, normalised="ReweightedWakeSleep")
     constant = jax.lax.stop_gradient
     model = log_mean_exp(weights.log_p - constant(weights.log_q))
     value = weights.total(model)

@@ -61,8 +61,10 @@ def VarGrad(  # noqa: N802
       Malkin, Jain, Bengio, Sun and Bengio, *Trajectory balance*, 2022, equation 14.
     """
     weights = weigh(p, q.constant(), num_particles, None if log_evidence else per_plate)
-    elbo = (weights.log_p - jax.lax.stop_gradient(weights.log_q)).mean(0)
-    log_w = jax.lax.stop_gradient(weights.log_p) - weights.log_q
+    # the guide's parameters in what is no density of a draw, factors such as, are the ELBO's own
+    unnormalised = gradient_only(weights.log_q - weights.score)
+    elbo = (weights.log_p - jax.lax.stop_gradient(weights.log_q) - unnormalised).mean(0)
+    log_w = jax.lax.stop_gradient(weights.log_w) - gradient_only(weights.score)
     if log_evidence is None:
         loss = 0.5 * log_w.var(0, ddof=1)
     else:

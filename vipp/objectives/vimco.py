@@ -64,7 +64,6 @@ def VIMCO(  # noqa: N802
 def _without(log_w: jax.Array) -> jax.Array:
     """The bound with each weight in turn replaced by the geometric mean of the others."""
     n = len(log_w)
-    others = (log_w.sum(0) - log_w) / (n - 1)
-    replaced = jnp.where(jnp.eye(n, dtype=bool).reshape(n, n, *(1,) * (log_w.ndim - 1)),
-                         others[:, None], log_w[None])  # fmt: skip
-    return jax.vmap(log_mean_exp)(replaced)
+    itself = jnp.eye(n, dtype=bool).reshape(n, n, *(1,) * (log_w.ndim - 1))
+    others = jnp.where(itself, 0.0, log_w[None]).sum(1) / (n - 1)  # one may be minus infinity
+    return jax.vmap(log_mean_exp)(jnp.where(itself, others[:, None], log_w[None]))

@@ -10,16 +10,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpyro.distributions import Delta
 
 from vipp.distributions.densities import exact
+from vipp.distributions.lanes import lane_distribution
+from vipp.distributions.wrappers import factor, masked
 
 _UNKNOWN: Any = None
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("log_prob", "scale", "fn"),
-    meta_fields=("name", "plates", "subsampling", "observed", "infer", "event_dim"),
+    data_fields=("log_prob", "scale", "fn", "value"),
+    meta_fields=(
+        "name",
+        "plates",
+        "subsampling",
+        "observed",
+        "infer",
+        "event_dim",
+        "deterministic",
+        "estimated",
+    ),
 )
 @dataclass(frozen=True, eq=False)
 class SiteDensity:
@@ -35,6 +47,9 @@ class SiteDensity:
       observed: whether its value is data.
       infer: its configuration, the estimator included.
       event_dim: how many axes of a value are those of one batch element.
+      value: what is scored; None for the density of several sites together.
+      deterministic: whether the value follows from those drawn before (a ``Delta``).
+      estimated: whether the density is an estimate.
     """
 
     name: str
@@ -46,10 +61,27 @@ class SiteDensity:
     observed: bool = False
     infer: Mapping[str, Any] = field(default_factory=dict)
     event_dim: int = 0
+    value: Any = None
+    deterministic: bool = False
+    estimated: bool = False
 
     def facts(self) -> SiteDensity:
         """What is known of the site before it is drawn: no array, and nothing that holds one."""
-        return replace(self, log_prob=_UNKNOWN, scale=None, fn=None, infer={})
+        return replace(self, log_prob=_UNKNOWN, scale=None, fn=None, infer={}, value=None)
+
+    @property
+    def random(self) -> bool:
+        """Whether its value is drawn by chance."""
+        return not self.observed and not self.deterministic
+
+    def as_drawn(self) -> SiteDensity:
+        """The density that the value was drawn with: whatever scales and masks count of it."""
+        if self.fn is None or not masked(self.fn):
+            return replace(self, scale=None)
+        lanes = lane_distribution(self.fn)
+        events = len(lanes.batch_shape) - len(self.fn.batch_shape)
+        log_prob = lanes.log_prob(self.value).sum([-1 - i for i in range(events)])
+        return replace(self, log_prob=jnp.broadcast_to(log_prob, self.log_prob.shape), scale=None)
 
     def total(self) -> jax.Array:
         """The site's contribution to the joint log density."""
@@ -97,8 +129,9 @@ def site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensi
     frames = site["cond_indep_stack"]
     ratios = {f.name: _full_size(site, trace, f) / f.size for f in frames}
     plates = {f.name: f.dim for f in frames}
-    about = (site["fn"], site["is_observed"], site["infer"], fn.event_dim)
-    return SiteDensity(site["name"], log_prob, site["scale"], plates, ratios, *about)
+    about = (site["fn"], site["is_observed"], site["infer"], fn.event_dim, value)
+    fixed = isinstance(factor(fn), Delta)
+    return SiteDensity(site["name"], log_prob, site["scale"], plates, ratios, *about, fixed)
 
 
 def _full_size(site: Mapping[str, Any], trace: Mapping[str, Any], frame: Any) -> int:
@@ -150,3 +183,28 @@ def subsampling(sites: Iterable[SiteDensity], names: tuple[str, ...]) -> float:
     for site in sites:
         ratios.update(site.subsampling)
     return math.prod(ratios[n] for n in names)
+
+
+def landed(sites: Iterable[SiteDensity], constant: Iterable[SiteDensity]) -> list[SiteDensity]:
+    r"""The densities of a draw, of random sites those under constant parameters.
+
+    What a draw's own density would add to the gradient is nothing in expectation,
+    :math:`E_q[\nabla_\phi \log q_\phi] = 0`; that is not so of factors, observed sites, and the
+    volume that a deterministic site accounts for.
+
+    Args:
+      sites: as drawn.
+      constant: of the same values, the parameters constant.
+
+    Raises:
+      ValueError: naming one whose density is estimated, as another estimate is no bound.
+    """
+    found = {s.name: s for s in constant}
+    for site in sites:
+        if site.estimated:
+            raise ValueError(
+                f"stick_the_landing scores the draw again, but the density of {site.name} is an "
+                "estimate that belongs to the draw. Fix: leave stick_the_landing out, or sum the "
+                "other sites out (exact=True)."
+            )
+    return [replace(found[s.name], scale=s.scale) if s.random else s for s in sites]

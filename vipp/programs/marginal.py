@@ -221,6 +221,7 @@ class MarginalProgram(AbstractProgram):
             {**rest.subsamples, **kept.subsamples},
             kept.auxiliary + rest.auxiliary,
             kept.unrolled or rest.unrolled,
+            kept.loose + rest.loose,
         )
         with self._naming_the_proposal():
             of_p = self.base.log_density_sites(values)

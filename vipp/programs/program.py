@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import Unit
+from numpyro.distributions import Delta, Unit
 from numpyro.handlers import substitute, trace
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
+from vipp.distributions.wrappers import factor
 from vipp.language.control_flow import Scan, control_flow, look_inside, own_sites, scan_of, sites
 from vipp.language.keys import minibatch_key, random_key, seeded
-from vipp.programs.densities import SiteDensity, joint, joint_per_plate, site_densities
+from vipp.programs.auxiliary import loose
+from vipp.programs.densities import SiteDensity, joint, joint_per_plate, landed, site_densities
 from vipp.programs.trace import Trace
 
 PerPlate = str | tuple[str, ...] | None
@@ -41,9 +43,10 @@ class AbstractProgram(abc.ABC):
 
         Args:
           per_plate: as in :meth:`log_density`.
-          stick_the_landing: score the draw with constant parameters, so that the gradient keeps
-            the path through the draw alone (Roeder, Wu and Duvenaud 2017): still unbiased, with
-            no variance where the guide is exact; it costs a second run.
+          stick_the_landing: score what is drawn at random with constant parameters, so that the
+            gradient keeps the path through the draw alone (Roeder, Wu and Duvenaud 2017): still
+            unbiased, with no variance where the guide is exact; it costs a second run. Factors
+            and observed sites keep their gradient.
 
         Returns:
           The latent values, and :math:`\log w` with :math:`E[1/w] = 1/q(z)` given the values:
@@ -56,7 +59,7 @@ class AbstractProgram(abc.ABC):
         """
         drawn, sites = self.simulate_sites()
         if stick_the_landing:
-            return drawn, self.stop_gradient().log_density(drawn, per_plate)
+            sites = landed(sites, self.stop_gradient().log_density_sites(drawn))
         return drawn, _reduce(sites, per_plate)
 
     def log_density(self, trace: Trace, per_plate: PerPlate = None) -> jax.Array:
@@ -161,14 +164,7 @@ class Program(AbstractProgram):
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
         """Like :meth:`log_density`, site by site."""
         run = self._run(trace)
-        names = {n for n, s in run.record.items() if s["type"] == "sample"}
-        for name in trace.values:
-            if name not in names and name not in trace.auxiliary:
-                raise ValueError(
-                    f"Site '{name}' has a value but the program has no such site, got sites "
-                    f"{sorted(names)}. Fix: rename it, add it to the program, or mark it "
-                    "infer={'is_auxiliary': True} where it was drawn."
-                )
+        run.check_knows(trace)
         return run.densities
 
     def complete(self, trace: Trace) -> tuple[Trace, list[SiteDensity], tuple[str, ...]]:
@@ -192,7 +188,7 @@ class Program(AbstractProgram):
         drawn = run.drawn
         data = {n: run.record[n]["value"] for n in observed.names}
         latent = {n: x for n, x in drawn.values.items() if n not in data}
-        return replace(drawn, values=latent), data
+        return jax.lax.stop_gradient((replace(drawn, values=latent), data))
 
     def run(self, given: Trace | None = None) -> tuple[Trace, list[SiteDensity], Any]:
         """Run the program: its latent values (``given``, or drawn), densities, and result."""
@@ -269,7 +265,21 @@ class _Run(NamedTuple):
         }
         auxiliary = tuple(n for n, s in latent.items() if s["infer"].get("is_auxiliary"))
         values = {n: s["value"] for n, s in latent.items()}
-        return Trace(values, plates, auxiliary, self.unrolled)
+        return Trace(values, plates, auxiliary, self.unrolled, loose(latent, auxiliary))
+
+    def check_knows(self, given: Trace) -> None:
+        """Raise if a value was given for a site that there is not."""
+        names = {n for n, s in self.record.items() if s["type"] == "sample"}
+        for name in given.values:
+            if name in names or (name in given.auxiliary and name not in given.loose):
+                continue
+            if name in given.loose:
+                raise _scored_together(name, [n for n in given if n in names])
+            raise ValueError(
+                f"Site '{name}' has a value but the program has no such site, got sites "
+                f"{sorted(names)}. Fix: rename it, add it to the program, or integrate it out "
+                "where it is drawn (vipp.marginal)."
+            )
 
     @property
     def densities(self) -> list[SiteDensity]:
@@ -325,7 +335,9 @@ class _Constant(sites):
             return
         key = vt.lane_key(msg["kwargs"]["rng_key"], msg["fn"])
         value = msg["fn"](rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
-        msg["value"] = jax.lax.stop_gradient(value)
+        # what follows from the parameters is no draw, and keeps their gradient
+        fixed = isinstance(factor(msg["fn"]), Delta)
+        msg["value"] = value if fixed else jax.lax.stop_gradient(value)
 
 
 class _TakeScan(Messenger):
@@ -370,6 +382,14 @@ class _Unobserve(Messenger):
 
 def _latent(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
+
+
+def _scored_together(name: str, others: list[str]) -> ValueError:
+    return ValueError(
+        f"Site '{name}' is auxiliary and random, and the program has no such site: scored with it, "
+        f"the others {others} would have no density of their own, and a bound would exceed the "
+        f"evidence. Fix: integrate it out, vipp.marginal(guide, keep={others})."
+    )
 
 
 def _missing(name: str, given: Trace) -> ValueError:

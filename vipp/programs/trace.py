@@ -13,7 +13,7 @@ import jax
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("values", "subsamples"),
-    meta_fields=("auxiliary", "unrolled"),
+    meta_fields=("auxiliary", "unrolled", "loose"),
 )
 @dataclass(frozen=True)
 class Trace:
@@ -24,10 +24,11 @@ class Trace:
     Args:
       values: by site name, each of its site's shape and dtype.
       subsamples: by plate name, int indices of shape ``(subsample_size,)``.
-      auxiliary: names of sites marked ``infer={"is_auxiliary": True}``, which the other program
-        need not have.
+      auxiliary: names of sites marked ``infer={"is_auxiliary": True}``.
       unrolled: whether the program's scans were unrolled; the sites of step ``t`` of one are then
         called ``name[t]``.
+      loose: those auxiliary sites that the other program must have, as the density of the others is
+        none without them.
 
     Example:
       >>> import vipp
@@ -39,6 +40,7 @@ class Trace:
     subsamples: dict[str, Any] = field(default_factory=dict)
     auxiliary: tuple[str, ...] = ()
     unrolled: bool = False
+    loose: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

@@ -66,6 +66,8 @@ def weigh_sites(
     both = [*of_p, *of_q]
     names = enclosing_plates(per_plate, both)
     log_p, log_q = joint_per_plate(of_p, names), joint_per_plate(of_q, names)
+    shape = jnp.broadcast_shapes(log_p.shape, log_q.shape)  # a program may have no sites
+    log_p, log_q = jnp.broadcast_to(log_p, shape), jnp.broadcast_to(log_q, shape)
     return Weighed(log_p, log_q, names, subsampling(both, names))
 
 
@@ -123,7 +125,12 @@ def log_power_mean(log_w: jax.Array, power: Any) -> jax.Array:
 
 
 def one_density(
-    name: str, log_density: jax.Array, names: tuple[str, ...], sites: list[SiteDensity]
+    name: str,
+    log_density: jax.Array,
+    names: tuple[str, ...],
+    sites: list[SiteDensity],
+    *,
+    estimated: bool = True,
 ) -> SiteDensity:
     """The density of all of ``sites`` together, one entry per element of the plates ``names``.
 
@@ -132,6 +139,7 @@ def one_density(
       log_density: one axis per plate in ``names``.
       names: plates that enclose every site, outermost first.
       sites: in these plates.
+      estimated: whether it is an estimate.
 
     Returns:
       It, as of one site, scaled by the plates' subsampling.
@@ -140,4 +148,5 @@ def one_density(
     taken = subsampling(sites, names)
     ratios = {n: r for s in sites for n, r in s.subsampling.items() if n in names}
     log_prob = at_plates(log_density, sites[0], names) if names else log_density
-    return SiteDensity(name, log_prob, None if taken == 1 else taken, dims, ratios)
+    scale, seen = None if taken == 1 else taken, any(s.observed for s in sites)
+    return SiteDensity(name, log_prob, scale, dims, ratios, observed=seen, estimated=estimated)
