@@ -160,7 +160,7 @@ def rich_guide():
         numpyro.sample("seen", dist.Normal(m * z, 1.0), obs=0.4)
 
 
-RICH = {"m": jnp.array(2.0)}  # far from the optimum: a large gradient
+RICH = {"m": jnp.array(-1.5)}  # far from the optimum: a large gradient
 log_mean_exp = lambda x: logsumexp(x, axis=0) - jnp.log(len(x))
 K2 = {"num_particles": 2}
 FORMULAS = [
@@ -198,7 +198,7 @@ def test_all_terms_are_weighed_where_draws_are_constants(
     objective, formula, reference, bound_and_grad
 ):
     exact = reference.bound(rich_model, rich_guide, particles=2, plates=("N",), formula=formula)
-    drawn = bound_and_grad(objective, rich_model, rich_guide, RICH, keys=40_000)
+    drawn = bound_and_grad(objective, rich_model, rich_guide, RICH, keys=800_000)
     reference.check_unbiased(drawn, jax.value_and_grad(exact)(RICH))
 
 
@@ -294,7 +294,7 @@ def test_sticking_the_landing_keeps_what_is_no_draw(guide, reference, bound_and_
     wanted = jax.value_and_grad(by_quadrature(guide, 1))(M)
     for beta in (1.0, jnp.array(1.0)):  # two ways through the objective
         objective = vipp.ELBO(stick_the_landing=True, beta=beta)
-        drawn = bound_and_grad(objective, quadratic, guide, M, keys=20_000)
+        drawn = bound_and_grad(objective, quadratic, guide, M, keys=80_000)
         reference.check_unbiased(drawn, wanted)
 
 
@@ -305,14 +305,14 @@ def test_double_reparameterisation_keeps_what_is_no_draw(guide, reference, bound
         with pytest.raises(ValueError, match="site 'x' of the guide is scaled or masked.*Fix: "):
             objective.loss(KEY, M, quadratic, guide)
         return
-    drawn = bound_and_grad(objective, quadratic, guide, M, keys=20_000)
+    drawn = bound_and_grad(objective, quadratic, guide, M, keys=80_000)
     reference.check_unbiased(drawn, jax.value_and_grad(by_quadrature(guide, 2))(M))
 
 
 @pytest.mark.parametrize("guide", PATHWISE, ids=lambda g: g.__name__)
 def test_constant_draws_keep_what_is_no_draw(guide, reference, bound_and_grad):
     for objective, particles in ((vipp.VIMCO(**K2), 2), (vipp.VarGrad(**K2), 1)):
-        drawn = bound_and_grad(objective, quadratic, guide, M, keys=100_000)
+        drawn = bound_and_grad(objective, quadratic, guide, M, keys=300_000)
         reference.check_unbiased(drawn, jax.value_and_grad(by_quadrature(guide, particles))(M))
 
 

@@ -104,24 +104,27 @@ def log_power_mean(log_w: jax.Array, power: Any) -> jax.Array:
 
     At ``power`` 0 it is the mean of the logarithms, at infinity the largest of them.
     """
-    known = isinstance(power, int | float)
-    if known and power == 0:
-        return log_w.mean(0)
-    if known and power == math.inf:
-        return log_w.max(0)
-    if known and abs(power) > 0.1:
-        return log_mean_exp(power * log_w) / power
-    # about 0 the sum of powers is K but for rounding: there by what the powers exceed 1
-    centre = log_w.mean(0)
-    exponents = power * (log_w - centre)
-    near = jax.lax.stop_gradient(jnp.abs(exponents).max(0)) < 0.5
+    if isinstance(power, int | float):
+        if power == 0:
+            return log_w.mean(0)
+        if power == math.inf:
+            return log_w.max(0)
+        near = abs(power) < _NEAR_ZERO
+        return _mean_near_zero(log_w, power) if near else log_mean_exp(power * log_w) / power
     divisor = jnp.where(power == 0, 1.0, power)
-    excess = jnp.expm1(jnp.where(near, exponents, 0.0)).mean(0)
-    return jnp.where(
-        near,
-        centre + jnp.log1p(excess) / divisor,
-        log_mean_exp(power * log_w) / divisor,
-    )
+    far = log_mean_exp(power * log_w) / divisor
+    return jnp.where(jnp.abs(power) < _NEAR_ZERO, _mean_near_zero(log_w, power), far)
+
+
+_NEAR_ZERO = 0.02
+
+
+def _mean_near_zero(log_w: jax.Array, power: Any) -> jax.Array:
+    """About 0, where the sum of powers is ``K`` but for rounding: by what they fall short of 1."""
+    largest = jnp.where(power < 0, log_w.min(0), log_w.max(0))
+    divisor = jnp.where(power == 0, 1.0, power)
+    shortfall = jnp.expm1(power * (log_w - largest)).mean(0)
+    return jnp.where(power == 0, log_w.mean(0), largest + jnp.log1p(shortfall) / divisor)
 
 
 def one_density(
