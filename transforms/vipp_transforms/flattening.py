@@ -1,0 +1,168 @@
+"""A program as a flat list of small operations: calls opened, equal ones shared, sums joined."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from vipp_transforms import _jax
+
+LARGEST = 256  # elements: an equation with a larger operand or result is not small
+
+Atom = Any  # a variable or a literal of a jaxpr
+
+
+class Node(NamedTuple):
+    """One equation: what it does, on which atoms, and what it gives."""
+
+    eqn: Any  # None for a sum of all operands
+    operands: tuple[Atom, ...]
+    outs: tuple[Any, ...]
+
+
+@dataclass(eq=False)
+class Flat:
+    """A program without calls, equal equations shared.
+
+    Attributes:
+      invars: its inputs.
+      consts: its constants, by variable.
+      nodes: in order.
+      outs: the atoms that it returns.
+      packable: whether nothing in it has effects.
+    """
+
+    invars: list[Any]
+    consts: dict[Any, Any]
+    nodes: list[Node]
+    outs: list[Atom]
+    packable: bool
+
+    @property
+    def num_small(self) -> int:
+        """The number of equations that could be grouped."""
+        return sum(is_small(node) for node in self.nodes)
+
+
+def flatten(closed: Any, *, final: bool = False) -> Flat:
+    """Open the calls, share common subexpressions, join chains of additions, drop dead code.
+
+    Args:
+      closed: a jaxpr with its constants.
+      final: whether it will not be differentiated, so that functions with a derivative of their own
+        may be opened as well.
+    """
+    jaxpr, consts = _jax.open_jaxpr(closed)
+    flat = Flat(list(jaxpr.invars), {}, [], [], True)
+    scope: dict[Any, Any] = {}
+    flat.consts.update(zip(jaxpr.constvars, consts, strict=True))
+    _open(jaxpr, scope, flat, {}, final)
+    flat.outs = [_lookup(v, scope) for v in jaxpr.outvars]
+    flat.nodes = _alive(_summed(_alive(flat.nodes, flat.outs), flat.outs), flat.outs)
+    return flat
+
+
+def _lookup(atom: Atom, scope: dict[Any, Any]) -> Atom:
+    return atom if isinstance(atom, _jax.Literal) else scope.get(atom, atom)
+
+
+def _open(
+    jaxpr: Any, scope: dict[Any, Any], flat: Flat, seen: dict[Hashable, Node], final: bool
+) -> None:
+    for eqn in jaxpr.eqns:
+        operands = tuple(_lookup(v, scope) for v in eqn.invars)
+        flat.packable = flat.packable and not eqn.effects
+        if _jax.is_jit(eqn) or (final and _jax.called(eqn) is not None):
+            inner, consts = _jax.open_jaxpr(_jax.called(eqn))
+            own: dict[Any, Any] = dict(zip(inner.invars, operands, strict=True))
+            for var, const in zip(inner.constvars, consts, strict=True):
+                own[var] = _jax.fresh_like(var)
+                flat.consts[own[var]] = const
+            _open(inner, own, flat, seen, final)
+            scope.update(zip(eqn.outvars, (_lookup(w, own) for w in inner.outvars), strict=True))
+            continue
+        node = Node(eqn, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
+        node = seen.setdefault((signature(node), names(operands)), node)
+        scope.update(zip(eqn.outvars, node.outs, strict=True))
+        if node.eqn is eqn:
+            flat.nodes.append(node)
+
+
+def names(operands: Sequence[Atom]) -> Hashable:
+    """Equal for equal operands; literals by value."""
+    return tuple(
+        (str(x.aval), np.asarray(x.val).tobytes()) if isinstance(x, _jax.Literal) else id(x)
+        for x in operands
+    )
+
+
+def _alive(nodes: list[Node], outs: Sequence[Atom]) -> list[Node]:
+    needed = {v for v in outs if not isinstance(v, _jax.Literal)}
+    kept = []
+    for node in reversed(nodes):
+        if any(v in needed for v in node.outs):
+            needed.update(v for v in node.operands if not isinstance(v, _jax.Literal))
+            kept.append(node)
+    return kept[::-1]
+
+
+def _summed(nodes: list[Node], outs: Sequence[Atom]) -> list[Node]:
+    """Chains of additions of one small shape as sums of many."""
+    uses = collections.Counter(
+        v for n in nodes for v in n.operands if not isinstance(v, _jax.Literal)
+    )
+    uses.update(v for v in outs if not isinstance(v, _jax.Literal))
+    parts: dict[Any, tuple[Atom, ...]] = {}
+    made = []
+    for node in nodes:
+        if not _is_addition(node):
+            made.append(node)
+            continue
+        terms: tuple[Atom, ...] = ()
+        for atom in node.operands:
+            inner = None if isinstance(atom, _jax.Literal) else parts.get(atom)
+            terms += inner if inner is not None and uses[atom] == 1 else (atom,)
+        parts[node.outs[0]] = terms
+        made.append(Node(None, terms, node.outs) if len(terms) > 2 else node)
+    return made
+
+
+def _is_addition(node: Node) -> bool:
+    if node.eqn is None or node.eqn.primitive.name not in ("add", "add_any"):
+        return False
+    shapes = {x.aval.shape for x in (*node.operands, *node.outs)}
+    inexact = jnp.issubdtype(node.outs[0].aval.dtype, jnp.inexact)
+    return len(shapes) == 1 and inexact and is_small(node)
+
+
+def is_small(node: Node) -> bool:
+    """Whether a node may be grouped: no large arrays, no inner programs."""
+    if node.eqn is not None and _jax.sub_jaxprs(node.eqn):
+        return False
+    avals = [x.aval for x in (*node.operands, *node.outs)]
+    return all(hasattr(a, "shape") and math.prod(a.shape) <= LARGEST for a in avals)
+
+
+def signature(node: Node) -> Hashable:
+    """Equal for nodes that do the same to operands of the same shapes."""
+    eqn = node.eqn
+    if eqn is None:
+        return ("sum", len(node.operands), str(node.outs[0].aval))
+    params = tuple(sorted((k, _hashed(v)) for k, v in eqn.params.items()))
+    return eqn.primitive.name, params, tuple(str(x.aval) for x in (*node.operands, *node.outs))
+
+
+def _hashed(value: Any) -> str:
+    """Values that print alike may still differ where what is printed is a function or a program."""
+    plain = isinstance(value, bool | int | float | str | bytes | tuple | list | None | np.dtype)
+    return f"{type(value).__name__}:{value!r}" if plain or _is_record(value) else f"id:{id(value)}"
+
+
+def _is_record(value: Any) -> bool:
+    return hasattr(value, "_fields") or value is None
