@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 
 from vipp.distributions.implicit import implicit
 from vipp.distributions.quantiles import SCALARS
+from vipp.distributions.traced import moves_with_parameters
 from vipp.distributions.wrappers import WRAPPERS, parts
 
 
@@ -48,7 +49,18 @@ def explicit(fn: Any) -> bool:
         return isinstance(base, SCALARS)
     if isinstance(fn, _DECLARED_NONE):
         return all(map(explicit, parts(fn)))
-    declared = fn.arg_constraints or type(fn).has_rsample is not dist.Distribution.has_rsample
+    if not _is_numpyros(fn) and not fn.reparametrized_params and not _declares(fn):
+        return moves_with_parameters(fn)
+    declared = fn.arg_constraints or _declares(fn)
     if not declared and not isinstance(fn, dist.TruncatedPolyaGamma):  # that has no parameters
         return False
     return bool(fn.has_rsample) and all(map(explicit, parts(fn)))
+
+
+def _declares(fn: Any) -> bool:
+    """Whether a class says itself what its sampler can do."""
+    return type(fn).has_rsample is not dist.Distribution.has_rsample
+
+
+def _is_numpyros(fn: Any) -> bool:
+    return type(fn).__module__.partition(".")[0] == "numpyro"

@@ -47,9 +47,18 @@ def _value(thing: Any) -> Hashable:
     if isinstance(thing, np.generic):
         return type(thing), thing.item()
     hashable_by_value = type(thing).__eq__ is not object.__eq__ and type(thing).__hash__
-    if hashable_by_value and not isinstance(thing, jax.Array):
+    if hashable_by_value and not isinstance(thing, jax.Array) and _has_hash(thing):
         return thing
     return Same(thing)
+
+
+def _has_hash(thing: Any) -> bool:
+    """Whether a thing hashes: a module of another library may hold arrays, which don't."""
+    try:
+        hash(thing)
+    except TypeError:
+        return False
+    return True
 
 
 def _captured(fn: types.FunctionType) -> Iterator[Hashable]:

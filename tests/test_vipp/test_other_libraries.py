@@ -1,0 +1,113 @@
+"""Distributions of other libraries: pathwise where their own trace shows it."""
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from flowjax.distributions import StandardNormal
+from flowjax.experimental.numpyro import register_params
+from flowjax.experimental.numpyro import sample as flow_sample
+from flowjax.flows import masked_autoregressive_flow
+from numpyro.distributions import constraints
+from numpyro.infer import SVI, Trace_ELBO
+
+import vipp
+from vipp.distributions.reparameterisation import reparameterised
+
+KEY = jax.random.key(0)
+FLOW = masked_autoregressive_flow(KEY, base_dist=StandardNormal((2,)), flow_layers=1, nn_width=8)
+
+
+class Shifted(dist.Distribution):
+    """Declares nothing of what its sampler can do."""
+
+    support = constraints.real
+    pytree_data_fields = ("loc",)
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(jnp.shape(loc), ())
+
+    def sample(self, key, sample_shape=()):
+        return self.loc + jax.random.normal(key, sample_shape + self.batch_shape)
+
+    def log_prob(self, x):
+        return dist.Normal(self.loc, 1.0).log_prob(x)
+
+
+class Unlisted(Shifted):
+    """Its parameter is no part of the pytree."""
+
+    pytree_data_fields = ()
+
+
+class Held(Shifted):
+    """Its draw does not move."""
+
+    def sample(self, key, sample_shape=()):
+        return jax.lax.stop_gradient(super().sample(key, sample_shape))
+
+
+class Chosen(Shifted):
+    """Its parameter only decides."""
+
+    def sample(self, key, sample_shape=()):
+        return jnp.where(jax.random.uniform(key, self.batch_shape) < self.loc, 1.0, 2.0)
+
+
+class Rejected(Shifted):
+    """Drawn again until it fits."""
+
+    def sample(self, key, sample_shape=()):
+        def again(state):
+            key, x = state
+            key, own = jax.random.split(key)
+            return key, self.loc + jax.random.normal(own)
+
+        return jax.lax.while_loop(lambda s: s[1] < self.loc, again, (key, self.loc - 1.0))[1]
+
+
+class Counted(Shifted):
+    """Discrete."""
+
+    def sample(self, key, sample_shape=()):
+        return jnp.floor(super().sample(key, sample_shape)).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("kind", "moves"),
+    [(Shifted, True), (Unlisted, True), (Held, False), (Chosen, False), (Rejected, False),
+     (Counted, False)],
+)  # fmt: skip
+def test_what_its_trace_shows(kind, moves):
+    shown = []
+    jax.make_jaxpr(lambda loc: shown.append(reparameterised(kind(loc))) or loc)(0.3)
+    assert shown == [moves]
+
+
+def model():
+    cov = jnp.array([[1.0, 0.6], [0.6, 1.0]])
+    numpyro.sample("z", dist.MultivariateNormal(jnp.ones(2), cov))
+
+
+def guide():
+    flow_sample("z", register_params("flow", FLOW))
+
+
+@pytest.mark.parametrize(
+    "objective", [vipp.ELBO(), vipp.IWAE(num_particles=4), vipp.ELBO(stick_the_landing=True)]
+)
+def test_a_flow_as_a_guide_is_trained_to_the_evidence(objective):
+    """One layer is enough for a Gaussian: the bound is tight, as NumPyro's becomes."""
+    assert vipp.explain(objective, model, guide)["z"].estimator == "Pathwise"
+    optim = optax.adam(optax.cosine_decay_schedule(2e-2, 800))
+    ours = vipp.fit(KEY, objective, model, guide, optim, 800, progress_bar=False)
+    theirs = SVI(model, guide, optim, Trace_ELBO()).run(KEY, 800, progress_bar=False)
+    keys = jax.random.split(KEY, 2000)
+    loss = lambda bound, params: jax.jit(
+        jax.vmap(lambda k: bound.loss(k, params, model, guide))
+    )(keys).mean()  # fmt: skip
+    bound, bar = loss(objective, ours.params), loss(Trace_ELBO(), theirs.params)
+    assert -0.02 < bound < bar + 0.03 and bar < 0.05, (bound, bar)  # the evidence is one
