@@ -51,6 +51,11 @@ def collected(request):
     return request.config.stash[ITEMS]
 
 
+def pytest_itemcollected(item):
+    """A name with an address in it would differ between the processes that share the tests."""
+    assert " at 0x" not in item.nodeid, f"{item.nodeid}: name the case, with ids=label"
+
+
 @pytest.fixture(autouse=True)
 def _strict_jax(request):
     """Rank promotion raises in the engine's tests; leaks are checked where a test asks for it.

@@ -138,8 +138,8 @@ def test_differentiating_inside_what_does_not_reach_a_site():
 
 @pytest.mark.parametrize(
     ("args", "match"),
-    [((0,), "positive, got 0"), ((-1,), "positive, got -1"), ((2.0,), "an int, got 2.0"),
-     ((True,), "an int, got True"), ((1, "leave_one_out"), "at least 2, got 1"),
+    [((0,), "positive int, got 0"), ((-1,), "positive int, got -1"),
+     ((2.0,), "positive int, got 2.0"), ((True,), "positive int, got True"), ((1, "leave_one_out"), "at least 2, got 1"),
      ((2, "mean"), "None or 'leave_one_out', MovingAverage.*got 'mean'")],
 )  # fmt: skip
 def test_arguments_of_the_score_function(args, match):

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import vipp
+from labels import label
 
 OBJECTIVES = [
     vipp.AnnealedBound, vipp.CIWAE, vipp.CUBO, vipp.ELBO, vipp.FilteringBound, vipp.ForwardKL,
@@ -92,7 +93,7 @@ SCHEDULE = optax.linear_schedule(0.0, 1.0, 50)
         lambda: mine(temperature=2.0),
         lambda: vipp.ELBO() - 0.5 * vipp.IWAE(num_particles=2),
     ],
-    ids=lambda make: repr(make()),
+    ids=lambda make: label(make()),
 )
 def test_equal_by_value(make):
     one, other = make(), make()

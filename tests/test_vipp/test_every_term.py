@@ -21,6 +21,7 @@ from numpyro.infer.autoguide import (
 )
 
 import vipp
+from labels import label
 
 KEY = jax.random.key(0)
 MASK = jnp.array([True, False, True])
@@ -178,7 +179,7 @@ FORMULAS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("objective, formula", FORMULAS, ids=lambda o: repr(o)[:60])
+@pytest.mark.parametrize("objective, formula", FORMULAS, ids=label)
 def test_all_terms_are_weighed(objective, formula, reference, bound_and_grad):
     exact = reference.bound(rich_model, rich_guide, particles=2, plates=("N",), formula=formula)
     got = bound_and_grad(objective, rich_model, rich_guide, RICH)
@@ -192,7 +193,7 @@ def test_all_terms_are_weighed(objective, formula, reference, bound_and_grad):
         (vipp.VarGrad(**K2), lambda w: w.mean(0)),
         (vipp.PIWAE(num_bounds=1, **K2), log_mean_exp),
     ],
-    ids=repr,
+    ids=label,
 )
 def test_all_terms_are_weighed_where_draws_are_constants(
     objective, formula, reference, bound_and_grad
@@ -216,7 +217,7 @@ def test_beta_counts_all_of_the_guide(reference, bound_and_grad):
 @pytest.mark.parametrize(
     "objective",
     [vipp.ReweightedWakeSleep(**K2), vipp.ForwardKL(**K2), vipp.ForwardKL(samples={"z": jnp.ones((1, 3))})],
-    ids=repr,
+    ids=label,
 )  # fmt: skip
 def test_a_density_that_is_followed_itself_is_of_draws_alone(objective):
     with pytest.raises(ValueError, match="the guide observes site 'g'.*Fix: "):
@@ -385,7 +386,7 @@ EVERY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("objective", EVERY, ids=repr)
+@pytest.mark.parametrize("objective", EVERY, ids=label)
 def test_a_random_auxiliary_site_is_refused(objective):
     for fn in (dist.Normal(), dist.Bernoulli(0.5), dist.Normal().expand([2]).to_event(1)):
         with pytest.raises(ValueError, match="Site 'u' is auxiliary and random.*vipp.marginal"):
@@ -428,7 +429,7 @@ NOTHING = lambda: None
 WITHOUT_SITES = [o for o in EVERY if o.biased is None and not isinstance(o, vipp.AnnealedBound)]
 
 
-@pytest.mark.parametrize("objective", [*WITHOUT_SITES, vipp.AnnealedBound(num_steps=1)], ids=repr)
+@pytest.mark.parametrize("objective", [*WITHOUT_SITES, vipp.AnnealedBound(num_steps=1)], ids=label)
 def test_a_guide_of_no_sites(objective, bound_and_grad):
     """Every lower bound is the evidence."""
     evidence = lambda params: dist.Normal(params["m"], 1.0).log_prob(LOCS).sum()

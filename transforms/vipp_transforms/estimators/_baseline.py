@@ -49,8 +49,8 @@ class MovingAverage(Part):
       ValueError: if ``decay`` is outside of [0, 1).
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.ScoreFunction(baseline=vt.MovingAverage(0.9)).baseline
+      >>> import vipp
+      >>> vipp.ScoreFunction(baseline=vipp.MovingAverage(0.9)).baseline
       MovingAverage(decay=0.9)
 
     References:
@@ -94,8 +94,8 @@ class Learned(Part):
         ``vipp.with_estimators``.
 
     Example:
-      >>> import jax.numpy as jnp, vipp_transforms as vt
-      >>> vt.Learned(jnp.zeros(3)).network.shape
+      >>> import jax.numpy as jnp, vipp
+      >>> vipp.Learned(jnp.zeros(3)).network.shape
       (3,)
 
     References:

@@ -41,8 +41,8 @@ class ARMS(Estimator):
       ValueError: if ``num_samples`` is not an int of at least 2.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.ARMS(num_samples=4)
+      >>> import vipp
+      >>> vipp.ARMS(num_samples=4)
       ARMS(num_samples=4)
 
     References:

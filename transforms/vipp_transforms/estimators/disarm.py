@@ -36,8 +36,8 @@ class ARM(Estimator):
     Two evaluations, however many lanes. :class:`DisARM` has never a larger variance.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.ARM()
+      >>> import vipp
+      >>> vipp.ARM()
       ARM()
 
     References:
@@ -76,8 +76,8 @@ class DisARM(Estimator):
     with the antithetic pair of :class:`ARM`. Two evaluations, however many lanes.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.DisARM()
+      >>> import vipp
+      >>> vipp.DisARM()
       DisARM()
 
     References:

@@ -37,8 +37,8 @@ class Enumerate(Estimator):
       ValueError: if ``max_evaluations`` is not a positive int.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.Enumerate()
+      >>> import vipp
+      >>> vipp.Enumerate()
       Enumerate(max_evaluations=65536)
 
     References:

@@ -43,8 +43,8 @@ class GumbelSoftmax(Estimator):
       ValueError: if ``temperature`` is not positive.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.GumbelSoftmax(temperature=0.5)
+      >>> import vipp
+      >>> vipp.GumbelSoftmax(temperature=0.5)
       GumbelSoftmax(temperature=0.5, hard=False)
 
     References:

@@ -40,8 +40,8 @@ class LocalExpectation(Estimator):
       ValueError: if ``max_evaluations`` is not a positive int.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.LocalExpectation()
+      >>> import vipp
+      >>> vipp.LocalExpectation()
       LocalExpectation(max_evaluations=4096)
 
     References:

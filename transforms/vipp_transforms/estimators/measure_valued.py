@@ -49,8 +49,8 @@ class MeasureValued(Estimator):
     derivative is that of the score function.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.MeasureValued()
+      >>> import vipp
+      >>> vipp.MeasureValued()
       MeasureValued()
 
     References:

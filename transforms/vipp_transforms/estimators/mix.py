@@ -55,8 +55,8 @@ class Mix(Estimator):
       ValueError: if ``weight`` is not a number or ``"optimal"``, or ``decay`` not in [0, 1).
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.Mix(vt.DisARM(), vt.ScoreFunction(2, "leave_one_out"), weight=0.5).weight
+      >>> import vipp
+      >>> vipp.Mix(vipp.DisARM(), vipp.ScoreFunction(2, "leave_one_out"), weight=0.5).weight
       0.5
 
     References:

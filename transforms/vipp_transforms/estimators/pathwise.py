@@ -58,8 +58,8 @@ class Pathwise(Estimator):
       ValueError: for arguments that are not as above, or that exclude each other.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.Pathwise(num_samples=8, quasi=True)
+      >>> import vipp
+      >>> vipp.Pathwise(num_samples=8, quasi=True)
       Pathwise(num_samples=8, antithetic=False, quasi=True, control_variate=None)
 
     References:

@@ -55,8 +55,8 @@ class REBAR(Estimator):
       ValueError: if ``temperature`` is not positive.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.REBAR(temperature=0.5)
+      >>> import vipp
+      >>> vipp.REBAR(temperature=0.5)
       REBAR(temperature=0.5, eta=1.0)
 
     References:
@@ -113,8 +113,8 @@ class RELAX(Estimator):
       ValueError: if ``hidden`` is not a positive int.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.RELAX(hidden=8)
+      >>> import vipp
+      >>> vipp.RELAX(hidden=8)
       RELAX(hidden=8)
 
     References:

@@ -44,8 +44,8 @@ class ReSTE(Estimator):
       ValueError: if ``power`` is below 1, or ``limit`` not positive.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.ReSTE(power=3.0)
+      >>> import vipp
+      >>> vipp.ReSTE(power=3.0)
       ReSTE(power=3.0, limit=10.0)
 
     References:

@@ -66,8 +66,8 @@ class ScoreFunction(Estimator):
       ValueError: for a count, a baseline or a coefficient that is not one of these.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.ScoreFunction(num_samples=4, baseline="leave_one_out").num_samples
+      >>> import vipp
+      >>> vipp.ScoreFunction(num_samples=4, baseline="leave_one_out").num_samples
       4
 
     References:

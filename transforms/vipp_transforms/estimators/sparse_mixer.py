@@ -33,8 +33,8 @@ class SparseMixer(Estimator):
     it, so that no other gradient is touched.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.SparseMixer()
+      >>> import vipp
+      >>> vipp.SparseMixer()
       SparseMixer()
 
     References:

@@ -28,8 +28,8 @@ class StraightThrough(Estimator):
     .. math:: y = b + \pi - \mathrm{sg}[\pi]
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.StraightThrough()
+      >>> import vipp
+      >>> vipp.StraightThrough()
       StraightThrough()
 
     References:
@@ -78,8 +78,8 @@ class ReinMax(Estimator):
       ValueError: if ``temperature`` is not positive.
 
     Example:
-      >>> import vipp_transforms as vt
-      >>> vt.ReinMax()
+      >>> import vipp
+      >>> vipp.ReinMax()
       ReinMax(temperature=1.0)
 
     References:
