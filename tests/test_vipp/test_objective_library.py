@@ -96,7 +96,7 @@ def test_one_bound_over_everything(name, reference, bound_and_grad):
 
 def constant_draws(reference, params, particles, f):
     """The gradient of ``E[f(log p, log q of the draws)]``, the draws' distribution constant."""
-    values, log_q0 = reference.outcomes(guide, params)
+    values, log_q0 = jax.jit(lambda p: reference.outcomes(guide, p))(params)
 
     def densities(params, z):
         parts = []
@@ -117,7 +117,7 @@ def constant_draws(reference, params, particles, f):
         log_p, log_q = jax.vmap(lambda z: densities(params, z))(values["z"])
         return (probability * jax.vmap(f)(log_p[picks], log_q[picks])).sum()
 
-    return jax.grad(mean)(params)
+    return jax.jit(jax.grad(mean))(params)
 
 
 sg = jax.lax.stop_gradient
