@@ -9,6 +9,7 @@ import optax
 import pytest
 from jax.scipy.special import logsumexp
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import (
     AutoBNAFNormal,
@@ -139,6 +140,26 @@ def test_a_lane_that_stands_for_several_has_no_closed_form():
     q = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))
     with pytest.raises(ValueError, match="'z' .Normal from Normal. has no closed form"):
         vipp.ELBO(kl=["z"]).loss(KEY, {}, p, q)
+
+
+def test_a_loop_that_runs_the_other_way_has_no_closed_form(bound_and_grad):
+    """What a step of the model depends on, the guide draws later."""
+
+    def run(reverse, shift):
+        step = lambda z, _: (numpyro.sample("z", dist.Normal(0.9 * z + shift, 0.5)), None)
+        scan(step, 0.0, None, length=3, reverse=reverse)
+
+    model = lambda: run(False, 0.0)
+    guide = lambda reverse: lambda: run(reverse, numpyro.param("m", 0.3))
+    with pytest.raises(ValueError, match="'z'.*steps of the loop that the guide draws later"):
+        vipp.ELBO(kl=["z"]).loss(KEY, M, model, guide(True))
+    plain, closed = (
+        bound_and_grad(vipp.ELBO(kl=kl), model, guide(True), M, keys=50)[0]
+        for kl in ("monte_carlo", "analytic")
+    )
+    np.testing.assert_allclose(plain, closed, rtol=1e-4)
+    value, _ = bound_and_grad(vipp.ELBO(kl=["z"]), model, guide(False), M)
+    np.testing.assert_allclose(value, -3 * 0.5 * (0.2 / 0.5) ** 2, rtol=1e-4)
 
 
 # -- a guide with everything, enumerated -------------------------------------------------------------

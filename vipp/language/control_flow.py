@@ -85,6 +85,10 @@ def looped(msg: Any) -> bool:
     return "_scan_current_index" in msg["infer"] or "of_a_step" in msg
 
 
+# among what a site's ``infer`` says: it is drawn in a loop that runs in reverse
+REVERSED = "_reversed"
+
+
 # -- looking ahead ---------------------------------------------------------------------------------
 
 
@@ -214,6 +218,14 @@ class own_sites(Messenger):  # noqa: N801
             )
 
 
+class _reversed(Messenger):  # noqa: N801
+    """Marks the sites of a loop that runs from its last step to its first."""
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            msg["infer"] = {**msg["infer"], REVERSED: True}
+
+
 class _plates_as_drawn(Messenger):  # noqa: N801
     """Gives plates the indices that were drawn outside."""
 
@@ -272,8 +284,11 @@ class control_flow(Messenger):  # noqa: N801
         within(msg, lambda: _plates_as_drawn(indices))
         if self.path and self.given is not None:
             msg["inside"] = inside = self._give_step(msg, inside)
-        if scan_of(msg) is None:
+        scan = scan_of(msg)
+        if scan is None:
             return
+        if scan.reverse:
+            within(msg, _reversed)
         self.shapes.update(inside.shapes)
         run, msg["fn"] = msg["fn"], lambda *args, **kwargs: self._run(msg, run, args, kwargs)
         unrolled = list(inside.nested) if self.scored else []

@@ -12,6 +12,7 @@ from numpyro.distributions.distribution import ExpandedDistribution
 
 from vipp.distributions.lanes import lane_distribution
 from vipp.distributions.masks import lane_mask
+from vipp.language.control_flow import REVERSED
 from vipp.programs.densities import SiteDensity
 
 
@@ -50,23 +51,30 @@ def analytic_kl(
     for i, site in enumerate(latent):
         if site.name not in model or (asked is not None and site.name not in asked):
             continue
-        value, why = _divergence(site, model[site.name]), "has no closed form"
-        before = list(model)[: list(model).index(site.name)]
-        late = [s.name for s in latent[i + 1 :] if s.name in before]
-        if late:
-            value, why = (
-                None,
-                f"may depend in the model on '{late[0]}', which the guide draws later",
-            )
+        why = _drawn_late(site, model[site.name], latent[i + 1 :], list(model))
+        value = None if why else _divergence(site, model[site.name])
         if value is not None:
             found[site.name] = value
         elif asked is not None:
             kinds = f"{_kind(site.fn)} from {_kind(model[site.name].fn)}"
             raise ValueError(
-                f"ELBO(kl=): the divergence at site '{site.name}' ({kinds}) {why}. Fix: leave the "
-                "site out."
+                f"ELBO(kl=): the divergence at site '{site.name}' ({kinds}) "
+                f"{why or 'has no closed form'}. Fix: leave the site out."
             )
     return found
+
+
+def _drawn_late(
+    site: SiteDensity, of_p: SiteDensity, after: list[SiteDensity], model: list[str]
+) -> str | None:
+    """Why the model's distribution may depend on what the guide draws later; None if it doesn't."""
+    before = model[: model.index(site.name)]
+    late = [s.name for s in after if s.name in before]
+    if late:
+        return f"may depend in the model on '{late[0]}', which the guide draws later"
+    if site.infer.get(REVERSED, False) != of_p.infer.get(REVERSED, False):
+        return "may depend in the model on steps of the loop that the guide draws later"
+    return None
 
 
 def _kind(fn: Any) -> str:
