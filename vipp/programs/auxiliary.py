@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpyro.distributions import Delta
 
 from vipp.distributions.masks import lane_mask
 from vipp.distributions.wrappers import factor
+from vipp.programs.trace import Trace
 
 
 def loose(latent: Mapping[str, Any], auxiliary: Iterable[str]) -> tuple[str, ...]:
@@ -29,3 +30,23 @@ def loose(latent: Mapping[str, Any], auxiliary: Iterable[str]) -> tuple[str, ...
     random = [n for n in auxiliary - fixed if lane_mask(latent[n]["fn"]) is not False]
     size = lambda names: sum(np.size(latent[n]["value"]) for n in names)
     return tuple(sorted(random)) if size(random) > size(fixed - auxiliary) else ()
+
+
+def check_known(given: Trace, names: Collection[str]) -> None:
+    """Raise if a value was given for a site not in ``names``, unless it may be left out."""
+    for name in given.values:
+        if name in names or (name in given.auxiliary and name not in given.loose):
+            continue
+        if name in given.loose:
+            others = [n for n in given if n in names]
+            raise ValueError(
+                f"Site '{name}' is auxiliary and random, and the program has no such site: scored "
+                f"with it, the others {others} would have no density of their own, and a bound "
+                f"would exceed the evidence. Fix: integrate it out, vipp.marginal(guide, "
+                f"keep={others})."
+            )
+        raise ValueError(
+            f"Site '{name}' has a value but the program has no such site, got sites "
+            f"{sorted(names)}. Fix: rename it, add it to the program, or integrate it out where it "
+            "is drawn (vipp.marginal)."
+        )

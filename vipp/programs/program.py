@@ -20,7 +20,7 @@ import vipp_transforms as vt
 from vipp.distributions.wrappers import factor
 from vipp.language.control_flow import Scan, control_flow, look_inside, own_sites, scan_of, sites
 from vipp.language.keys import minibatch_key, random_key, seeded
-from vipp.programs.auxiliary import loose
+from vipp.programs.auxiliary import check_known, loose
 from vipp.programs.densities import SiteDensity, joint, joint_per_plate, landed, site_densities
 from vipp.programs.trace import Trace
 
@@ -164,7 +164,7 @@ class Program(AbstractProgram):
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
         """Like :meth:`log_density`, site by site."""
         run = self._run(trace)
-        run.check_knows(trace)
+        check_known(trace, {n for n, s in run.record.items() if s["type"] == "sample"})
         return run.densities
 
     def complete(self, trace: Trace) -> tuple[Trace, list[SiteDensity], tuple[str, ...]]:
@@ -267,20 +267,6 @@ class _Run(NamedTuple):
         values = {n: s["value"] for n, s in latent.items()}
         return Trace(values, plates, auxiliary, self.unrolled, loose(latent, auxiliary))
 
-    def check_knows(self, given: Trace) -> None:
-        """Raise if a value was given for a site that there is not."""
-        names = {n for n, s in self.record.items() if s["type"] == "sample"}
-        for name in given.values:
-            if name in names or (name in given.auxiliary and name not in given.loose):
-                continue
-            if name in given.loose:
-                raise _scored_together(name, [n for n in given if n in names])
-            raise ValueError(
-                f"Site '{name}' has a value but the program has no such site, got sites "
-                f"{sorted(names)}. Fix: rename it, add it to the program, or integrate it out "
-                "where it is drawn (vipp.marginal)."
-            )
-
     @property
     def densities(self) -> list[SiteDensity]:
         """Of all sites."""
@@ -382,14 +368,6 @@ class _Unobserve(Messenger):
 
 def _latent(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
-
-
-def _scored_together(name: str, others: list[str]) -> ValueError:
-    return ValueError(
-        f"Site '{name}' is auxiliary and random, and the program has no such site: scored with it, "
-        f"the others {others} would have no density of their own, and a bound would exceed the "
-        f"evidence. Fix: integrate it out, vipp.marginal(guide, keep={others})."
-    )
 
 
 def _missing(name: str, given: Trace) -> ValueError:
