@@ -378,10 +378,12 @@ def test_the_resampling_gradient_makes_it_unbiased(soft, reference, bound_and_gr
     reference.check_unbiased(drawn, jax.value_and_grad(exact)(PARAMS))
 
 
-def kalman(xs):
+def kalman(xs, seen=None):
     mean, variance, total = 0.0, 1.0, 0.0
-    for x in np.asarray(xs, np.float64):
+    for i, x in enumerate(np.asarray(xs, np.float64)):
         mean, variance = 0.9 * mean, 0.81 * variance + 0.25
+        if seen is not None and not seen[i]:
+            continue
         total += -0.5 * (math.log(2 * math.pi * (variance + 0.49)))
         total += -0.5 * (x - mean) ** 2 / (variance + 0.49)
         gain = variance / (variance + 0.49)
@@ -533,6 +535,59 @@ def test_an_enumerated_guide_of_64_steps(bound_and_grad):
     got = bound_and_grad(vipp.ELBO(), model, guide, params, xs)
     want = jax.jit(jax.value_and_grad(exact))(params)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=2e-3), got, want)
+
+
+SEEN = jnp.array([True, False, True])
+
+
+@pytest.mark.parametrize("how", ["mask", "obs_mask"])
+@pytest.mark.parametrize(
+    "objective", [vipp.FilteringBound(num_particles=1_000), vipp.IWAE(num_particles=1_000)]
+)
+def test_missing_observations(how, objective, bound_and_grad):
+    """The bound is tight, and the step without an observation counts nothing; a carry in a tree."""
+
+    def model(xs):
+        def step(carry, given):
+            x, seen = given
+            z = numpyro.sample("z", dist.Normal(0.9 * carry["z"][0], 0.5))
+            if how == "obs_mask":
+                numpyro.sample("x", dist.Normal(z, 0.7), obs=x, obs_mask=seen)
+            else:
+                with numpyro.handlers.mask(mask=seen):
+                    numpyro.sample("x", dist.Normal(z, 0.7), obs=x)
+            return {"z": (z, carry["z"][1] + 1), "none": None}, None
+
+        start = numpyro.sample("z0", dist.Normal(0.0, 1.0))
+        scan(step, {"z": (start, 0), "none": None}, (xs, SEEN))
+
+    value, _ = bound_and_grad(objective, model, gaussian_steps, {}, XS, keys=8)
+    np.testing.assert_allclose(value.mean(), kalman(XS, SEEN), atol=0.06)
+
+
+def test_filtering_with_unknown_dynamics(bound_and_grad):
+    """A latent before the scan is resampled with the particle whose steps it governs."""
+
+    def model(xs):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+
+        def step(z, x):
+            z = numpyro.sample("z", dist.Normal(a * z, 0.5))
+            numpyro.sample("x", dist.Normal(z, 0.7), obs=x)
+            return z, None
+
+        scan(step, 0.0, xs)
+
+    def guide(xs):
+        numpyro.sample("a", dist.Normal(numpyro.param("m", 0.0), 1.0))
+        scan(lambda z, x: (numpyro.sample("z", dist.Normal(0.5 * x, 0.5)), None), 0.0, xs)
+
+    params, xs = {"m": jnp.array(0.0)}, jnp.array([0.3, -0.2, 0.5, 1.1])
+    values = [
+        bound_and_grad(objective(num_particles=2_000), model, guide, params, xs, keys=8)[0].mean()
+        for objective in (vipp.IWAE, vipp.FilteringBound)
+    ]
+    np.testing.assert_allclose(values[0], values[1], atol=0.05)
 
 
 # -- mistakes --------------------------------------------------------------------------------------

@@ -252,3 +252,17 @@ def is_zero(tangent: Any) -> bool:
 def zero_like(primal: Any) -> Any:
     """The tangent of what is not differentiated."""
     return ad.Zero(shaped_array(primal.shape, primal.dtype))
+
+
+def evaluated(closed: Any, values: Sequence[Any]) -> list[Any]:
+    """The results of a closed jaxpr on given inputs."""
+    return core.jaxpr_as_fun(closed)(*values)
+
+
+def depends(closed: Any) -> list[bool]:
+    """Which outputs of a closed jaxpr may depend on its inputs, and not on constants alone."""
+    reached = set(closed.jaxpr.invars)
+    for eqn in closed.jaxpr.eqns:
+        if any(v in reached for v in eqn.invars if not isinstance(v, Literal)):
+            reached.update(eqn.outvars)
+    return [not isinstance(v, Literal) and v in reached for v in closed.jaxpr.outvars]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,10 +13,12 @@ import numpyro.distributions as dist
 import vipp_transforms as vt
 from vipp.language.keys import random_key, seeded
 from vipp.objectives.objective import objective
-from vipp.programs.densities import joint
+from vipp.programs.densities import SiteDensity
+from vipp.programs.particles import Particles, begin, joined, part
 from vipp.programs.program import AbstractProgram
 from vipp.programs.steps import Sequence, take_apart
 from vipp.programs.support import check_same_support
+from vipp.programs.weights import weigh_sites
 from vipp_transforms.choices import single_draw
 
 _WAYS = ("multinomial", "systematic", "soft", "none")
@@ -64,7 +67,8 @@ def FilteringBound(  # noqa: N802
 
     for a model and a guide that are each written with one ``numpyro.contrib.control_flow.scan``:
     the guide's step proposes, the model's step weighs, and between steps the particles are
-    resampled. It needs ``K`` of the order of ``T``, where IWAE needs it exponential in ``T``.
+    resampled, latent values drawn before the scan (unknown dynamics, say) with them. It needs ``K``
+    of the order of ``T``, where IWAE needs it exponential in ``T``.
 
     Args:
       num_particles: ``K``, at least 1.
@@ -91,50 +95,61 @@ def FilteringBound(  # noqa: N802
       Naesseth, Linderman, Ranganath and Blei, *Variational sequential Monte Carlo*, 2018.
       Karkus, Hsu and Lee, *Particle filter networks*, 2018 (soft resampling).
     """
-    key = random_key("FilteringBound")
-    first, chain, ancestors = jax.random.split(key, 3)
-    seen: dict[str, Any] = {}
-
-    def start(key: Any) -> Any:
-        keys = jax.random.split(key)
-        with seeded(rng_seed=keys[0]):
-            guide = take_apart(q, "guide")
-        with seeded(rng_seed=keys[1]):
-            model = take_apart(p, "model", guide.drawn)
-        seen.update(guide=guide, model=model)
-        return (guide.scan.carry, model.scan.carry), joint(model.sites) - joint(guide.sites)
-
-    carries, log_w = jax.vmap(start)(jax.random.split(first, num_particles))
-    guide, model = seen["guide"], seen["model"]
-    _check_lengths(guide, model)
-    length = guide.scan.length
+    first, chain, ancestors = jax.random.split(random_key("FilteringBound"), 3)
+    particles, own = begin(partial(_begin, p, q), jax.random.split(first, num_particles))
+    closed_over, shared = part(particles.closed_over, own.closed_over)
+    own_xs, shared_xs = part(particles.xs, own.xs)
 
     def step(carry: Any, given: Any) -> Any:
-        carries, log_w = carry
-        key, chosen, of_q, of_p = given
+        (state, closed_over, own_xs), log_w = carry
+        t, key, chosen, shared_x = given
 
-        def move(key: Any, carries: Any) -> Any:
-            keys = jax.random.split(key)
-            next_q, z, sites_q = guide.advance(keys[0], carries[0], of_q)
-            next_p, _, sites_p = model.advance(keys[1], carries[1], of_p, z)
-            check_same_support("FilteringBound", sites_p, sites_q)
-            return (next_q, next_p), joint(sites_p) - joint(sites_q)
+        def move(key: Any, state: Any, closed_over: Any, own_xs: Any) -> Any:
+            x = joined(own.xs, [x[t] for x in own_xs], shared_x)
+            return particles.move(key, state, x, joined(own.closed_over, closed_over, shared))
 
-        carries, gained = jax.vmap(move)(jax.random.split(key, num_particles), carries)
+        keys = jax.random.split(key, num_particles)
+        state, gained = jax.vmap(move)(keys, state, closed_over, own_xs)
         log_w = log_w + gained
         total = jax.nn.logsumexp(log_w)
-        log_w = log_w - total
-        index, log_w = _resample(chosen, log_w, resample, resampling_gradient, softness)
+        index, log_w = _resample(chosen, log_w - total, resample, resampling_gradient, softness)
+        kept = (state, closed_over, own_xs)
         if index is not None:
-            carries = jax.tree.map(lambda x: x[index], carries)
-        return (carries, log_w), total
+            kept = jax.tree.map(lambda x: x[index], kept)
+        return (kept, log_w), total
 
+    length = particles.steps
     keys = jax.random.split(chain, length), jax.random.split(ancestors, length)
-    log_w = log_w - math.log(num_particles)
-    carry = jax.tree.map(jnp.asarray, (carries, log_w))
-    xs = (*keys, guide.scan.xs, model.scan.xs)
-    _, totals = jax.lax.scan(step, carry, xs, length=length)
+    carry = (particles.state, closed_over, own_xs), particles.value - math.log(num_particles)
+    given = (jnp.arange(length), *keys, shared_xs)
+    _, totals = jax.lax.scan(step, carry, given, length=length)
     return totals.sum()
+
+
+def _begin(p: AbstractProgram, q: AbstractProgram, key: Any) -> Particles:
+    """A particle: both programs up to their scans, and both steps as one."""
+    keys = jax.random.split(key)
+    with seeded(rng_seed=keys[0]):
+        guide = take_apart(q, "guide")
+    with seeded(rng_seed=keys[1]):
+        model = take_apart(p, "model", guide.drawn)
+    _check_lengths(guide, model)
+
+    def move(key: Any, carries: Any, xs: Any) -> Any:
+        keys = jax.random.split(key)
+        next_q, z, of_q = guide.advance(keys[0], carries[0], xs[0])
+        next_p, _, of_p = model.advance(keys[1], carries[1], xs[1], z)
+        return (next_q, next_p), _log_weight(of_p, of_q)
+
+    carries, xs = (guide.scan.carry, model.scan.carry), (guide.scan.xs, model.scan.xs)
+    log_w = _log_weight(model.sites, guide.sites)
+    return Particles.of(move, key, carries, xs, log_w, guide.scan.length)
+
+
+def _log_weight(of_p: list[SiteDensity], of_q: list[SiteDensity]) -> jax.Array:
+    check_same_support("FilteringBound", of_p, of_q)
+    weighed = weigh_sites(of_p, of_q, None)  # refuses subsampled plates
+    return weighed.log_p - weighed.log_q
 
 
 def _resample(
@@ -145,7 +160,7 @@ def _resample(
     if way == "none":
         return None, log_w
     if way == "systematic":
-        cumulative = jnp.cumsum(jnp.exp(jax.lax.stop_gradient(log_w)))
+        cumulative = jnp.cumsum(jnp.exp(log_w))
         points = (jnp.arange(count) + jax.random.uniform(key)) / count
         index = jnp.minimum(jnp.searchsorted(cumulative, points), count - 1)
         return index, jnp.full(count, -math.log(count))
@@ -157,8 +172,7 @@ def _resample(
         drawn = dist.Categorical(logits=jnp.broadcast_to(log_proposal, (count, count)))
         index = vt.sample(key, drawn, single_draw(), name="filtering$ancestors")
     else:
-        logits = jax.lax.stop_gradient(log_proposal)
-        index = jax.random.categorical(key, logits, shape=(count,))
+        index = jax.random.categorical(key, log_proposal, shape=(count,))
     if way == "soft":
         return index, (log_w - log_proposal)[index] - math.log(count)
     return index, jnp.full(count, -math.log(count))

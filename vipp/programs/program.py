@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import Delta, Unit
+from numpyro.distributions import Delta, MaskedDistribution, Unit
 from numpyro.handlers import substitute, trace
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
@@ -239,11 +239,16 @@ class Program(AbstractProgram):
             inner or nullcontext(),
         ):
             result = self.keyed()(*self.args, **self.kwargs)
+        imputed: list[str] = []
         for name, site in record.items():
             if site["type"] == "mutable":
                 self.mutable[name] = site["value"]
             elif given is not None and all_given and _latent(site) and name not in given:
-                raise _missing(name, given)
+                if not _imputed(site):
+                    raise _missing(name, given)
+                imputed.append(name)
+        for name in imputed:  # drawn from their own density, which cancels
+            del record[name]
         return _Run(record, result, loops.unrolled)
 
 
@@ -304,7 +309,7 @@ class _Given(substitute):
         if "inside" in msg:
             msg["inside"] = msg["inside"].given(self.data or ())
         super().process_message(msg)
-        if self.given is not None and _latent(msg) and msg["value"] is None:
+        if self.given is not None and _latent(msg) and msg["value"] is None and not _imputed(msg):
             raise _missing(msg["name"], self.given)
 
 
@@ -368,6 +373,14 @@ class _Unobserve(Messenger):
 
 def _latent(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
+
+
+def _imputed(site: Mapping[str, Any]) -> bool:
+    """Whether a site stands for the observations that ``sample(..., obs_mask=)`` says are missing.
+
+    Who has no value for them may draw them as the program does.
+    """
+    return site["name"].endswith("_unobserved") and isinstance(site["fn"], MaskedDistribution)
 
 
 def _missing(name: str, given: Trace) -> ValueError:
