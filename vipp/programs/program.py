@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import abc
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from numpyro.distributions import Delta, MaskedDistribution, Unit
-from numpyro.handlers import substitute, trace
-from numpyro.ops.pytree import PytreeTrace
-from numpyro.primitives import Messenger
+from numpyro.handlers import trace
 
-import vipp_transforms as vt
-from vipp.distributions.wrappers import factor
-from vipp.language.control_flow import Scan, control_flow, look_inside, own_sites, scan_of, sites
+from vipp.language.control_flow import Scan, control_flow, own_sites
 from vipp.language.keys import minibatch_key, random_key, seeded
+from vipp.programs import handlers
 from vipp.programs.auxiliary import check_known, loose
 from vipp.programs.densities import SiteDensity, joint, joint_per_plate, landed, site_densities
 from vipp.programs.trace import Trace
@@ -183,7 +177,7 @@ class Program(AbstractProgram):
         Returns:
           The latent values, and those of the observed sites by name.
         """
-        observed = _Unobserve()
+        observed = handlers.Unobserve()
         run = self.constant()._run(inner=observed)
         drawn = run.drawn
         data = {n: run.record[n]["value"] for n in observed.names}
@@ -203,14 +197,14 @@ class Program(AbstractProgram):
         Returns:
           The latent values and densities before it, it, and the names of the sites after it.
         """
-        taking = _TakeScan()
+        taking = handlers.TakeScan()
         run = self._run(given, inner=taking)
         return run.drawn, run.densities, taking.scan, taking.after
 
     def keyed(self) -> Callable[..., Any]:
         """The NumPyro program, its subsampled plates drawing the objective's minibatch."""
         key = minibatch_key()
-        return self.fn if key is None else _PlateKeys(self.fn, key)
+        return self.fn if key is None else handlers.PlateKeys(self.fn, key)
 
     def _run(
         self,
@@ -231,23 +225,23 @@ class Program(AbstractProgram):
         loops = control_flow(given, scored=True)
         with (
             trace() as record,
-            nullcontext() if self.differentiable else _Constant(),
+            nullcontext() if self.differentiable else handlers.Constant(),
             seeded(rng_seed=key),
-            _Given({**self.params, **self.mutable, **data}, given if all_given else None),
+            handlers.Given({**self.params, **self.mutable, **data}, given if all_given else None),
             loops,
             own_sites(),
             inner or nullcontext(),
         ):
             result = self.keyed()(*self.args, **self.kwargs)
-        imputed: list[str] = []
+        drawn_here: list[str] = []
         for name, site in record.items():
             if site["type"] == "mutable":
                 self.mutable[name] = site["value"]
-            elif given is not None and all_given and _latent(site) and name not in given:
-                if not _imputed(site):
-                    raise _missing(name, given)
-                imputed.append(name)
-        for name in imputed:  # drawn from their own density, which cancels
+            elif given is not None and all_given and handlers.latent(site) and name not in given:
+                if not handlers.imputed(site):
+                    raise handlers.missing(name, given)
+                drawn_here.append(name)
+        for name in drawn_here:  # drawn from their own density, which cancels
             del record[name]
         return _Run(record, result, loops.unrolled)
 
@@ -262,7 +256,7 @@ class _Run(NamedTuple):
     @property
     def drawn(self) -> Trace:
         """The latent values."""
-        latent = {n: s for n, s in self.record.items() if _latent(s)}
+        latent = {n: s for n, s in self.record.items() if handlers.latent(s)}
         plates = {
             n: s["value"]
             for n, s in self.record.items()
@@ -276,119 +270,6 @@ class _Run(NamedTuple):
     def densities(self) -> list[SiteDensity]:
         """Of all sites."""
         return site_densities(self.record)
-
-
-class _PlateKeys(Messenger):
-    """Gives each subsampled plate a key by its name, the same in every program and particle."""
-
-    def __init__(self, fn: Callable[..., Any], key: Any):
-        super().__init__(fn)
-        self.key = key
-
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "plate" and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
-            salt = zlib.crc32(msg["name"].encode()) >> 1
-            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.key, salt)
-
-
-class _Given(substitute):
-    """Substitutes values, and refuses a latent site that has none where all must have one."""
-
-    def __init__(self, data: dict[str, Any], given: Trace | None):
-        super().__init__(data=data)
-        self.given = given
-
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "construct":
-            kind = type(msg["construct"]).__name__.lower()
-            raise ValueError(
-                f"vipp.{kind}(...) runs inside another program or under a handler, where its "
-                "density would be lost. Fix: give it to the objective itself, and apply handlers "
-                f"to the programs inside: vipp.{kind}(handler(program), ...)."
-            )
-        if "inside" in msg:
-            msg["inside"] = msg["inside"].given(self.data or ())
-        super().process_message(msg)
-        if self.given is not None and _latent(msg) and msg["value"] is None and not _imputed(msg):
-            raise _missing(msg["name"], self.given)
-
-
-class _Constant(sites):
-    """Draws latent sites without gradient, whatever their estimators."""
-
-    def process_message(self, msg: Any) -> None:
-        if "inside" in msg:
-            msg["inside"] = replace(msg["inside"], latent={})
-        super().process_message(msg)
-
-    def visit(self, msg: Any) -> None:
-        if not _latent(msg) or msg["value"] is not None:
-            return
-        key = vt.lane_key(msg["kwargs"]["rng_key"], msg["fn"])
-        value = msg["fn"](rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
-        # what follows from the parameters is no draw, and keeps their gradient
-        fixed = isinstance(factor(msg["fn"]), Delta)
-        msg["value"] = value if fixed else jax.lax.stop_gradient(value)
-
-
-class _TakeScan(Messenger):
-    """Takes the first scan of a program, which gets zeros for its results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scan: Scan | None = None
-        self.after: list[str] = []
-
-    def process_message(self, msg: Any) -> None:
-        if self.scan is not None:
-            if msg["type"] == "control_flow":
-                self.after += look_inside(msg).shapes
-            elif msg["type"] == "sample":
-                self.after.append(msg["name"])
-        elif (scan := scan_of(msg)) is not None:
-            self.scan = scan
-            carry, ys = jax.tree.map(_blank, look_inside(msg).result)
-            msg["value"] = (scan.length, None, carry), (PytreeTrace({}), ys)
-
-
-def _blank(x: Any) -> Any:
-    """An array of that shape and type, of whatever value."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(0), x.shape)
-    return jnp.zeros(x.shape, x.dtype)
-
-
-class _Unobserve(Messenger):
-    """Draws observed sites instead of taking the data; factors stay."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "sample" and msg["is_observed"] and not isinstance(msg["fn"], Unit):
-            self.names.append(msg["name"])
-            msg["is_observed"], msg["value"] = False, None
-
-
-def _latent(site: Mapping[str, Any]) -> bool:
-    return site["type"] == "sample" and not site["is_observed"]
-
-
-def _imputed(site: Mapping[str, Any]) -> bool:
-    """Whether a site stands for the observations that ``sample(..., obs_mask=)`` says are missing.
-
-    Who has no value for them may draw them as the program does.
-    """
-    return site["name"].endswith("_unobserved") and isinstance(site["fn"], MaskedDistribution)
-
-
-def _missing(name: str, given: Trace) -> ValueError:
-    return ValueError(
-        f"Site '{name}' is latent here but was given no value, got values for "
-        f"{sorted(given.values)}. Fix: draw '{name}' in the guide, observe it, or eliminate it "
-        "(vipp.marginal)."
-    )
 
 
 def _reduce(sites: list[SiteDensity], per_plate: PerPlate) -> jax.Array:
