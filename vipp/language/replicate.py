@@ -18,6 +18,8 @@ from vipp_transforms.checks import positive_int
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
+_PLATES = 0x70_6C_61_74  # no number of a site
+
 
 def replicate(fn: Callable[[], Any], n: int, *, own_minibatch: bool = False) -> Any:
     """``fn()`` run ``n`` times with fresh randomness, vectorised.
@@ -50,8 +52,8 @@ def replicate(fn: Callable[[], Any], n: int, *, own_minibatch: bool = False) -> 
         return jax.tree.map(lambda x: jax.numpy.expand_dims(x, 0), parted).joined()
 
     def one(k: jax.Array) -> _Parted:
-        k, plates = jax.random.split(k) if own_minibatch else (k, None)
-        own = minibatch(plates) if own_minibatch else nullcontext()
+        # the stream itself stays as it is: with or without plates the same key draws the same
+        own = minibatch(jax.random.fold_in(k, _PLATES)) if own_minibatch else nullcontext()
         with _no_mutation(), own, seeded(rng_seed=k):
             return _Parted.of(fn())
 
