@@ -27,6 +27,7 @@ from vipp.objectives import (
     VarGrad,
 )
 from vipp.objectives.objective import Objective, objective, value_and_grad
+from vipp.programs.infer_discrete import infer_discrete
 from vipp.programs.marginal import marginal
 from vipp.programs.normalize import normalize
 from vipp.programs.program import Program
@@ -85,6 +86,7 @@ __all__ = [
     "IWAE",
     "Learned",
     "LocalExpectation",
+    "infer_discrete",
     "marginal",
     "MeasureValued",
     "MIWAE",

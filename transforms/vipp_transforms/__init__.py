@@ -23,6 +23,7 @@ from vipp_transforms.estimators.base import (
     estimator,
 )
 from vipp_transforms.factor_graph import Density
+from vipp_transforms.inference import infer
 from vipp_transforms.names import renamed
 from vipp_transforms.packing import pack
 from vipp_transforms.plan import Plan, plan
@@ -52,6 +53,7 @@ __all__ = [
     "constant",
     "estimate",
     "estimator",
+    "infer",
     "lane_key",
     "pack",
     "plan",

@@ -39,6 +39,11 @@ class Chain:
         """The step that stands for others."""
         return self.loop.steps[-1]
 
+    @property
+    def left(self) -> int:
+        """The number of the steps."""
+        return self.loop.length - self.loop.first
+
     def inputs(self) -> list[Any]:
         """The variables that have other values in each step."""
         return [*self.step.slices, *(self.step.carry[i] for i in self.varying)]
@@ -46,8 +51,11 @@ class Chain:
     def steady(self, depends: Dependences, index: Mapping[Any, int]) -> bool:
         """Whether the step carries on what was carried into it, of the choices one step later."""
         before = earlier(self.loop, index)
+        first = {index[v] for v in self.loop.steps[0].sites}
         for i in self.needed:
             carried_on = depends[self.step.results[i]]
+            if not first.isdisjoint(carried_on):
+                return False  # the step before the first has no choices
             moved = {before.get(r, r): axes for r, axes in carried_on.items()}
             if moved != dict(depends[self.step.carry[i]]):
                 return False

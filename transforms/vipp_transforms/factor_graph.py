@@ -80,6 +80,7 @@ class FactorGraph:
 
     Attributes:
       program: staged, its loops peeled.
+      loops: these.
       depends: the dependence of its values.
       lanes: by site, its name and lanes.
       chains: by number of a loop, the steps that were not taken out of it.
@@ -88,15 +89,26 @@ class FactorGraph:
     """
 
     program: Program
+    loops: list[Peeled]
     depends: Dependences
     lanes: dict[int, LaneAxes]
     chains: dict[int, Chain]
     groups: list[list[Member]]
     joined: list[Joined]
 
+    def stands_for_others(self, member: Member) -> bool:
+        """Whether a member is of a step that stands for all that follow."""
+        if member.loop not in self.chains:
+            return False
+        return member.step == self.chains[member.loop].loop.first
 
-def factor_graph(fn: Callable[[], list[Density]]) -> FactorGraph:
+
+def factor_graph(fn: Callable[[], list[Density]], *, barren: bool = False) -> FactorGraph:
     """Stage a program that returns its densities, with as many steps of its loops as it takes.
+
+    Args:
+      fn: the program.
+      barren: whether to keep the sites that nothing else depends on.
 
     Raises:
       SiteError: naming a site without a finite support, or one of a loop that is no finite chain.
@@ -118,9 +130,9 @@ def factor_graph(fn: Callable[[], list[Density]]) -> FactorGraph:
             break
         wanted |= more
     lanes = _lanes(program, loops)
-    groups = _groups(_without_barren(members, lanes))
+    groups = _groups(members if barren else _without_barren(members, lanes))
     joined = [join_lanes(g, lanes) for g in groups]
-    return FactorGraph(program, depends, lanes, chains, groups, joined)
+    return FactorGraph(program, loops, depends, lanes, chains, groups, joined)
 
 
 def _more(chain: Chain, program: Program, depends: Dependences, used: set[Any]) -> int | None:

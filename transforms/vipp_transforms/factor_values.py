@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,16 +31,17 @@ class FactorValues:
 
     Args:
       graph: the factors.
-      probes: by name of a site, zeros to be added to its log density.
 
     Attributes:
       env: the values, but for what changes from step to step of a chain.
       axes: the sites' axes.
+      sites: what is known of the sites, by index.
+      probes: by name of a site, zeros to be added to its log density.
     """
 
-    def __init__(self, graph: FactorGraph, probes: Mapping[str, Any] | None = None):
+    def __init__(self, graph: FactorGraph):
         self.graph, self.program, self.depends = graph, graph.program, graph.depends
-        self.probes = probes or {}
+        self.probes: Mapping[str, Any] = {}
         self.axes = Axes()
         self.sites: dict[int, SiteInfo] = {}
         for group, joined in zip(graph.groups, graph.joined, strict=True):
@@ -49,6 +51,12 @@ class FactorValues:
         drawn = self.program.sites.items()
         nodes = {v: self._node(s) for v, s in drawn if s.index in self.sites}
         self.compute(live(eqns, needed), self.env, nodes, needed)
+
+    def probed(self, probes: Mapping[str, Any]) -> FactorValues:
+        """The same with zeros added to the log densities of sites."""
+        other = copy.copy(self)
+        other.probes = probes
+        return other
 
     def compute(self, eqns: Sequence[Any], env: Env, nodes: Any, needed: Sequence[Any]) -> None:
         """Evaluate equations into ``env``."""
@@ -110,6 +118,11 @@ class FactorValues:
         array = jnp.sum(value.array, axis=others) if others else value.array
         kept = tuple(d for d in dims if d is not None)
         return Factor(array, (*value.axes, *kept), (member.density.name,))
+
+    def probe(self, name: str, member: Member, joined: Joined, values: Any = None) -> Factor:
+        """The zeros that are added to the log density of a site."""
+        dims = tuple(d for d in joined.dims[member.name] if d is not None)
+        return Factor(self.probes[name] if values is None else values, (name, *dims))
 
     def _log_prob(self, site: Site, env: Env) -> Lifted:
         jaxpr, consts = _jax.open_jaxpr(site.log_prob)

@@ -71,9 +71,7 @@ class Recursion:
         self.fixed = [values.factor(m, joined) for m in here if not varies(m)]
         own = {graph.lanes[m.site.index].name: m for m in here if m.site}
         self.sites = list(own)
-        self.own_dims = {
-            n: (n, *(d for d in joined.dims[m.name] if d is not None)) for n, m in own.items()
-        }
+        self.own = own
         self.origin = tuple(dict.fromkeys(m.density.name for m in here))
         index = {v: s.index for v, s in graph.program.sites.items()}
         name = lambda r: graph.lanes[r].name
@@ -87,7 +85,7 @@ class Recursion:
         self.names = [x.axes for x in lifted]
         xs = [jnp.moveaxis(x.array, len(x.axes), 0)[loop.left()] for x in lifted]
         probes = {n: self.values.probes[n] for n in self.sites if n in self.values.probes}
-        numbers = jnp.arange(loop.length - loop.first)
+        numbers = jnp.arange(self.chain.left)
         inputs = (numbers, xs, self._carried(xs), probes)
         step = partial(self._step, reduce)
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
@@ -123,7 +121,7 @@ class Recursion:
         env = self._env(xs, carry)
         self._compute(env, [a for m in self.changing for a in atoms_of(m)])
         factors = [self.values.factor(m, self.joined, env) for m in self.changing]
-        factors += [Factor(p, self.own_dims[name], ()) for name, p in probes.items()]
+        factors += [self.values.probe(n, self.own[n], self.joined, p) for n, p in probes.items()]
         factors += [*self.fixed, *(Factor(m.array, m.dims, self.origin) for m in messages)]
         graph = Graph(self.joined.plates_of, reduce.fork(number))
         groups: dict[frozenset[str], list[Factor]] = {}

@@ -85,32 +85,46 @@ def sum_out(fn: Callable[[], list[Density]]) -> list[LogSum]:
     graph = factor_graph(fn)
     values = FactorValues(graph)
     pairs = zip(graph.groups, graph.joined, strict=True)
-    return [_sum(group, joined, values, LogSumExp()) for group, joined in pairs]
+    return [_log_sum(group, joined, values) for group, joined in pairs]
 
 
-def _sum(group: list[Member], joined: Joined, values: FactorValues, reduce: Reduction) -> LogSum:
+def _log_sum(group: list[Member], joined: Joined, values: FactorValues) -> LogSum:
+    names, value, order = _sum(group, joined, values, LogSumExp())
+    unique = lambda xs: tuple(dict.fromkeys(xs))
+    members = unique(m.density.name for m in group)
+    drawn = unique(m.density.name for m in group if m.site)
+    return LogSum(drawn, members, value, names, values.scale(group, names), order)
+
+
+def total(values: FactorValues, reduce: Reduction) -> jax.Array:
+    """The sum over all groups, their scales left out."""
+    pairs = zip(values.graph.groups, values.graph.joined, strict=True)
+    sums = [_sum(g, j, values, reduce.fork(i))[1] for i, (g, j) in enumerate(pairs)]
+    return sum((x.sum() for x in sums), start=jnp.zeros(()))
+
+
+def _sum(
+    group: list[Member], joined: Joined, values: FactorValues, reduce: Reduction
+) -> tuple[tuple[str, ...], jax.Array, tuple[Elimination, ...]]:
     """The log of the sum of one group's product, per element of the plates around all of it."""
     names, axes = _enclosing(group, joined)
     kept = frozenset(filter(None, axes))
-    graph = Graph(joined.plates_of, reduce)
-    chains = values.graph.chains
-    inside = lambda m: m.loop in chains and m.step == chains[m.loop].loop.first
-    factors = [values.factor(m, joined) for m in group if not inside(m)]
-    sites = {values.graph.lanes[m.site.index].name for m in group if m.site and not inside(m)}
+    graph = Graph(joined.plates_of, reduce.fork(0))
+    whole = values.graph
+    alone = [m for m in group if not whole.stands_for_others(m)]
+    drawn = {whole.lanes[m.site.index].name: m for m in alone if m.site}
+    factors = [values.factor(m, joined) for m in alone]
+    factors += [values.probe(n, m, joined) for n, m in drawn.items() if n in values.probes]
     order: tuple[Elimination, ...] = ()
-    for number in sorted({m.loop for m in group if m.loop is not None and inside(m)}):
-        recursion = Recursion(chains[number], group, joined, values, kept)
-        made, steps = recursion.run(reduce.fork(-1 - number))
+    for n in sorted({m.loop for m in group if m.loop is not None and whole.stands_for_others(m)}):
+        recursion = Recursion(whole.chains[n], group, joined, values, kept)
+        made, steps = recursion.run(reduce.fork(1 + n))
         factors += made
         order += steps
-    total = multiply(contract(graph, factors, sites, kept))
-    value = align(total, [k for k in axes if k is not None])
+    product = multiply(contract(graph, factors, drawn, kept))
+    value = align(product, [k for k in axes if k is not None])
     value = jnp.expand_dims(value, [i for i, k in enumerate(axes) if k is None])
-    scale = values.scale(group, names)
-    unique = lambda xs: tuple(dict.fromkeys(xs))
-    members = unique(m.density.name for m in group)
-    summed = unique(m.density.name for m in group if m.site)
-    return LogSum(summed, members, value, names, scale, (*order, *graph.order))
+    return names, value, (*order, *graph.order)
 
 
 def _enclosing(

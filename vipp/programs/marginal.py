@@ -17,6 +17,7 @@ from vipp.programs.construct import Binding, Construct
 from vipp.programs.densities import SiteDensity, joint_per_plate
 from vipp.programs.kept import check_exists, check_given, only
 from vipp.programs.program import AbstractProgram, Change, Program
+from vipp.programs.standing import run_summed_out
 from vipp.programs.summed_out import ExactMarginalProgram
 from vipp.programs.support import check_same_support
 from vipp.programs.trace import Trace
@@ -138,6 +139,12 @@ class Marginal(Construct):
             return MarginalProgram(base, self.keep, None, self.num_particles)
         propose: Propose = lambda kept: binding.after(kept).program(self.proposal)
         return MarginalProgram(base, self.keep, propose, self.num_particles)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it as a NumPyro program."""
+        if self.exact:
+            return run_summed_out(self.program, self.keep, args, kwargs)
+        return super().__call__(*args, **kwargs)
 
     def _run(self, args: Any, kwargs: Any) -> Any:
         hidden = lambda site: (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import vipp_transforms as vt
@@ -39,6 +41,20 @@ class ExactMarginalProgram(AbstractProgram):
 
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
         """The density of the kept values, the other sites summed out."""
+        run, sites, summed = self._complete(trace)
+        groups = vt.sum_out(run)
+        members = {name for group in groups for name in group.members}
+        apart = [s for s in sites if s.name not in members and s.name not in summed]
+        return [*apart, *(self._one_density(g, sites) for g in groups)]
+
+    def densities(self, trace: Trace) -> Callable[[], list[vt.Density]]:
+        """The program's run for the engine, which sums over what ``trace`` has no value for."""
+        return self._complete(trace)[0]
+
+    def _complete(
+        self, trace: Trace
+    ) -> tuple[Callable[[], list[vt.Density]], list[SiteDensity], tuple[str, ...]]:
+        """That run, all densities at one value of what is summed out, and its names."""
         if not isinstance(self.base, Program):
             raise ValueError(
                 f"{self._name}: sites of a NumPyro program can be summed out exactly, got "
@@ -47,10 +63,11 @@ class ExactMarginalProgram(AbstractProgram):
         check_given(self._name, self.keep, trace, "summed out")
         drawn, sites, summed = self.base.constant().complete(trace)
         check_exists(self._name, self.keep, drawn)
-        groups = _sum_out(self.base, drawn, summed)
-        members = {name for group in groups for name in group.members}
-        apart = [s for s in sites if s.name not in members and s.name not in summed]
-        return [*apart, *(self._one_density(g, sites) for g in groups)]
+        base, key = self.base, random_key("marginal")
+        kept = {n: x for n, x in drawn.values.items() if n not in summed}
+        data = {**base.params, **base.mutable, **drawn.subsamples}
+        run = partial(staged, base.keyed(), base.args, base.kwargs, key, data, kept, summed)
+        return run, sites, summed
 
     def _one_density(self, group: vt.LogSum, sites: list[SiteDensity]) -> SiteDensity:
         """The density of a group's sites together."""
@@ -68,18 +85,6 @@ class ExactMarginalProgram(AbstractProgram):
     @property
     def _name(self) -> str:
         return f"marginal({', '.join(self.keep)}, exact=True)"
-
-
-def _sum_out(base: Program, drawn: Trace, summed: tuple[str, ...]) -> list[vt.LogSum]:
-    """The sums over the sites ``summed``, all others having their values in ``drawn``."""
-    key = random_key("marginal")
-    kept = {n: x for n, x in drawn.values.items() if n not in summed}
-    data = {**base.params, **base.mutable, **drawn.subsamples}
-
-    def densities() -> list[vt.Density]:
-        return staged(base.keyed(), base.args, base.kwargs, key, data, kept, summed)
-
-    return vt.sum_out(densities)
 
 
 def _subsampled_apart(name: str, site: str, plate: str, group: vt.LogSum) -> ValueError:

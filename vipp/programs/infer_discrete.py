@@ -1,0 +1,79 @@
+"""What an exact marginal summed out, drawn back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+import vipp_transforms as vt
+from vipp.language.keys import seeded
+from vipp.programs.construct import Binding
+from vipp.programs.marginal import Marginal
+from vipp.programs.summed_out import ExactMarginalProgram
+from vipp.programs.trace import Trace
+
+
+def infer_discrete(
+    rng_key: Any,
+    summed: Any,
+    samples: Mapping[str, Any],
+    *args: Any,
+    temperature: float = 1,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    r"""The sites that an exact marginal summed out, given samples of those kept.
+
+    .. math:: z \sim p(z \mid x, \theta), \quad\text{or}\quad \arg\max_z p(z \mid x, \theta)
+
+    Args:
+      rng_key: a PRNG key.
+      summed: made by ``marginal(program, keep, exact=True)``.
+      samples: by name of each site kept, its samples along a leading axis; empty if none is kept.
+      *args: arguments of the program.
+      temperature: 1 for exact draws, 0 for the most probable joint value (of a hidden Markov model
+        the Viterbi path).
+      **kwargs: keyword arguments of the program.
+
+    Returns:
+      By name of the site, its values: one per sample along a leading axis, or a single one if no
+      site is kept.
+
+    Raises:
+      ValueError: if ``summed`` is no exact marginal, for another temperature, for a site without
+        samples or samples without a site.
+
+    Example:
+      >>> import jax, numpyro, numpyro.distributions as dist, vipp
+      >>> def mixture():
+      ...     mean = numpyro.sample("mean", dist.Normal(0.0, 5.0))
+      ...     c = numpyro.sample("c", dist.Bernoulli(0.5))
+      ...     numpyro.sample("x", dist.Normal(mean * c, 1.0), obs=4.0)
+      >>> summed = vipp.marginal(mixture, keep=["mean"], exact=True)
+      >>> samples = {"mean": jax.numpy.array([4.0, -4.0])}
+      >>> vipp.infer_discrete(jax.random.key(0), summed, samples, temperature=0)["c"].tolist()
+      [1, 0]
+    """
+    if not isinstance(summed, Marginal) or not summed.exact:
+        raise ValueError(
+            "infer_discrete needs what vipp.marginal(program, keep, exact=True) returned, got "
+            f"{type(summed).__name__}. Fix: sum the discrete sites out exactly."
+        )
+    if temperature not in (0, 1):
+        raise ValueError(
+            f"infer_discrete: temperature must be 1 (draws) or 0 (the most probable value), got "
+            f"{temperature!r}."
+        )
+    bound = summed.bind(Binding({}, args, kwargs))
+    assert isinstance(bound, ExactMarginalProgram)
+
+    def one(key: Any, values: dict[str, Any]) -> dict[str, Any]:
+        with seeded(rng_seed=key):
+            densities = bound.densities(Trace(values))
+        return vt.infer(densities, jax.random.fold_in(key, 1), most_probable=temperature == 0)
+
+    if not samples:
+        return one(rng_key, {})
+    (number,) = {len(x) for x in samples.values()}
+    return jax.vmap(one)(jax.random.split(rng_key, number), dict(samples))

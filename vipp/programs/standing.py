@@ -1,0 +1,107 @@
+"""An exact marginal as a NumPyro program: the sites that are kept, and one factor for the rest."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.handlers import block, trace
+from numpyro.primitives import Messenger
+
+from vipp.language.keys import seeded
+from vipp.programs.program import Program
+from vipp.programs.summed_out import ExactMarginalProgram
+from vipp.programs.trace import Trace
+
+
+def run_summed_out(
+    fn: Callable[..., Any], keep: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run ``fn`` so that NumPyro's handlers see an exact marginal.
+
+    The sites kept are drawn and can be given values; those whose density depends on what is summed
+    out have it in the factor. What is summed out is drawn for the program's result, and hidden.
+
+    Args:
+      fn: a NumPyro program.
+      keep: its latent sites that stay.
+      args: its arguments.
+      kwargs: its keyword arguments.
+
+    Returns:
+      What it returns.
+    """
+    coupled = _coupled(fn, keep, args, kwargs)
+    with block(hide_fn=lambda msg: _hidden(msg, keep)), trace() as record:
+        with _Keyed(keep), _Unscored(coupled):
+            result = fn(*args, **kwargs)
+    marginal = _marginal(fn, keep, args, kwargs, record)
+    given = _given(record, keep)
+    with block(), seeded(rng_seed=jax.random.key(0)):
+        sites = marginal.log_density_sites(given)
+    rest = [s for s in sites if s.name not in keep]
+    numpyro.factor("summed_out", sum((s.total() for s in rest), start=jnp.zeros(())))
+    return result
+
+
+def _coupled(fn: Any, keep: tuple[str, ...], args: Any, kwargs: Any) -> frozenset[str]:
+    """The sites kept whose density depends on what is summed out."""
+    with block(), seeded(rng_seed=jax.random.key(0)):
+        with trace() as record:
+            fn(*args, **kwargs)
+        sites = _marginal(fn, keep, args, kwargs, record).log_density_sites(_given(record, keep))
+    return frozenset(keep) - {s.name for s in sites}
+
+
+def _marginal(
+    fn: Any, keep: tuple[str, ...], args: Any, kwargs: Any, record: Any
+) -> ExactMarginalProgram:
+    constants = {n: s["value"] for n, s in record.items() if s["type"] == "param"}
+    mutable = {n: s["value"] for n, s in record.items() if s["type"] == "mutable"}
+    return ExactMarginalProgram(Program(fn, constants, args, kwargs, mutable), keep)
+
+
+def _given(record: Any, keep: tuple[str, ...]) -> Trace:
+    """The values of the sites kept, and the subsamples."""
+    values = {n: s["value"] for n, s in record.items() if n in keep and s["type"] == "sample"}
+    plates = {n: s["value"] for n, s in record.items() if s["type"] == "plate"}
+    return Trace(values, plates)
+
+
+def _hidden(msg: Any, keep: tuple[str, ...]) -> bool:
+    return msg["type"] == "sample" and msg["name"] not in keep
+
+
+class _Keyed(Messenger):
+    """Keys for what is drawn and hidden, if no handler further out has one."""
+
+    def __init__(self, keep: tuple[str, ...]):
+        super().__init__()
+        self.keep = keep
+
+    def process_message(self, msg: Any) -> None:
+        """Give a hidden site a key."""
+        if msg["type"] != "control_flow" and not _hidden(msg, self.keep):
+            return
+        if msg["value"] is None and msg["kwargs"].get("rng_key") is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # NumPyro warns where there is none
+                key = numpyro.prng_key()
+            msg["kwargs"]["rng_key"] = jax.random.key(0) if key is None else key
+
+
+class _Unscored(Messenger):
+    """Takes the density off sites that a factor scores."""
+
+    def __init__(self, names: frozenset[str]):
+        super().__init__()
+        self.names = names
+
+    def process_message(self, msg: Any) -> None:
+        """Mask a site."""
+        if msg["type"] == "sample" and msg["name"] in self.names:
+            msg["fn"] = msg["fn"].mask(False)
