@@ -173,6 +173,7 @@ def reference():
         bound=exact_bound,
         outcomes=outcomes,
         mean=exact_mean,
+        unmasked=unmasked,
         check_unbiased=check_unbiased,
     )
 

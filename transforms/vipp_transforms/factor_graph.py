@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -74,6 +74,24 @@ class Member(NamedTuple):
         return dict(self.density.plates)
 
 
+class Drawn(NamedTuple):
+    """A site in a group.
+
+    Attributes:
+      name: its own, in a loop with the number of the step.
+      site: it.
+      member: its density.
+      joined: the classes of the group.
+      chain: the steps that its step stands for, or None.
+    """
+
+    name: str
+    site: Site
+    member: Member
+    joined: Joined
+    chain: Chain | None
+
+
 @dataclass(frozen=True, eq=False)
 class FactorGraph:
     """A staged program as a product of factors.
@@ -96,11 +114,22 @@ class FactorGraph:
     groups: list[list[Member]]
     joined: list[Joined]
 
+    def drawn(self) -> Iterator[Drawn]:
+        """The sites of all groups."""
+        for group, joined in zip(self.groups, self.joined, strict=True):
+            for member in group:
+                if member.site is not None:
+                    name = self.lanes[member.site.index].name
+                    yield Drawn(name, member.site, member, joined, self.chain(member))
+
+    def chain(self, member: Member) -> Chain | None:
+        """The steps that a member's step stands for, if there are any."""
+        chain = None if member.loop is None else self.chains.get(member.loop)
+        return chain if chain is not None and member.step == chain.loop.first else None
+
     def stands_for_others(self, member: Member) -> bool:
         """Whether a member is of a step that stands for all that follow."""
-        if member.loop not in self.chains:
-            return False
-        return member.step == self.chains[member.loop].loop.first
+        return self.chain(member) is not None
 
 
 def factor_graph(fn: Callable[[], list[Density]], *, barren: bool = False) -> FactorGraph:

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from vipp_transforms.contraction import LogSumExp
 from vipp_transforms.estimators.base import SiteInfo
 from vipp_transforms.estimators.enumerate import joint_size, joint_support
-from vipp_transforms.factor_graph import Density, FactorGraph, Member, factor_graph
+from vipp_transforms.factor_graph import Density, Drawn, FactorGraph, factor_graph
 from vipp_transforms.factor_values import FactorValues
-from vipp_transforms.lane_classes import Joined
 from vipp_transforms.summation import total
 
 
@@ -45,16 +44,13 @@ def infer(fn: Callable[[], list[Density]], key: Any, *, most_probable: bool) -> 
     chosen = jax.grad(lambda probes: total(values.probed(probes), reduce))(zeros)
     parts: dict[str, list[Any]] = {}
     backwards: set[str] = set()
-    for group, joined in zip(graph.groups, graph.joined, strict=True):
-        for member in (m for m in group if m.site):
-            name = graph.lanes[member.site.index].name
-            steps = graph.stands_for_others(member)
-            info = values.sites[member.site.index]
-            value = _value(info, member, joined, chosen[name], steps)
-            alone = member.loop is not None and not steps
-            parts.setdefault(member.density.name, []).append(value[None] if alone else value)
-            if member.loop is not None and graph.loops[member.loop].reverse:
-                backwards.add(member.density.name)
+    for drawn in graph.drawn():
+        name, loop = drawn.member.density.name, drawn.member.loop
+        value = _value(values.sites[drawn.site.index], drawn, chosen[drawn.name])
+        alone = loop is not None and drawn.chain is None
+        parts.setdefault(name, []).append(value[None] if alone else value)
+        if loop is not None and graph.loops[loop].reverse:
+            backwards.add(name)
     return {
         n: xs[0] if len(xs) == 1 else jnp.concatenate(xs[::-1] if n in backwards else xs)
         for n, xs in parts.items()
@@ -64,21 +60,18 @@ def infer(fn: Callable[[], list[Density]], key: Any, *, most_probable: bool) -> 
 def _zeros(graph: FactorGraph, values: FactorValues) -> dict[str, Any]:
     """One for each value of each site, in each of its lanes that stay apart."""
     zeros = {}
-    for group, joined in zip(graph.groups, graph.joined, strict=True):
-        for member in group:
-            if member.site is not None:
-                dims = joined.dims[member.name]
-                lanes = [n for n, d in zip(member.shape, dims, strict=True) if d is not None]
-                steps = graph.chains[member.loop].left if graph.stands_for_others(member) else None
-                shape = (joint_size(values.sites[member.site.index]), *lanes)
-                shape = shape if steps is None else (steps, *shape)
-                zeros[graph.lanes[member.site.index].name] = jnp.zeros(shape)
+    for drawn in graph.drawn():
+        dims = drawn.joined.dims[drawn.member.name]
+        lanes = [n for n, d in zip(drawn.member.shape, dims, strict=True) if d is not None]
+        steps = [] if drawn.chain is None else [drawn.chain.left]
+        shape = (*steps, joint_size(values.sites[drawn.site.index]), *lanes)
+        zeros[drawn.name] = jnp.zeros(shape)
     return zeros
 
 
-def _value(info: SiteInfo, member: Member, joined: Joined, chosen: Any, steps: bool) -> Any:
+def _value(info: SiteInfo, drawn: Drawn, chosen: Any) -> Any:
     """The site's value, given which of its joint values was chosen in each lane."""
-    dims = joined.dims[member.name]
+    dims, steps = drawn.joined.dims[drawn.member.name], drawn.chain is not None
     index = jnp.argmax(chosen, axis=1 if steps else 0)
     apart = [j for j, d in enumerate(dims) if d is not None]
     first = int(steps)
