@@ -35,9 +35,10 @@ def run_summed_out(
     Returns:
       What it returns.
     """
-    coupled = _coupled(fn, keep, args, kwargs)
-    with block(hide_fn=lambda msg: _hidden(msg, keep)), trace() as record:
-        with _Keyed(keep), _Unscored(coupled):
+    hidden, coupled = _look(fn, keep, args, kwargs)
+    # other sites come from handlers further out, such as the volumes of NumPyro's transforms
+    with block(hide=list(hidden)), trace() as record:
+        with _Keyed(hidden), _Unscored(coupled):
             result = fn(*args, **kwargs)
     marginal = _marginal(fn, keep, args, kwargs, record)
     given = _given(record, keep)
@@ -48,13 +49,16 @@ def run_summed_out(
     return result
 
 
-def _coupled(fn: Any, keep: tuple[str, ...], args: Any, kwargs: Any) -> frozenset[str]:
-    """The sites kept whose density depends on what is summed out."""
+def _look(
+    fn: Any, keep: tuple[str, ...], args: Any, kwargs: Any
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The sites not kept, and those kept whose density depends on what is summed out."""
     with block(), seeded(rng_seed=jax.random.key(0)):
         with trace() as record:
             fn(*args, **kwargs)
         sites = _marginal(fn, keep, args, kwargs, record).log_density_sites(_given(record, keep))
-    return frozenset(keep) - {s.name for s in sites}
+    names = frozenset(n for n, s in record.items() if s["type"] == "sample")
+    return names.difference(keep), names.intersection(keep) - {s.name for s in sites}
 
 
 def _marginal(
@@ -72,20 +76,16 @@ def _given(record: Any, keep: tuple[str, ...]) -> Trace:
     return Trace(values, plates)
 
 
-def _hidden(msg: Any, keep: tuple[str, ...]) -> bool:
-    return msg["type"] == "sample" and msg["name"] not in keep
-
-
 class _Keyed(Messenger):
     """Keys for what is drawn and hidden, if no handler further out has one."""
 
-    def __init__(self, keep: tuple[str, ...]):
+    def __init__(self, names: frozenset[str]):
         super().__init__()
-        self.keep = keep
+        self.names = names
 
     def process_message(self, msg: Any) -> None:
         """Give a hidden site a key."""
-        if msg["type"] != "control_flow" and not _hidden(msg, self.keep):
+        if msg["type"] != "control_flow" and msg.get("name") not in self.names:
             return
         if msg["value"] is None and msg["kwargs"].get("rng_key") is None:
             with warnings.catch_warnings():
