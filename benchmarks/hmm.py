@@ -55,7 +55,9 @@ def main():
     xs = 2.0 * jax.random.normal(jax.random.key(0), (steps,))
     logits = jax.random.normal(jax.random.key(1), (states, states))
     params = {"logits": logits, "means": jnp.linspace(-3.0, 3.0, states)}
-    print(f"{steps} steps, {states} states: trace s, compile s, ms, temporary kB, minus log evidence")
+    print(
+        f"{steps} steps, {states} states: trace s, compile s, ms, temporary kB, minus log evidence"
+    )
     for fn in (by_hand, by_vipp):
         start = time.process_time()
         lowered = jax.jit(jax.value_and_grad(fn)).lower(params, xs)
