@@ -438,16 +438,18 @@ def test_a_plate_inside_a_loop_keeps_its_lanes_apart():
 
 
 def test_credit_is_reward_to_go():
-    """T independent steps carried along: the last step's noise must not see all T costs.
+    """T steps carried along: the last step's noise must not see all T costs.
 
     With cost c_t = z_t at step t and a logit of its own at each step, whole-trajectory credit
-    has per-step variance growing with T; reward-to-go that of the steps that are left.
+    has per-step variance growing with T; reward-to-go that of the steps that are left. Where no
+    step's logit reads what was carried, each cost is credited to its own step alone.
     """
     length = 50
 
-    def fn(logits, key, mix):
+    def fn(logits, key, mix, reads):
         def step(carry, given):
             k, logit = given
+            logit = logit + 0.0 * carry if reads else logit
             z = vt.sample(k, dist.Bernoulli(logits=logit), vt.ScoreFunction(), name="z") * 1.0
             return carry + 0.0 * z, z
 
@@ -455,8 +457,8 @@ def test_credit_is_reward_to_go():
         # exp(log(.)) mixes all steps: whole-trajectory credit
         return (jnp.exp(jnp.log(costs.sum() + 1e-9)) if mix else costs.sum()) + total, None
 
-    def spread(mix):
-        run = jax.grad(lambda t, k: vt.surrogate(fn)(t, k, mix)[0])
+    def spread(mix, reads=True):
+        run = jax.grad(lambda t, k: vt.surrogate(fn)(t, k, mix, reads)[0])
         keys = jax.random.split(KEY, 20_000)
         return np.asarray(
             jax.jit(jax.vmap(run, in_axes=(None, 0)))(jnp.full(length, 1e-4), keys)
@@ -466,6 +468,7 @@ def test_credit_is_reward_to_go():
     # costs of n coins times a score of +-1/2: E[S^2] / 4 - 1 / 16 with E[S^2] = n (n + 1) / 4
     left = np.arange(length, 0, -1)
     np.testing.assert_allclose(to_go, left * (left + 1) / 16 - 1 / 16, rtol=0.15, atol=0.1)
+    np.testing.assert_allclose(spread(False, reads=False), 1 / 16, rtol=0.15)
     np.testing.assert_allclose(whole, length * (length + 1) / 16 - 1 / 16, rtol=0.15)
     theory = (left * (left + 1) / 16).mean() / (length * (length + 1) / 16)
     np.testing.assert_allclose(to_go.mean() / whole.mean(), theory, rtol=0.1)

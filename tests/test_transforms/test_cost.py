@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 import vipp_transforms as vt
+from vipp.distributions.answers import Answering
 
 KEY = jax.random.key(0)
 WIDE = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
@@ -37,7 +38,7 @@ def operations(make, f, estimator):
     def loss(theta, scale):
         if estimator is None:
             return f(make(theta).mean, scale)
-        draw = lambda: 1.0 * vt.sample(KEY, make(theta), estimator, name="z")
+        draw = lambda: 1.0 * vt.sample(KEY, Answering(make(theta), "z"), estimator, name="z")
         return vt.surrogate(lambda: (f(draw(), scale), None))()[0]
 
     lowered = jax.jit(jax.value_and_grad(loss)).lower(jnp.zeros(3), jnp.float32(1.0))

@@ -117,13 +117,17 @@ def test_the_best_weight_of_a_mixture(exact):
     """Of independent estimators: in inverse proportion to their variances."""
     of = analytic()
     best = of["loo"] / (of["disarm"] + of["loo"])
-    estimator = vt.Mix(vt.DisARM(), LOO, jnp.float32(0.5), learning=True)
+    learning = vt.Mix(vt.DisARM(), LOO, decay=0.0).learning
+    start = learning.init(None, None)
 
     def program(theta, key):
-        z = vt.sample(key, dist.Bernoulli(logits=theta), estimator, name="z")
+        z = vt.sample(key, dist.Bernoulli(logits=theta), learning.fill(start), name="z")
         return 1.0 + z, None
 
-    moments = jax.vmap(lambda key: vt.estimate(program, jnp.float32(LOGIT), key)[2]["z"])
+    def moments(key):
+        return vt.estimate(program, jnp.float32(LOGIT), key)[2]["z"](start)["sum"]
+
+    moments = jax.vmap(moments)
     inner, square = jax.jit(moments)(jax.random.split(jax.random.key(0), DRAWS)).mean(0)
     np.testing.assert_allclose(inner / square, best, rtol=0.02)
     np.testing.assert_allclose(square, of["disarm"] + of["loo"], rtol=0.03)

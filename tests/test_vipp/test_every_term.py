@@ -374,7 +374,8 @@ def test_autoguides_have_one_bound(name, reference, bound_and_grad):
         objective: bound_and_grad(objective, regression, guide, params, keys=4_000)
         for objective in (
             vipp.ELBO(), vipp.ELBO(beta=jnp.array(1.0)), vipp.ELBO(kl="analytic"),
-            vipp.ELBO(stick_the_landing=True),
+            # (the inverse of a block neural autoregressive flow is not known)
+            *([] if name == "AutoBNAFNormal" else [vipp.ELBO(stick_the_landing=True)]),
         )
     }  # fmt: skip
     plain, *others = [jax.tree.map(lambda x: np.asarray(x, np.float64), d) for d in drawn.values()]
