@@ -101,8 +101,9 @@ def _silent_param(value: Any) -> Any:
     if isinstance(value, tuple):
         branches = any(hasattr(item, "jaxpr") for item in value)
         return tuple(map(_silent_param, value)) if branches else value
-    if hasattr(value, "jaxpr"):
-        return value.replace(jaxpr=_silent_param(value.jaxpr))
+    inner = getattr(value, "jaxpr", value)
+    if inner is not value:  # since JAX 0.12 a jaxpr has its constants itself
+        return value.replace(jaxpr=_silent_param(inner))
     if not hasattr(value, "eqns"):
         return value
     eqns = [silent(e) for e in value.eqns if e.outvars]
