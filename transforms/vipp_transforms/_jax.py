@@ -186,11 +186,6 @@ def evaluator(
     return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
 
 
-def call(closed: Any, values: Sequence[Any]) -> list[Any]:
-    """The results of a closed jaxpr on given inputs."""
-    return core.jaxpr_as_fun(closed)(*values)
-
-
 def apply(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """The results of one equation on given operand values."""
     invars = [fresh_like(v) for v in eqn.invars]

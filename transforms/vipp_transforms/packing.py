@@ -70,7 +70,7 @@ def evaluate(closed: Any, inputs: Sequence[Any], worthwhile: int = WORTHWHILE) -
     """The results of a closed jaxpr, packed."""
     program = flatten(closed)
     if not pays(program, worthwhile):
-        return _jax.call(closed, list(inputs))
+        return _jax.evaluated(closed, list(inputs))
     stacks = Stacks()
     for var, value in zip(program.invars, inputs, strict=True):
         stacks.put(var, jnp.asarray(value))

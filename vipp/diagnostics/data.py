@@ -15,7 +15,8 @@ from numpyro.distributions.distribution import Independent, MaskedDistribution
 from numpyro.util import not_jax_tracer
 
 from vipp.diagnostics.mistake import CheckError
-from vipp.diagnostics.records import Site, is_latent, kind
+from vipp.diagnostics.records import Site, is_latent
+from vipp.distributions.answers import kind
 from vipp.distributions.support import each_number
 
 
@@ -100,7 +101,7 @@ def _check_support(name: str, site: Site) -> None:
     raise CheckError(
         name,
         f"the observation {first} at index {at}, one of {int((~inside).sum())} outside",
-        f"values in the support of {kind(site)} ({support})",
+        f"values in the support of {kind(site['fn'])} ({support})",
         "correct the data, or choose a likelihood with that support",
     )
 

@@ -14,8 +14,10 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.util import not_jax_tracer
 
 from vipp.diagnostics.mistake import CheckError, close
-from vipp.diagnostics.records import Site, distribution, is_latent, kind
+from vipp.diagnostics.records import Site, is_latent
+from vipp.distributions.answers import kind
 from vipp.distributions.support import reaches_outside
+from vipp.distributions.wrappers import factor
 
 Sites = Mapping[str, Site]
 
@@ -32,7 +34,7 @@ def check_autoguide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             if is_latent(site) and site["fn"].support is not None and site["fn"].is_discrete:
                 raise CheckError(
                     name,
-                    f"a discrete site ({kind(site)}) under {type(guide).__name__}",
+                    f"a discrete site ({kind(site['fn'])}) under {type(guide).__name__}",
                     "continuous sites",
                     "sum it out with vipp.marginal(model, keep=[...], exact=True), and make the "
                     "autoguide of that",
@@ -119,14 +121,14 @@ def check_support(site: Site, of_guide: Sites) -> None:
         return
     raise CheckError(
         site["name"],
-        f"a guide with the support of {kind(ours)} ({ours['fn'].support})",
-        f"a support within that of the model's {kind(site)} ({site['fn'].support})",
+        f"a guide with the support of {kind(ours['fn'])} ({ours['fn'].support})",
+        f"a support within that of the model's {kind(site['fn'])} ({site['fn'].support})",
         "draw it from a distribution with that support, for instance a transformed one",
     )
 
 
 def _possible(ours: Site, theirs: Site) -> bool:
-    if isinstance(distribution(ours), dist.Delta):  # whatever its support is said to be: its value
+    if isinstance(factor(ours["fn"]), dist.Delta):  # whatever its support is said to be: its value
         inside = theirs["fn"].support(ours["value"])
         return not not_jax_tracer(inside) or bool(np.all(np.asarray(inside)))
     return not reaches_outside(ours["fn"], theirs["fn"])

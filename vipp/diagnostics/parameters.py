@@ -12,7 +12,8 @@ from numpyro.distributions import constraints
 from numpyro.util import not_jax_tracer
 
 from vipp.diagnostics.mistake import CheckError
-from vipp.diagnostics.records import Site, distribution
+from vipp.diagnostics.records import Site
+from vipp.distributions.wrappers import factor
 
 _POSITIVE = (constraints.positive, constraints.softplus_positive)
 
@@ -56,7 +57,7 @@ def check_scales(sites: Iterable[Site]) -> None:
 def _positive_arguments(site: Site) -> Iterator[tuple[str, Any]]:
     if site["type"] != "sample":
         return
-    fn = distribution(site)
+    fn = factor(site["fn"])
     for name, constraint in getattr(fn, "arg_constraints", {}).items():
         if constraint in _POSITIVE and name in vars(fn):
             yield name, vars(fn)[name]

@@ -26,19 +26,6 @@ def is_data(site: Site) -> bool:
     return site["type"] == "sample" and site["is_observed"] and site["fn"].shape() != (0,)
 
 
-def distribution(site: Site) -> Any:
-    """The distribution that the user wrote, behind expansion, masks and event dimensions."""
-    fn = site["fn"]
-    while type(fn).__name__ in ("ExpandedDistribution", "Independent", "MaskedDistribution"):
-        fn = fn.base_dist
-    return fn
-
-
-def kind(site: Site) -> str:
-    """What to call it."""
-    return type(distribution(site)).__name__.lstrip("_")
-
-
 class Watched(trace):
     """A program whose sites are recorded, each looked at before the program goes on.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from vipp.diagnostics.check import Checked
+from vipp.diagnostics.mistake import close
 from vipp.language.bias import noting_biased, warn_of_biased_objective
 from vipp.objectives.objective import Objective
 from vipp.training.loop import MOST_STEPS_AT_ONCE, compiled_loop
@@ -129,11 +129,9 @@ def fit(
 def _check_init_params(init_params: Any, known: Any) -> None:
     for name in init_params or ():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
             raise ValueError(
                 f"fit: init_params has a value for '{name}', which is no parameter of the model or "
-                f"the guide, got {sorted(known)}.{hint} Fix: use one of these names."
+                f"the guide, got {sorted(known)}{close(name, known)}. Fix: use one of these names."
             )
 
 
