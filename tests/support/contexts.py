@@ -32,6 +32,20 @@ class ExactBernoulli(dist.BernoulliLogits):
         return log_sigmoid((2 * value - 1) * self.logits)
 
 
+class FloatBernoulli(ExactBernoulli):
+    """Draws 0.0 or 1.0, in single precision whatever the parameters have."""
+
+    def sample(self, key, sample_shape=()):
+        return super().sample(key, sample_shape).astype(jnp.float32)
+
+
+class ByteBernoulli(ExactBernoulli):
+    """Draws small integers."""
+
+    def sample(self, key, sample_shape=()):
+        return super().sample(key, sample_shape).astype(jnp.int8)
+
+
 def zero(eta):
     """Exactly zero, with the gradient of ``eta``."""
     return eta - jax.lax.stop_gradient(eta)
@@ -91,6 +105,10 @@ FAMILIES = {
     "bernoulli-logits": Family(lambda e: dist.Bernoulli(logits=e), 2),
     "bernoulli-relaxed": Family(lambda e: dist.Bernoulli(logits=e, validate_args=False), 2),
     "bernoulli-probs": Family(lambda e: dist.Bernoulli(jax.nn.sigmoid(e)), 2),
+    "bernoulli-floats": Family(lambda e: FloatBernoulli(e), 2),
+    "bernoulli-bytes": Family(
+        lambda e: ByteBernoulli(e), 2, feature=lambda z: z * jnp.ones((), jnp.int8)
+    ),
     "bernoulli-expanded": Family(
         lambda e: dist.Bernoulli(logits=e.sum()).expand(e.shape) if e.shape else
         dist.Bernoulli(logits=e), 2

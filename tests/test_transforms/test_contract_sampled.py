@@ -153,6 +153,20 @@ def test_estimator_is_unbiased(exact, case):
     )
 
 
+BINARY = [
+    name for name, row in ROWS.items()
+    if row.families[0].startswith("bernoulli") and not name.startswith("relax")  # of one size
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["bernoulli-floats", "bernoulli-bytes"])
+@pytest.mark.parametrize("name", BINARY)
+def test_values_have_the_dtype_of_the_draws(exact, name, family):
+    fn = exact.staged(program(pair, family), default=ROWS[name].make)
+    value, _ = jax.eval_shape(vt.surrogate(fn), jnp.asarray(THETA))
+    assert value.dtype == jnp.float32
+
+
 def test_the_check_sees_a_bias_of_five_percent(exact):
     def draws(factor):
         fn = program(pair, "bernoulli-logits")

@@ -170,7 +170,8 @@ class Evaluation:
             source = LaneSource(
                 site.template, site.lanes, key, leaves, drawn, common, index, self.step
             )
-            return list(choice.estimator.expand(choice.site, source))
+            value, *others = choice.estimator.expand(choice.site, source)
+            return [value.astype(site.var.aval.dtype), *others]
 
         value, *rest = self.axes.apply(one, *operands)
         arrays, tree = jax.tree.flatten([x.array for x in rest])

@@ -141,7 +141,8 @@ class Expansion(NamedTuple):
     """The values at which the program is evaluated, and what ``contract`` needs to know of them.
 
     Attributes:
-      value: a draw ``(*lanes, *event)`` or, along an own axis, ``(size, *lanes, *event)``.
+      value: a draw ``(*lanes, *event)`` or, along an own axis, ``(size, *lanes, *event)``; the
+        program is given it in the dtype of its draws.
       potentials: a pytree of arrays with one entry per lane, ``(*lanes,)`` or ``(size, *lanes)``,
         through which the parameters enter; a term is given their sums over the lanes that it mixes.
         None for the log density of the values.
