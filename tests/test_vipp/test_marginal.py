@@ -117,7 +117,7 @@ NESTED = {
 def test_marginals_of_marginals(case):
     program, config = NESTED[case]
     nested = vipp.marginal(program, ["z"], **config)
-    p = nested.bind(vipp.programs.construct.Binding({}))
+    p = nested.bind(vipp.programs.composed.Binding({}))
     for z in (0, 1):
         got = exact_mean(lambda: jnp.exp(p.log_density(vipp.Trace({"z": jnp.array(z)}))))
         np.testing.assert_allclose(got, density_of_z(z), rtol=1e-5)
@@ -336,7 +336,7 @@ def test_elbo_of_a_normalized_guide_on_plates(estimator, bound_and_grad, referen
 
 @pytest.mark.parametrize("z, y", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_laws_of_normalize(z, y):
-    bound = vipp.normalize(coin_model, coin_guide, 2).bind(vipp.programs.construct.Binding(AB))
+    bound = vipp.normalize(coin_model, coin_guide, 2).bind(vipp.programs.composed.Binding(AB))
     here = lambda drawn: (drawn["z"] == z) & (drawn["y"] == y)
 
     def inverse():
@@ -381,7 +381,7 @@ def test_coin_evidence(kind):
     np.testing.assert_allclose(drawn.mean(), -7.0694, atol=0.002)
 
 
-def test_fit_and_predict_with_constructs():
+def test_fit_and_predict_with_composed_programs():
     """A hierarchical guide, its proposal and itself trained together."""
 
     def model(x=1.0):

@@ -17,7 +17,7 @@ import vipp
 from vipp.distributions.cdf import cdf, moving_cdf
 from vipp.distributions.implicit import implicit
 from vipp.distributions.reparameterisation import explicit, reparameterised
-from vipp.language.handler import estimate
+from vipp.language.handler import estimated
 
 from .pathwise_rows import turn
 from .pathwise_scalars import LOCS, LOGITS, SCALES, mixture, mixtures, scalars, wrapped
@@ -33,7 +33,7 @@ def values_and_gradients(row):
     key = jax.random.key(5)
 
     def one(params, key):
-        with estimate(), seed(rng_seed=key):
+        with estimated(), seed(rng_seed=key):
             # asked for, as an angle is not pathwise by default
             return row.f(vipp.sample("x", row.make(*params), vipp.Pathwise()))
 
@@ -190,7 +190,7 @@ def test_second_derivatives_are_right(reference):
 def test_a_component_far_away_or_impossible_gives_finite_gradients(mixing):
     def value(mixing, locs, scales):
         fn = dist.MixtureSameFamily(mixing, dist.Normal(locs, scales))
-        with estimate(), seed(rng_seed=0):
+        with estimated(), seed(rng_seed=0):
             return numpyro.sample("x", fn.expand([50])).mean()
 
     params = (mixing, jnp.array([-1e4, 1e4]), jnp.array([1e-3, 1.0]))
@@ -211,7 +211,7 @@ def test_an_angle_is_pathwise_only_where_asked_for():
 def test_draws_and_density_are_the_distributions_own():
     fn = dist.TransformedDistribution(MIXED, transforms.ExpTransform()).expand([3]).to_event(1)
     key = jax.random.key(4)
-    with estimate(), trace() as record:
+    with estimated(), trace() as record:
         x = numpyro.sample("x", fn, rng_key=key)
     assert record["x"]["fn"] is fn
     np.testing.assert_array_equal(x, fn.sample(key))

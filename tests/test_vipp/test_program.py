@@ -153,7 +153,7 @@ def test_program_without_a_key():
     with pytest.raises(ValueError, match="random key"):
         vipp.replicate(lambda: 0.0, 2)
     with (
-        vipp.language.handler.estimate(),
+        vipp.language.handler.estimated(),
         pytest.raises(ValueError, match="Site 'z' has no random key"),
     ):
         numpyro.sample("z", dist.Normal())

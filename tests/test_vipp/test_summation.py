@@ -18,7 +18,7 @@ from numpyro.infer.util import log_density
 
 import plated
 import vipp
-from vipp.programs.construct import Binding
+from vipp.programs.composed import Binding
 
 
 def log_marginal(model, given=None, *args):

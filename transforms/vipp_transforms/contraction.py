@@ -110,10 +110,12 @@ def contract(
     for factor in factors:
         put(factor)
     while pending:
+        # the innermost plates first: their sites have more copies than those outside
         plates = max(pending, key=lambda p: (len(p), sorted(p)))
         members = pending.pop(plates)
         inside = {s for f in members for s in f.dims if s in summed}
         here = {s for s in inside if graph.plates_of[s] | kept >= plates}
+        # a factor of two crossed plates couples every pair of their sites: no order is cheap
         stuck = [f for f in members if any(d in inside for d in f.dims) and not here & {*f.dims}]
         if stuck:
             raise _crossed(graph, stuck[0], summed)
@@ -141,6 +143,7 @@ def eliminate(graph: Graph, factors: Sequence[Factor], sites: Iterable[str]) -> 
     live, waiting = list(factors), sorted(sites)
     while waiting:
         sizes = {d: n for f in live for d, n in zip(f.dims, jnp.shape(f.array), strict=True)}
+        # greedy, smallest product first: optimal on chains and trees
         site = min(waiting, key=lambda s: _entries(_together(live, s), sizes))
         waiting.remove(site)
         members = [f for f in live if site in f.dims]

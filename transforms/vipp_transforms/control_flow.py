@@ -214,6 +214,7 @@ def _folded(key: Any, number: Any) -> Any:
 def _choose(index: Any, cases: Sequence[Any], held: Sequence[bool]) -> Any:
     """The case taken; where some are held constant, a constant and the rest."""
     if any(held):
+        # a constant cannot be selected among terms: the selected rest plus the selected constants
         free = [jnp.zeros_like(x) if h else x for x, h in zip(cases, held, strict=True)]
         fixed = [x if h else jnp.zeros_like(x) for x, h in zip(cases, held, strict=True)]
         never = (False,) * len(held)
@@ -233,6 +234,7 @@ def stays_loop(eqn: Any) -> bool:
 
 
 def _too_long(eqn: Any, length: int) -> ValueError:
+    # two reasons to unroll: an estimator that needs each step's draw apart, or a constant inside
     others = [t for t in templates_inside(eqn) if not t.estimator.traits.causal]
     if not others:
         return ValueError(
@@ -291,6 +293,8 @@ def returning_draws(
       results and then, per site, the value, its key and its leaves; and the sites' equations.
     """
     consts, carried = _jax.scan_arity(eqn)
+    # draws of one trajectory number are the same whenever the loop runs: the number is folded
+    # into the key of each step
     sites = [e for e in body if e.primitive is sample_p]
 
     def run(*operands: Any) -> list[Any]:

@@ -178,6 +178,7 @@ class _Analysis:
 
     def _cond(self, eqn: Any, inputs: list[Dependence], known: Knowns) -> list[Dependence]:
         index, *operands = inputs
+        # which branch ran depends on the index as a whole, so its lanes are mixed in the results
         branches = [self.of_jaxpr(b, operands, known[1:]) for b in eqn.params["branches"]]
         return [join((*parts, mixed(index))) for parts in zip(*branches, strict=True)]
 
@@ -213,6 +214,7 @@ class _Analysis:
         body, _ = _jax.open_jaxpr(eqn.params["jaxpr"])
         reverse, loop = eqn.params["reverse"], Step(object())
         consts, carried = _jax.scan_arity(eqn)
+        # places outside the body, inside it, stacked behind it, and in the last carry
         into = lambda p: p if isinstance(p, Step) else p - 1 if p else loop
         stacked = lambda p: 0 if p == loop else p if isinstance(p, Step) else p + 1
         ended = lambda p: None if p == loop else p

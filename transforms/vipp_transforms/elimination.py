@@ -97,11 +97,14 @@ def eliminate(program: Program, depends: Dependences, split: Split) -> Eliminati
     constants = {k for k in alive if split.constant[k]}
     steps: list[Step] = []
     number = len(leaves)
+    # the tower property, last site first: F[i-1] = C_i F_i (docs/engine.md, the proof)
     for site in reversed(program.sites.values()):
         groups: dict[Any, list[int]] = {}
         for k, form in alive.items():
+            # E[g] = g over a site that g does not depend on: such a term stays as it is (credit)
             if site.index in form.depends:
                 groups.setdefault((k in constants, *_signature(form)), []).append(k)
+        # what is learned about a site (a baseline, say) is learned from its finest term
         live = [g for g in groups.values() if g[0] not in constants]
         finest = max(live, key=lambda g: _apart(site, alive[g[0]]), default=None)
         for members in groups.values():
@@ -113,6 +116,7 @@ def eliminate(program: Program, depends: Dependences, split: Split) -> Eliminati
                 constants.add(number)
             for k in members:
                 del alive[k]
+            # equal terms are added first, so a chain contracts one function of one state a step
             alive[number] = after.form
             number += 1
     return Elimination(leaves, tuple(steps), tuple(alive))
@@ -136,6 +140,7 @@ class _Credit:
         So a term that depends on one of them depends on the others' from the start.
         """
         found = {r: self._admitted(r, lanes) for r, lanes in dependence.items()}
+        # to a fixed point: what comes in may bring others in
         while True:
             besides = [within(self._depends.beside(r), lanes) for r, lanes in found.items()]
             grown = join((found, *besides))
@@ -163,6 +168,7 @@ def layout(shape: tuple[int, ...], depends: Dependence) -> Layout:
         for number, lane in enumerate(depends[site]):
             axis = place(lane)
             if isinstance(axis, int):
+                # an axis belongs to the first site whose lanes lie along it; the others share it
                 owners.setdefault(axis, (site, number))
     axes = tuple(sorted(owners, key=owners.__getitem__))
     moved: list[int | None] = [None] * len(shape)

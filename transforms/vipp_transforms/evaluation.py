@@ -66,11 +66,14 @@ class Evaluation:
             axis = self.axis_of[site.index] = choice.estimator.axis(choice.site)
             if axis is not None:
                 self.axes.register(axis)
+        # the axes are known before anything is evaluated, so that equations with equal axes can
+        # be traced together, once for all
         self._carried: dict[int, frozenset[str]] = {}
         for site in planned.program.sites.values():
             self._carried[site.index] = self._names_of_site(site)
         self.env: Env = {v: Lifted(x) for v, x in planned.program.env.items()}
         for site in planned.program.sites.values():
+            # a loop runs once for every trajectory: which one it is comes in as a number
             if site.loop is not None:
                 self.env[site.loop.trajectory] = self._trajectory(site)
         self.potentials: dict[int, Potentials] = {}
@@ -106,6 +109,7 @@ class Evaluation:
         """The leaves of a site's distribution, then those of its estimator."""
         values = [value_of(self.env, v) for v in site.leaves]
         for i in range(len(site.parameters), len(values)):  # not for the objective's gradient
+            # an estimator's own state (a baseline's weights) is no parameter of the objective
             values[i] = values[i]._replace(array=jax.lax.stop_gradient(values[i].array))
         return values if self.leaves is None else self.leaves(site, values)
 
@@ -230,6 +234,7 @@ class Evaluation:
             self.credited.setdefault(step.site.index, []).append((step, operands[0]))
         if axis is not None:
             operands = [self.axes.first(x, axis.name) for x in operands]
+        # the estimator's own axis first, then named axes, then the term's: contract sees no names
         (value, *given), names = self._lined_up(operands, axis)
         mixed = tuple(a == MIXED for a in step.lanes)
         own, log_weight = tree.unflatten(given)
@@ -261,6 +266,8 @@ class Evaluation:
         A shared axis goes here once the last of its sites is eliminated; so does the axis of an
         earlier site that decided which draw it was but not its distribution.
         """
+        # trajectories are whole draws of the program: they are averaged once no site that is left
+        # varies along them, and not before
         left = self._names_of(step.layout.form.depends)
         gone = tuple(i for i, name in enumerate(result.axes) if name not in left)
         if not gone:
@@ -285,8 +292,11 @@ class Evaluation:
         for value in potentials:
             x, named = value.array, len(value.axes)
             for j, a in enumerate(step.lanes):
+                # the multiplier of step t is that of all steps before it: a cumulative sum of
+                # logs (docs/engine.md, reward-to-go)
                 if isinstance(a, UpTo):
                     x = jax.lax.cumsum(x, axis=named + j, reverse=a.reverse)
+            # a term that mixes lanes has the joint density's multiplier: logs add up
             summed = tuple(named + j for j, a in enumerate(axes) if a is None)
             x = permute(jnp.sum(x, axis=summed) if summed else x, named, order)
             gaps = tuple(named + a for a in range(ndim) if a not in kept)

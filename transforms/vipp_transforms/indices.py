@@ -165,6 +165,7 @@ def _combined(name: str, a: Index, b: Index) -> Index | None:
     if name in _COMPARISONS:
         compare = _COMPARISONS[name]
         ends = [(x.first, x.first + x.size - 1) for x in (a, b)]
+        # whether a comparison comes out alike at all entries is seen at the ends
         found = {compare(i, j) for i in ends[0] for j in ends[1]}  # monotone in both
         return Index(None, int(found.pop())) if len(found) == 1 else None
     if name == "add" and a.place is None:

@@ -91,6 +91,7 @@ def join_lanes(members: Sequence[Member], sites: Mapping[int, LaneAxes]) -> Join
         classes = _Classes()
         for member in members:
             _unite(classes, member, sites, mixed)
+        # two axes of one array cannot be one plate: such lanes are summed out jointly
         clash = _clash(classes, members, here, mixed)
         if not clash:
             break

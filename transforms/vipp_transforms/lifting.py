@@ -43,6 +43,7 @@ class Axes:
     def apply(self, fn: Callable[..., Any], *values: Lifted) -> list[Lifted]:
         """``fn`` (returning a list of arrays) mapped over the union of the operands' axes."""
         names = self.union(values)
+        # the first name is mapped last, and so lies in front
         for name in reversed(names):
             axes = tuple(0 if name in value.axes else None for value in values)
             fn = jax.vmap(fn, in_axes=axes, axis_size=self.sizes[name])
@@ -123,6 +124,7 @@ def evaluate(
             env[var] = nodes[var].make(env)
             continue
         made = [v for eqn in run for v in eqn.outvars]
+        # only what a later run reads leaves this one: the rest is the compiler's to forget
         results = [v for v in made if v in kept or users.get(v, number) > number]
         inputs = _free(run, set(made))
         fn = _jax.evaluator(run, inputs, results)
@@ -168,6 +170,8 @@ def _runs(
         rank = _Rank(max((r.phase for r in operands), default=0), names)
         for v in eqn.outvars:
             narrow = names & names_of(v)
+            # a result narrower than its operands opens a new phase: it must be cut before it is
+            # used
             ranks[v] = rank if narrow == names else _Rank(rank.phase + 1, narrow)
         groups.setdefault(rank, []).append(eqn)
     runs: list[tuple[bool, list[Any]]] = []

@@ -150,6 +150,7 @@ def _evaluate(group: list[Node], stacks: Stacks) -> None:
         return
     operands, axes = [], []
     for atoms in zip(*(node.operands for node in group), strict=True):
+        # what all of the group share is not repeated
         same = len({names([x]) for x in atoms}) == 1
         operands.append(stacks.get(atoms[0]) if same else stacks.fetch(atoms))
         axes.append(None if same else 0)

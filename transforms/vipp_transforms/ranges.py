@@ -24,7 +24,7 @@ def range_of(eqn: Any, ranges: list[Range]) -> Range:
     return ANY if any(map(math.isnan, ends)) else (min(ends), max(ends))
 
 
-def settled(name: str, one: Range, two: Range) -> bool:
+def decided(name: str, one: Range, two: Range) -> bool:
     """Whether a comparison has the same outcome for all values in two closed ranges."""
     if name in ("eq", "ne"):
         return one[1] < two[0] or one[0] > two[1]

@@ -95,9 +95,12 @@ class Recursion:
         def back(ms: list[_Message], x: Any) -> tuple[list[_Message], list[_Message]]:
             made = {_plates(self.joined, m.dims): m for m in step(ms, x)}
             passed = [_like(made[_plates(self.joined, m.dims)], m) for m in ms]
+            # log messages shrink with every step; what is taken off them is added once, at the
+            # end
             tops = [_top(self.joined, m) for m in passed]
             return list(map(_without, passed, tops)), tops
 
+        # behind the last step there is nothing: the logarithm of one
         zeros = [replace(m, array=jnp.zeros(m.array.shape, m.array.dtype)) for m in messages]
         final, tops = jax.lax.scan(back, zeros, inputs, reverse=not loop.reverse)
         final += [replace(m, array=m.array.sum(0)) for m in tops]
@@ -106,6 +109,7 @@ class Recursion:
 
     def _messages(self, step: Any, example: Any) -> tuple[list[_Message], tuple[Elimination, ...]]:
         """The names and shapes of messages that a step turns into messages of the same names."""
+        # which choices a message is about is found by steps on shapes alone, to a fixed point
         messages: list[_Message] = []
         while True:
             made = jax.eval_shape(step, messages, example)

@@ -126,6 +126,7 @@ def trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     shapes and branches may depend on them.
     """
     leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+    # what is no JAX array may decide shapes: it stays out of the jaxpr
     dynamic = [isinstance(leaf, jax.Array) for leaf in leaves]
     arrays = [leaf for leaf, d in zip(leaves, dynamic, strict=True) if d]
 
@@ -155,6 +156,7 @@ def inline(traced: Traced) -> Program:
     scope: dict[Any, Any] = {}
     inliner.run(jaxpr.eqns, scope)
     out, *aux = (lookup(v, scope) for v in jaxpr.outvars)
+    # a plain run prints once; a lifted one would print for every value that is tried
     plain = live(inliner.eqns, [out, *aux])
     eqns = [_jax.silent(e) for e in live(plain, [out, *aux], effects=False)]
     sites = sites_of(eqns, inliner.loops or [])
@@ -256,6 +258,8 @@ class Inliner:
         body.run(jaxpr.eqns, inner)
         outs = [lookup(v, inner) for v in jaxpr.outvars]
         fn, sites = returning_draws(eqn, body.eqns, body.env, jaxpr.invars, outs)
+        # the loop's sites are drawn inside, the lifted evaluation is outside: it passes the
+        # number of the trajectory in, as an operand of its own
         trajectories = [_jax.Var(_jax.shaped_array((), jnp.dtype(jnp.int32))) for _ in sites]
         self.env.update((v, jnp.int32(0)) for v in trajectories)
         shaped = [jax.ShapeDtypeStruct((), jnp.int32)] * len(sites)

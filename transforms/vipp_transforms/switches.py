@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms import _jax
-from vipp_transforms.ranges import ANY, Range, range_of, settled
+from vipp_transforms.ranges import ANY, Range, decided, range_of
 
 COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})
 JUMPS = frozenset({"ceil", "floor", "nextafter", "rem", "round", "sign"})
@@ -75,7 +75,7 @@ class Equations:
             endless = [v for v in eqn.invars if _is_literal(v) and not np.isfinite(v.val).any()]
             if x is other or endless:
                 return True
-            if settled(eqn.primitive.name, self._range(x), self._range(other)):
+            if decided(eqn.primitive.name, self._range(x), self._range(other)):
                 return True
         return self._heals(eqn, eqn.outvars[0], _DEPTH)
 

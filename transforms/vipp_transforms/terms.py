@@ -57,6 +57,7 @@ class Split:
 
 def split(program: Program, depends: Dependences) -> Split:
     """Find the equations worth walking through and the leaves behind them."""
+    # forwards: where walking would separate something; backwards: the walk itself
     linear = {id(e): _linear_operands(e, depends) for e in program.eqns}
     held = {v for e in program.eqns if is_constant(e) for v in e.outvars if depends[v]}
     gains = _gains(program, depends, linear, held)
@@ -105,6 +106,7 @@ def _gains(
             continue
         out = eqn.outvars[0]
         random = [v for v in operands if depends[v]]
+        # an operand that depends on fewer sites, or keeps lanes apart that the sum mixes
         finer = any(_grain(depends[v]) != _grain(depends[out]) for v in random)
         fixed = any(not depends[v] and not isinstance(v, _jax.Literal) for v in operands)
         whole = eqn.primitive.name != "select_n" and _all_lanes(out, depends[out])
@@ -231,6 +233,7 @@ def _transpose(split_: Split, eqn: Any, operands: Any, weight: Weight, read: Any
     if name == "neg":
         return [-weight]
     if name in ("mul", "div"):
+        # linear in the random operand: the other one becomes part of the weight
         factor = read(eqn.invars[1 - operands[0]])
         if name == "div":
             product = weight / factor
@@ -266,5 +269,6 @@ def _transpose_full(eqn: Any, operands: Any, weight: Weight, read: Any) -> list[
         return _jax.apply(eqn, inputs)[0]
 
     shaped = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in atoms]
+    # any other linear equation: its transpose sends the weight back to the operands
     cotangent = jnp.asarray(weight, eqn.outvars[0].aval.dtype)
     return list(jax.linear_transpose(apply, *shaped)(cotangent))

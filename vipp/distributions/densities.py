@@ -89,7 +89,7 @@ def _finite(logits: Any, times: Any = 1) -> jax.Array:
     return jnp.clip(logits, -limit, limit)
 
 
-def exact(fn: Any) -> Any:
+def guarded(fn: Any) -> Any:
     """``fn``, a Bernoulli or Binomial replaced by one that is right at all logits and values."""
     if type(fn) is dist.BernoulliLogits:
         return _BernoulliLogits(fn.logits, validate_args=False)
@@ -98,7 +98,7 @@ def exact(fn: Any) -> Any:
     if type(fn) is dist.BinomialLogits:
         return _BinomialLogits(fn.logits, fn.total_count, validate_args=False)
     if isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
-        base = exact(fn.base_dist)
+        base = guarded(fn.base_dist)
         if base is not fn.base_dist:
             fn = copy.copy(fn)
             fn.base_dist = base

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
-from vipp.distributions.densities import exact
+from vipp.distributions.densities import guarded
 
 
 def lane_distribution(fn: Any) -> Any:
@@ -22,4 +22,4 @@ def lane_distribution(fn: Any) -> Any:
         stripped = lane_distribution(base)
         events = tuple(stripped.batch_shape[len(base.batch_shape) :])
         return stripped.expand((*fn.batch_shape, *events))
-    return exact(fn)
+    return guarded(fn)

@@ -21,11 +21,11 @@ from vipp_transforms.choices import default
 @contextmanager
 def drawing(rng_key: Any) -> Iterator[None]:
     """In here, sites are drawn with their estimators, each with a key of its own."""
-    with estimate(), seeded(rng_seed=rng_key), control_flow():
+    with estimated(), seeded(rng_seed=rng_key), control_flow():
         yield
 
 
-class estimate(sites):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
+class estimated(sites):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
     """Draws each latent site of the program beneath it with the estimator in its ``infer``."""
 
     def process_message(self, msg: Any) -> None:

@@ -15,7 +15,7 @@ from vipp.distributions.wrappers import masked
 from vipp.language.handler import estimator_of
 from vipp.language.keys import random_key, seeded
 from vipp.language.replicate import replicate
-from vipp.objectives.importance import Weights
+from vipp.objectives.importance import ImportanceWeights
 from vipp.programs.densities import SiteDensity, landed
 from vipp.programs.program import AbstractProgram, PerPlate, Program
 from vipp.programs.trace import Trace
@@ -24,7 +24,7 @@ from vipp.programs.weights import Weighed, at_values, weigh_sites
 
 def weigh_doubly_reparameterised(
     p: AbstractProgram, q: AbstractProgram, num_particles: int, per_plate: PerPlate = "auto"
-) -> Weights:
+) -> ImportanceWeights:
     r"""Like :func:`vipp.objectives.importance.weigh`, for a log mean of the weights.
 
     The gradient that reaches the guide through the particle :math:`z_k` is multiplied by its
@@ -69,7 +69,7 @@ def weigh_doubly_reparameterised(
 
     keys = jax.random.split(random_key("IWAE"), num_particles)
     log_p, log_q = jax.vmap(again)(keys, drawn, normalised)
-    return Weights(log_p, log_q, weighed.scale, jnp.zeros(()))
+    return ImportanceWeights(log_p, log_q, weighed.scale, jnp.zeros(()))
 
 
 def _check_pathwise(of_q: Sequence[SiteDensity]) -> None:

@@ -14,7 +14,7 @@ from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.weights import Weighed, weigh_sites
 
 
-class Weights(NamedTuple):
+class ImportanceWeights(NamedTuple):
     """Log densities of a guide's draws, of shape ``(num_particles, *plates)``.
 
     Attributes:
@@ -47,7 +47,7 @@ def weigh(
     per_plate: PerPlate = "auto",
     *,
     normalised: str = "",
-) -> Weights:
+) -> ImportanceWeights:
     r"""Draw particles, one set per element of the plates that enclose the whole model.
 
     .. math:: \log w_k = \log p(x, z_k) - \log q(z_k), \quad z_k \sim q
@@ -80,7 +80,7 @@ def weigh(
         return weighed, jnp.broadcast_to(score, weighed.log_q.shape)
 
     weighed, score = replicate(particle, num_particles)
-    return Weights(weighed.log_p, weighed.log_q, weighed.scale, score)
+    return ImportanceWeights(weighed.log_p, weighed.log_q, weighed.scale, score)
 
 
 def gradient_only(x: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from vipp.language.handler import drawing
 from vipp.language.keys import minibatch
 from vipp.language.state import SUFFIX, advance
 from vipp.objectives.arguments import apply_check, arguments, bound, frozen, schedules, written
-from vipp.programs.construct import Binding
+from vipp.programs.composed import Binding
 from vipp.programs.program import AbstractProgram
 from vipp_transforms.checks import positive_int
 
@@ -136,7 +136,7 @@ class Objective(NumPyroELBO):
                 )
         return {name: params[name] for name in own}
 
-    def estimate(
+    def bound_and_state(
         self, rng_key: Any, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[jax.Array, dict[str, Any]]:
         """An estimate of the bound with unbiased derivatives, and the mutable state."""
@@ -148,13 +148,13 @@ class Objective(NumPyroELBO):
         self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> jax.Array:
         """Minus the bound, as ``numpyro.infer.SVI`` minimises it."""
-        return -self.estimate(rng_key, param_map, model, guide, args, kwargs)[0]
+        return -self.bound_and_state(rng_key, param_map, model, guide, args, kwargs)[0]
 
     def loss_with_mutable_state(
         self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """:meth:`loss` together with the new values of ``numpyro.mutable`` sites."""
-        value, mutable = self.estimate(rng_key, param_map, model, guide, args, kwargs)
+        value, mutable = self.bound_and_state(rng_key, param_map, model, guide, args, kwargs)
         return {"loss": -value, "mutable_state": mutable or None}
 
 
@@ -273,7 +273,7 @@ def value_and_grad(objective: Objective, model: Any, guide: Any) -> Callable[...
     def evaluate(rng_key: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         def bound(params: Any) -> jax.Array:
             given = {**constants, **params}
-            return objective.estimate(rng_key, given, model, guide, args, kwargs)[0]
+            return objective.bound_and_state(rng_key, given, model, guide, args, kwargs)[0]
 
         constants = {n: x for n, x in params.items() if not _is_real(x)}
         return jax.value_and_grad(bound)({n: x for n, x in params.items() if n not in constants})

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import Delta
 
-from vipp.distributions.densities import exact
+from vipp.distributions.densities import guarded
 from vipp.distributions.lanes import lane_distribution
 from vipp.distributions.wrappers import factor, masked
 
@@ -119,7 +119,7 @@ def site_densities(trace: Mapping[str, Any]) -> list[SiteDensity]:
 
 def site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensity:
     """The density of one sample site of a NumPyro trace."""
-    fn, value = exact(site["fn"]), site["value"]
+    fn, value = guarded(site["fn"]), site["value"]
     _check_shape(site)
     intermediates = site["intermediates"]
     log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)

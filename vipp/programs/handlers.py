@@ -43,8 +43,8 @@ class Given(substitute):
 
     def process_message(self, msg: Any) -> None:
         """Give a site its value."""
-        if msg["type"] == "construct":
-            kind = type(msg["construct"]).__name__.lower()
+        if msg["type"] == "composed":
+            kind = type(msg["composed"]).__name__.lower()
             raise ValueError(
                 f"vipp.{kind}(...) runs inside another program or under a handler, where its "
                 "density would be lost. Fix: give it to the objective itself, and apply handlers "

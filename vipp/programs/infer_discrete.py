@@ -9,7 +9,7 @@ import jax
 
 import vipp_transforms as vt
 from vipp.language.keys import seeded
-from vipp.programs.construct import Binding
+from vipp.programs.composed import Binding
 from vipp.programs.marginal import Marginal
 from vipp.programs.summed_out import ExactMarginalProgram
 from vipp.programs.trace import Trace

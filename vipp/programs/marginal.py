@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from numpyro.handlers import block, trace
 
 from vipp.language.replicate import replicate
-from vipp.programs.construct import Binding, Construct
+from vipp.programs.composed import Binding, Composed
 from vipp.programs.densities import SiteDensity, joint_per_plate
 from vipp.programs.kept import check_exists, check_given, only
 from vipp.programs.program import AbstractProgram, Change, Program
@@ -112,7 +112,7 @@ def _binding(program: AbstractProgram) -> Binding:
 
 
 @dataclass(frozen=True)
-class Marginal(Construct):
+class Marginal(Composed):
     """What :func:`marginal` makes of a NumPyro program."""
 
     program: Any

@@ -15,7 +15,7 @@ from numpyro.handlers import block, trace
 from vipp.language.keys import minibatch, random_key
 from vipp.language.replicate import replicate
 from vipp.language.sample import sample
-from vipp.programs.construct import Binding, Construct
+from vipp.programs.composed import Binding, Composed
 from vipp.programs.densities import SiteDensity
 from vipp.programs.program import AbstractProgram, Change
 from vipp.programs.support import check_same_support
@@ -74,7 +74,7 @@ def normalize(program: Any, proposal: Any, num_particles: int, estimator: Any = 
 
 
 @dataclass(frozen=True)
-class Normalized(Construct):
+class Normalized(Composed):
     """What :func:`normalize` makes of NumPyro programs."""
 
     program: Any

@@ -101,7 +101,7 @@ def fit(
         warn_of_biased_objective("fit", repr(objective), objective.biased, stacklevel=2)
     mutable = {**(state.mutable_state or {}), **objective.init_state()}
     state = state._replace(mutable_state=mutable or None)
-    state = _settled(state if init_state is None else _continued(init_state, state))
+    state = _strongly_typed(state if init_state is None else _continued(init_state, state))
     bound_guide = jax.tree_util.Partial(guide, *args, **kwargs)
 
     def result(state: SVIState, losses: list[np.ndarray]) -> FitResult:
@@ -144,7 +144,7 @@ def _continued(state: SVIState, fresh: SVIState) -> SVIState:
     return state._replace(mutable_state=mutable or None)
 
 
-def _settled(state: SVIState) -> SVIState:
+def _strongly_typed(state: SVIState) -> SVIState:
     """The state as a step returns it: a number of weak type would be compiled for apart."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
 

@@ -96,6 +96,7 @@ class MeasureValued(Estimator):
         chosen = selectors(site)
         values = [base[None], *(swap(site, base, value.astype(base.dtype)) for _, value in signed)]
         slopes = [score[None], *(chosen * slope[None] for slope, _ in signed)]
+        # a value of probability 0 has a slope all the same, but its term may not be finite
         weights = [jnp.zeros_like(slopes[0]), *(jnp.where(chosen > 0, x, 0.0) for x in log_probs)]
         log_weight = jnp.concatenate(weights) if log_probs else None
         return Expansion(jnp.concatenate(values), (jnp.concatenate(slopes),), log_weight)

@@ -182,6 +182,7 @@ class ScoreFunction(Estimator):
     def contract(self, term: Term) -> jax.Array:
         """The term times the density ratio, less the baseline times what the ratio adds."""
         log_prob, *given = term.potentials
+        # one in value; its derivatives of every order are those of the density ratio (DiCE)
         ratio = jnp.exp(log_prob - jax.lax.stop_gradient(log_prob))
         if self._leaves_out:
             baseline = self._mean_of_others(jax.lax.stop_gradient(term.value))
@@ -189,6 +190,7 @@ class ScoreFunction(Estimator):
             baseline = self._scaled(jax.lax.stop_gradient(term.value), given[0] / term.lanes)
         else:
             return term.value * ratio
+        # the baseline's multiplier has expectation zero: E[ratio] = 1 for every parameter
         return baseline + (term.value - baseline) * ratio
 
     def _mean_of_others(self, x: jax.Array) -> jax.Array:

@@ -22,8 +22,8 @@ class Binding:
     mutable: dict[str, Any] = field(default_factory=dict)
 
     def program(self, fn: Callable[..., Any]) -> AbstractProgram:
-        """A NumPyro program, or a construct, ready to be drawn from and scored."""
-        if isinstance(fn, Construct):
+        """A NumPyro program, or one composed of others, ready to be drawn from and scored."""
+        if isinstance(fn, Composed):
             return fn.bind(self)
         return Program(fn, self.params, self.args, self.kwargs, self.mutable)
 
@@ -32,7 +32,7 @@ class Binding:
         return replace(self, args=(*first, *self.args))
 
 
-class Construct(abc.ABC):
+class Composed(abc.ABC):
     """A NumPyro program whose density vipp estimates: to be given to an objective as it is."""
 
     @abc.abstractmethod
@@ -48,7 +48,7 @@ class Construct(abc.ABC):
         # NumPyro's handlers cannot see the density of what is hidden: a program that is scored by
         # its trace must not have it inside
         apply_stack(
-            {"type": "construct", "construct": self, "fn": lambda: True, "args": (), "kwargs": {},
+            {"type": "composed", "composed": self, "fn": lambda: True, "args": (), "kwargs": {},
              "value": None, "stop": False}
         )  # fmt: skip
         return self._run(args, kwargs)
