@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 import vipp_transforms as vt
+from vipp.distributions.answers import Answering
 
 KEY = jax.random.key(0)
 THETA = jnp.array([0.4, -0.7])
@@ -558,6 +559,66 @@ def test_a_branch_not_taken_gets_no_gradient(name, estimator):
     got = jax.jit(jax.value_and_grad(lambda x: vt.surrogate(f)(x)[0]))(0.0)
     want = jax.value_and_grad(lambda x: SKIPPED[name](x, lambda k, x: 0.5))(0.0)
     np.testing.assert_allclose(got, want)
+
+
+def _at_once(x, draw):
+    """At -1 what is drawn where nothing is taken has parameters, values and terms that are none."""
+
+    def root(k):
+        z = draw(k, jnp.sqrt(x))
+        return jnp.log(x * z) + jnp.sqrt(x)
+
+    return jax.lax.cond(x > 0, root, lambda k: x**2 + 2.0 * x, KEY)
+
+
+def _one_in_another(x, draw):
+    def twice(k):
+        y = jnp.sqrt(x)
+        return jax.lax.cond(y > 0.5, lambda: draw(k, y), lambda: y * draw(k, 1 - y))
+
+    def loop(k):
+        step = lambda c, k: (c + draw(k, jnp.sqrt(x * jnp.ones(2))).sum(), None)
+        return jax.lax.scan(step, x, jax.random.split(k, 2))[0]
+
+    def infinite_slope(k):
+        return draw(k, 0.5 + 0.1 * jnp.sqrt(jnp.abs(x + 1.0)))
+
+    number = jnp.int32(x > 0) + 2 * jnp.int32(x > 1)
+    neither = lambda k: x**2 + 2.0 * x
+    return jax.lax.switch(number, [neither, twice, loop, infinite_slope], KEY)
+
+
+NO_NUMBERS = {
+    "enumerate": (dist.Bernoulli, vt.Enumerate()),
+    "leave one out": (dist.Bernoulli, vt.ScoreFunction(2, "leave_one_out")),
+    "optimal": (dist.Bernoulli, vt.ScoreFunction(3, jnp.float32(0.3), coefficient="optimal")),
+    "finite": (dist.Bernoulli, vt.MeasureValued()),
+    "disarm": (dist.Bernoulli, vt.DisARM()),
+    "rebar": (dist.Bernoulli, vt.REBAR()),
+    "mix": (dist.Bernoulli, vt.Mix(vt.ARM(), vt.ScoreFunction(2, antithetic=True), 0.4)),
+    "sparse": (dist.Bernoulli, vt.SparseMixer()),
+    "measure valued": (lambda p: dist.Normal(p, p), vt.MeasureValued()),
+    "antithetic": (lambda p: dist.Normal(p, p), vt.Pathwise(2, antithetic=True)),
+    "taylor": (lambda p: dist.Normal(p, p), vt.Pathwise(control_variate="taylor")),
+}
+
+
+NO_NUMBER_ROWS = [
+    *((_at_once, name) for name in NO_NUMBERS),
+    *((_one_in_another, name) for name in ("enumerate", "leave one out", "rebar", "taylor")),
+]
+
+
+@pytest.mark.parametrize("program, name", NO_NUMBER_ROWS)
+def test_a_branch_not_taken_makes_no_numbers(program, name):
+    make, estimator = NO_NUMBERS[name]
+
+    def f(x):
+        draw = lambda k, p: 1.0 * vt.sample(k, Answering(make(p)), estimator, name="z")
+        return program(x, draw), None
+
+    got = jax.value_and_grad(lambda x: vt.surrogate(f)(x)[0])(-1.0)
+    np.testing.assert_allclose(got, (-1.0, 0.0), atol=1e-6)
 
 
 CALLED = {

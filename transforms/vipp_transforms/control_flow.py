@@ -93,26 +93,28 @@ def _selection(eqn: Any) -> Callable[..., list[Any]]:
 
     def select(index: Any, *operands: Any) -> list[Any]:
         # of draws from one key, only one was ever made: now they must not be the same
-        results = [
-            _call_apart(branch, _unless_skipped(index, i, operands), i)
-            for i, (branch, _) in enumerate(released)
-        ]
+        results = []
+        for number, (branch, _) in enumerate(released):
+            taken = _is_taken(index, number)
+            results.append(_call_apart(branch, _unless_skipped(taken, operands), number, taken))
         held = zip(*(flags for _, flags in released), strict=True)
         return [_choose(index, *x) for x in zip(zip(*results, strict=True), held, strict=True)]
 
     return select
 
 
-def _unless_skipped(index: Any, number: int, operands: Sequence[Any]) -> list[Any]:
+def _is_taken(index: Any, number: int) -> Any:
+    if index.dtype == jnp.bool_:
+        return index if number else ~index
+    return index == number
+
+
+def _unless_skipped(taken: Any, operands: Sequence[Any]) -> list[Any]:
     """The operands of one branch, of which no derivative is taken where another one is.
 
     The branch is evaluated all the same; a derivative that is infinite there would come back as
     nought times infinity.
     """
-    if index.dtype == jnp.bool_:
-        taken = index if number else ~index
-    else:
-        taken = index == number
     return [_unless(taken, x) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in operands]
 
 
@@ -153,23 +155,40 @@ def _releasing(eqn: Any) -> Callable[..., list[Any]] | None:
     return run
 
 
-def _call_apart(jaxpr: Any, operands: Sequence[Any], number: int) -> list[Any]:
-    """Call a branch, all of whose draws are independent of those of branches numbered otherwise."""
+def _call_apart(jaxpr: Any, operands: Sequence[Any], number: int, taken: Any) -> list[Any]:
+    """Call a branch, all of whose draws are independent of those of branches numbered otherwise.
+
+    What it draws is told whether it is ``taken``.
+    """
 
     def special(eqn: Any, inputs: list[Any]) -> list[Any] | None:
         if eqn.primitive is sample_p:
-            return _jax.apply(eqn, [_folded(inputs[0], number), *inputs[1:]])
+            return _draw_apart(eqn, inputs, number, taken)
         if not templates_inside(eqn) or eqn.primitive.name == "while":
             return None
-        if eqn.primitive.name in ("cond", "scan"):
-            return _jax.apply(_with_bodies_apart(eqn, number), inputs)
+        if eqn.primitive.name == "cond":
+            return _jax.apply(_with_branches_apart(eqn, number), [*inputs, taken])
+        if eqn.primitive.name == "scan":
+            return _scan_apart(eqn, inputs, number, taken)
         inner = _jax.called(eqn)
-        return None if inner is None else _call_apart(inner, inputs, number)
+        return None if inner is None else _call_apart(inner, inputs, number, taken)
 
     opened_jaxpr, consts = _jax.open_jaxpr(jaxpr)
     invars = (*opened_jaxpr.constvars, *opened_jaxpr.invars)
     values = dict(zip(invars, (*consts, *operands), strict=True))
     return _evaluate(opened_jaxpr.eqns, values, opened_jaxpr.outvars, special)
+
+
+def _draw_apart(eqn: Any, inputs: Sequence[Any], number: int, taken: Any) -> list[Any]:
+    """A draw with a key of the branch, in branches within branches if all are taken."""
+    template, lanes = eqn.params["template"], eqn.params["lanes"]
+    key, *leaves = inputs
+    if template.conditional:
+        leaves[0] = jnp.logical_and(leaves[0], taken)
+    else:
+        template, leaves = template.in_branch, [taken, *leaves]
+        lanes = tuple(lane._replace(varies=(False, *lane.varies)) for lane in lanes)
+    return [sample_p.bind(_folded(key, number), *leaves, template=template, lanes=lanes)]
 
 
 def _evaluate(
@@ -191,17 +210,35 @@ def _evaluate(
     return [jnp.asarray(read(v)) for v in outs]
 
 
-def _with_bodies_apart(eqn: Any, number: int) -> Any:
-    def apart(closed: Any) -> Any:
-        fn = lambda *xs: _call_apart(closed, xs, number)
-        return _jax.trace(fn, *map(_jax.shaped, closed.in_avals))[0]
+def _with_branches_apart(eqn: Any, number: int) -> Any:
+    """A cond within a branch; its last operand is whether that is taken."""
+    flag = _jax.Var(_jax.shaped_array((), jnp.dtype(jnp.bool_)))
 
-    params = dict(eqn.params)
-    if eqn.primitive.name == "cond":
-        params["branches"] = tuple(map(apart, params["branches"]))
-    else:
-        params["jaxpr"] = apart(params["jaxpr"])
-    return eqn.replace(params=params)
+    def apart(closed: Any) -> Any:
+        fn = lambda *xs: _call_apart(closed, xs[:-1], number, xs[-1])
+        return _jax.trace(fn, *map(_jax.shaped, (*closed.in_avals, flag.aval)))[0]
+
+    branches = tuple(map(apart, eqn.params["branches"]))
+    return eqn.replace(params={**eqn.params, "branches": branches}, invars=[*eqn.invars, flag])
+
+
+def _scan_apart(eqn: Any, inputs: Sequence[Any], number: int, taken: Any) -> list[Any]:
+    """A loop within a branch."""
+    consts, carried = _jax.scan_arity(eqn)
+    fixed, init = inputs[:consts], inputs[consts : consts + carried]
+
+    def step(carry: Any, xs: Any) -> Any:
+        made = _call_apart(eqn.params["jaxpr"], [*fixed, *carry, *xs], number, taken)
+        return made[:carried], made[carried:]
+
+    return _run_scan(eqn, step, init, inputs[consts + carried :])
+
+
+def _run_scan(eqn: Any, step: Any, init: Sequence[Any], xs: Sequence[Any]) -> list[Any]:
+    """A scan of as many steps in the same direction."""
+    length, reverse = eqn.params["length"], eqn.params["reverse"]
+    carry, ys = jax.lax.scan(step, list(init), list(xs), length=length, reverse=reverse)
+    return [*carry, *ys]
 
 
 def _folded(key: Any, number: Any) -> Any:
@@ -311,13 +348,9 @@ def returning_draws(
 
             values = {**env, **dict(zip(invars, (*fixed, *carry, *xs), strict=True))}
             made = _evaluate(body, values, outs, special)
-            return made[:carried], (made[carried:], extras)
+            return made[:carried], [*made[carried:], *extras]
 
-        carry, (ys, extras) = jax.lax.scan(
-            step, list(init), list(operands[consts + carried :]),
-            length=eqn.params["length"], reverse=eqn.params["reverse"],
-        )  # fmt: skip
-        return [*carry, *ys, *extras]
+        return _run_scan(eqn, step, init, operands[consts + carried :])
 
     return run, sites
 

@@ -8,6 +8,8 @@ how its gradient is to be estimated, and along which leading axes the draws are 
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,12 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms._jax import define_primitive, is_tracer, shaped_array, trace
+from vipp_transforms._jax import define_primitive, is_tracer, shaped, shaped_array, trace
 from vipp_transforms.distributions import Described, ask
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import Estimator, Policy, SiteInfo
 from vipp_transforms.settings import require_numbers
 from vipp_transforms.skeleton import Skeleton, shapes
+from vipp_transforms.skipped import Skipped, told
 
 
 class Template:
@@ -28,7 +31,10 @@ class Template:
 
     Attributes:
       drawing: one draw as a jaxpr of ``(key, *leaves)``.
+      conditional: whether the first of its leaves says if the choice is made at all.
     """
+
+    conditional = False
 
     def __init__(self, distribution: Described, name: str, estimator: Estimator | Policy, key: Any):
         self.skeleton = Skeleton((distribution, estimator))
@@ -43,8 +49,20 @@ class Template:
         self.num_weak_derivatives = distribution.num_weak_derivatives
         self.has_quantile = distribution.has_quantile
         inputs = (key, *self.skeleton.leaves((distribution, estimator)))
-        shaped = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
+        self._trace_draw([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs])
+
+    def _trace_draw(self, shaped: list[Any]) -> None:
         self.drawing, _ = trace(lambda k, *xs: self.build(xs).sample(k), *shaped)
+
+    @functools.cached_property
+    def in_branch(self) -> Template:
+        """The same choice in a branch, with one leaf more, the first: whether that is taken."""
+        other = copy.copy(self)
+        other.conditional = True
+        other.num_parameters = self.num_parameters + 1
+        key, *leaves = map(shaped, self.drawing.in_avals)
+        other._trace_draw([key, jax.ShapeDtypeStruct((), jnp.bool_), *leaves])
+        return other
 
     def site(self) -> SiteInfo:
         """The site on its own, as far as it is known before the program is."""
@@ -60,7 +78,15 @@ class Template:
 
     def build(self, leaves: Any) -> Any:
         """The distribution with these array leaves (and the estimator's behind them)."""
-        return self.skeleton.build(leaves)[0]
+        return self.parts(leaves)[0]
+
+    def parts(self, leaves: Any) -> tuple[Any, Any]:
+        """The distribution and the estimator with these array leaves."""
+        if not self.conditional:
+            return self.skeleton.build(leaves)
+        taken, *others = leaves
+        distribution, estimator = self.skeleton.build([told(taken, x) for x in others])
+        return Skipped(distribution, taken, self.support), estimator
 
     def build_estimator(self, settings: Any) -> Any:
         """The estimator with these array leaves."""

@@ -75,7 +75,7 @@ class LaneSource:
         count = len(arrays)
 
         def one(key: Any, *rest: Any) -> Any:
-            parts = self._template.skeleton.build(rest[count:])
+            parts = self._template.parts(rest[count:])
             return fn(Local(jax.random.fold_in(key, salt), *parts), *rest[:count])
 
         mapped = over_lanes(one, self._lanes, True, *(True for _ in arrays))
