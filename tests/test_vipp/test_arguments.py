@@ -56,7 +56,7 @@ MISTAKES = [
     (lambda: vipp.ELBO(particles=3), r"unknown argument 'particles', expected one of \['num_"),
     (
         lambda: vipp.IWAE(particles=3),
-        r"Did you mean 'num_particles'\? Fix: IWAE\(num_particles=3\)",
+        r"\(did you mean 'num_particles'\?\)\. Fix: IWAE\(num_particles=3\)",
     ),
     (lambda: vipp.ELBO(qqq=3), "Fix: use one of these"),
     (lambda: mine(2), r"mine: .* got 2\. Fix: mine\(k=2\)"),

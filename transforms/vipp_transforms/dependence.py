@@ -56,6 +56,17 @@ def within(dependence: Dependence, lanes: Sequence[Lane]) -> Dependence:
     }
 
 
+def follow(jaxpr: Any, known: Mapping[Any, Dependence]) -> list[Dependence]:
+    """The dependence of a jaxpr's results, given that of some of its variables.
+
+    ``known`` holds of operands and constants, and of what an equation computes, whatever from.
+    """
+    given = [v for v in (*jaxpr.constvars, *jaxpr.invars) if v in known]
+    env = {v: known[v] for v in given}
+    _Analysis().run(jaxpr.eqns, env, {}, known, {})
+    return [_read(env, v) for v in jaxpr.outvars]
+
+
 def own(site: Site) -> Dependence:
     """The dependence of a drawn value on its own site; a lane of size one needs no axis."""
     return {site.index: tuple(Apart(j) if n > 1 else MIXED for j, n in enumerate(site.lane_shape))}

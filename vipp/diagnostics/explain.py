@@ -13,6 +13,7 @@ import vipp_transforms as vt
 from vipp.distributions.answers import kind
 from vipp.distributions.lanes import lane_distribution
 from vipp.language.control_flow import sites
+from vipp.language.notes import noting
 from vipp.objectives.objective import Objective
 from vipp_transforms.settings import Part
 
@@ -48,11 +49,13 @@ class Explanation:
       objective: what is estimated.
       rows: in program order.
       biased: why the objective's gradient is biased for what it is to optimise; None if it is not.
+      notes: what else the objective says of itself and these programs.
     """
 
     objective: str
     rows: tuple[SiteReport, ...]
     biased: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, site: str) -> SiteReport:
         for row in self.rows:
@@ -61,7 +64,8 @@ class Explanation:
         raise KeyError(f"no site '{site}', got {[r.site for r in self.rows]}")
 
     def _title(self) -> list[str]:
-        return [self.objective, *([f"biased: {self.biased}"] if self.biased else [])]
+        biased = [f"biased: {self.biased}"] if self.biased else []
+        return [self.objective, *self.notes, *biased]
 
     def _cells(self) -> list[list[str]]:
         names = [f.name for f in fields(SiteReport)]
@@ -130,16 +134,16 @@ def explain(
         state = svi.init(key, *args, **kwargs)
         params = {**svi.get_params(state), **(state.mutable_state or {})}
     params = {**objective.init_state(), **params}
-    drawn = _Drawn()
+    drawn, notes = _Drawn(), noting()
 
     def draw(*inputs: Any) -> Any:
-        with drawn:
+        with drawn, notes:
             return objective.draw(*inputs)
 
     plan = vt.plan(draw, key, params, model, guide, args, kwargs)
     rows = [_pathwise(*item) for item in drawn.pathwise.items()]
     rows += [_estimated(plan, site) for site in plan.program.sites.values()]
-    return Explanation(repr(objective), tuple(rows), objective.biased)
+    return Explanation(repr(objective), tuple(rows), objective.biased, tuple(notes.said))
 
 
 class _Drawn(sites):

@@ -13,11 +13,12 @@ from numpyro.handlers import block, seed, trace
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.util import not_jax_tracer
 
-from vipp.diagnostics.mistake import CheckError, close
+from vipp.diagnostics.mistake import CheckError
 from vipp.diagnostics.records import Site, is_latent
 from vipp.distributions.answers import kind
 from vipp.distributions.support import reaches_outside
 from vipp.distributions.wrappers import factor
+from vipp.language.names import close
 
 Sites = Mapping[str, Site]
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 
 class CheckError(ValueError):
     """A model and a guide do not fit each other, or the data; found before anything is compiled.
@@ -19,9 +16,3 @@ class CheckError(ValueError):
     def __init__(self, site: str, got: str, expected: str, fix: str):
         super().__init__(f"'{site}': got {got}, expected {expected}. Fix: {fix}.")
         self.site, self.got, self.expected, self.fix = site, got, expected, fix
-
-
-def close(name: str, names: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"``, where one of ``names`` is nearly ``name``."""
-    found = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean '{found[0]}'?)" if found else ""

@@ -12,6 +12,8 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints, transforms
 
+from vipp_transforms.constant import detached
+
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
 
 # NumPyro's own distribution function of these has the right derivative in every parameter
@@ -119,7 +121,7 @@ def _von_mises(fn: Any, x: jax.Array) -> jax.Array:
     z = (x - fn.loc + math.pi) % (2 * math.pi) - math.pi
     z, kappa = jnp.broadcast_arrays(z, kappa)
     start = jnp.where(z < 0, -z, z)
-    fixed, concentration = jax.lax.stop_gradient((start, kappa))
+    fixed, concentration = detached((start, kappa))
     tail = jnp.sin(fixed / 2) ** 2 + _depth(x) / (2 * concentration)
     end = 2 * jnp.arcsin(jnp.sqrt(jnp.minimum(tail, 1)))
 
@@ -148,7 +150,7 @@ def _beta(fn: Any, x: jax.Array) -> jax.Array:
     tiny = jnp.finfo(x.dtype).tiny
     y = jnp.log(jnp.maximum(x, tiny)) - jnp.log(jnp.maximum(1 - x, tiny))
     y, a, b = jnp.broadcast_arrays(y, a, b)
-    fixed, alpha, beta = jax.lax.stop_gradient((y, a, b))
+    fixed, alpha, beta = detached((y, a, b))
     lower = fixed < jnp.log(alpha) - jnp.log(beta)
     depth = _depth(x)
     spread = jnp.sqrt(2 * depth * (1 / alpha + 1 / beta))

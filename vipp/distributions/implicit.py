@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 
 from vipp.distributions.cdf import cdf, has_cdf, moving_cdf
 from vipp.distributions.wrappers import WRAPPERS, factor
+from vipp_transforms.constant import detached
 
 _MIXTURES = (dist.MixtureSameFamily, dist.MixtureGeneral)
 
@@ -74,7 +75,7 @@ class Implicit(dist.Distribution):
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """The distribution's own draws, moving with its parameters."""
-        return _transport(self.fn, jax.lax.stop_gradient(self.fn.sample(key, sample_shape)))
+        return _transport(self.fn, detached(self.fn.sample(key, sample_shape)))
 
     def log_prob(self, value: Any) -> jax.Array:
         """The distribution's own."""

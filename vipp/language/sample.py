@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpyro
 
 from vipp.language.control_flow import sites
+from vipp.language.names import close
 from vipp.language.state import SUFFIX, with_state
 
 
@@ -101,9 +101,7 @@ class _Configure(sites):
     def check(self) -> None:
         for name in self.estimators:
             if name not in self.seen:
-                close = difflib.get_close_matches(name, self.seen, n=1)
-                hint = f" Did you mean '{close[0]}'?" if close else ""
                 raise ValueError(
                     f"with_estimators: no site named '{name}', the program has "
-                    f"{sorted(self.seen)}.{hint} Fix: use one of these names."
+                    f"{sorted(self.seen)}{close(name, self.seen)}. Fix: use one of these names."
                 )

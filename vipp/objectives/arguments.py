@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -11,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from numpyro.util import not_jax_tracer
+
+from vipp.language.names import close, nearest
 
 # a function of the step, such as optax has
 Schedule = Callable[[Any], Any]
@@ -93,12 +94,12 @@ def bound(
 
 
 def _unknown(name: str, known: Mapping[str, Any], key: str, named: Mapping[str, Any]) -> str:
-    wrong = f"{name}: unknown argument {key!r}, expected one of {list(known)}."
-    close = difflib.get_close_matches(key, known, n=1)
-    if not close:
+    hint, found = close(key, known), nearest(key, known)
+    wrong = f"{name}: unknown argument {key!r}, expected one of {list(known)}{hint}."
+    if found is None:
         return f"{wrong} Fix: use one of these."
-    meant = {(close[0] if n == key else n): x for n, x in named.items()}
-    return f"{wrong} Did you mean '{close[0]}'? Fix: {written(name, meant)}."
+    meant = {(found if n == key else n): x for n, x in named.items()}
+    return f"{wrong} Fix: {written(name, meant)}."
 
 
 def _listed(items: Any) -> str:

@@ -8,26 +8,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 
-import vipp_transforms as vt
 from vipp.language.keys import random_key, seeded
+from vipp.language.notes import note
 from vipp.objectives.objective import objective
+from vipp.programs.ancestors import WAYS, ancestors, descended
 from vipp.programs.densities import SiteDensity
+from vipp.programs.elements import Moved, elements
 from vipp.programs.particles import Particles, begin, joined, part
-from vipp.programs.program import AbstractProgram
+from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.steps import Sequence, take_apart
 from vipp.programs.support import check_same_support
-from vipp.programs.weights import weigh_sites
-from vipp_transforms.choices import single_draw
-
-_WAYS = ("multinomial", "systematic", "soft", "none")
 
 
 def _check(config: dict[str, Any]) -> None:
-    if config["resample"] not in _WAYS:
+    if config["resample"] not in WAYS:
         raise ValueError(
-            f"FilteringBound: resample must be one of {_WAYS}, got {config['resample']!r}."
+            f"FilteringBound: resample must be one of {WAYS}, got {config['resample']!r}."
         )
     if config["resampling_gradient"] and config["resample"] in ("systematic", "none"):
         raise ValueError(
@@ -59,6 +56,7 @@ def FilteringBound(  # noqa: N802
     resample: str = "multinomial",
     resampling_gradient: bool = False,
     softness: float = 0.5,
+    per_plate: PerPlate = "auto",
 ) -> jax.Array:
     r"""A particle filter's estimate of the log likelihood (FIVO, AESMC, VSMC).
 
@@ -70,6 +68,13 @@ def FilteringBound(  # noqa: N802
     resampled, latent values drawn before the scan (unknown dynamics, say) with them. It needs ``K``
     of the order of ``T``, where IWAE needs it exponential in ``T``.
 
+    Each element of the plates that enclose the whole of both programs, within the step and before
+    the scan, has particles and a bound of its own, times the plates' subsampling scale. That is so
+    where one element's draws say nothing of another's distributions, as the programs show. Where
+    they do (a latent value outside of the plate, or a state that all elements share), the elements
+    are resampled together: one bound over everything, valid and looser. ``vipp.explain`` says
+    which.
+
     Args:
       num_particles: ``K``, at least 1.
       resample: ``"multinomial"``; ``"systematic"``, with less noise; ``"soft"``, from a mixture of
@@ -79,10 +84,13 @@ def FilteringBound(  # noqa: N802
         it, as is usual, the gradient is biased and much less noisy.
       softness: the uniform distribution's share in ``"soft"``, within (0, 1]; a number or a
         schedule of the step.
+      per_plate: ``"auto"``; the name(s) of plates whose elements must be apart; or None for one
+        bound over everything.
 
     Raises:
       ValueError: if ``num_particles`` is not a positive int, or for an unknown way to resample;
-        when traced, if a program has no scan, a site after it, or another number of steps.
+        when traced, if a program has no scan, a site after it, or another number of steps, or
+        naming a site outside of a plate, or what mixes its elements.
 
     Example:
       >>> import vipp
@@ -95,8 +103,11 @@ def FilteringBound(  # noqa: N802
       Naesseth, Linderman, Ranganath and Blei, *Variational sequential Monte Carlo*, 2018.
       Karkus, Hsu and Lee, *Particle filter networks*, 2018 (soft resampling).
     """
-    first, chain, ancestors = jax.random.split(random_key("FilteringBound"), 3)
-    particles, own = begin(partial(_begin, p, q), jax.random.split(first, num_particles))
+    first, chain, choices = jax.random.split(random_key("FilteringBound"), 3)
+    start = partial(_begin, p, q)
+    particles, own, begun = begin(start, jax.random.split(first, num_particles))
+    apart = elements(begun, particles, own, per_plate)
+    note(str(apart))
     closed_over, shared = part(particles.closed_over, own.closed_over)
     own_xs, shared_xs = part(particles.xs, own.xs)
 
@@ -106,24 +117,30 @@ def FilteringBound(  # noqa: N802
 
         def move(key: Any, state: Any, closed_over: Any, own_xs: Any) -> Any:
             x = joined(own.xs, [x[t] for x in own_xs], shared_x)
-            return particles.move(key, state, x, joined(own.closed_over, closed_over, shared))
+            known = joined(own.closed_over, closed_over, shared)
+            state, moved = particles.move(key, state, x, known)
+            return state, moved.log_weight(apart)
 
         keys = jax.random.split(key, num_particles)
         state, gained = jax.vmap(move)(keys, state, closed_over, own_xs)
         log_w = log_w + gained
-        total = jax.nn.logsumexp(log_w)
-        index, log_w = _resample(chosen, log_w - total, resample, resampling_gradient, softness)
+        total = jax.nn.logsumexp(log_w, axis=0)
+        index, log_w = ancestors(chosen, log_w - total, resample, resampling_gradient, softness)
         kept = (state, closed_over, own_xs)
         if index is not None:
-            kept = jax.tree.map(lambda x: x[index], kept)
+            leaves, treedef = jax.tree.flatten(kept)
+            pairs = zip(leaves, apart.axes, strict=True)
+            kept = jax.tree.unflatten(treedef, [descended(x, index, axes) for x, axes in pairs])
         return (kept, log_w), total
 
     length = particles.steps
-    keys = jax.random.split(chain, length), jax.random.split(ancestors, length)
-    carry = (particles.state, closed_over, own_xs), particles.value - math.log(num_particles)
+    keys = jax.random.split(chain, length), jax.random.split(choices, length)
+    weigh = jax.vmap(lambda moved: moved.log_weight(apart), axis_size=num_particles)
+    log_w = weigh(particles.value)
+    carry = (particles.state, closed_over, own_xs), log_w - math.log(num_particles)
     given = (jnp.arange(length), *keys, shared_xs)
     _, totals = jax.lax.scan(step, carry, given, length=length)
-    return totals.sum()
+    return totals.sum() if apart.scale == 1 else apart.scale * totals.sum()
 
 
 def _begin(p: AbstractProgram, q: AbstractProgram, key: Any) -> Particles:
@@ -139,43 +156,15 @@ def _begin(p: AbstractProgram, q: AbstractProgram, key: Any) -> Particles:
         keys = jax.random.split(key)
         next_q, z, of_q = guide.advance(keys[0], carries[0], xs[0])
         next_p, _, of_p = model.advance(keys[1], carries[1], xs[1], z)
-        return (next_q, next_p), _log_weight(of_p, of_q)
+        return (next_q, next_p), _moved(of_p, of_q)
 
     carries, xs = (guide.scan.carry, model.scan.carry), (guide.scan.xs, model.scan.xs)
-    log_w = _log_weight(model.sites, guide.sites)
-    return Particles.of(move, key, carries, xs, log_w, guide.scan.length)
+    return Particles.of(move, key, carries, xs, _moved(model.sites, guide.sites), guide.scan.length)
 
 
-def _log_weight(of_p: list[SiteDensity], of_q: list[SiteDensity]) -> jax.Array:
+def _moved(of_p: list[SiteDensity], of_q: list[SiteDensity]) -> Moved:
     check_same_support("FilteringBound", of_p, of_q)
-    weighed = weigh_sites(of_p, of_q, None)  # refuses subsampled plates
-    return weighed.log_p - weighed.log_q
-
-
-def _resample(
-    key: Any, log_w: jax.Array, way: str, with_gradient: bool, softness: float
-) -> tuple[jax.Array | None, jax.Array]:
-    """The ancestors, and the log weights of the particles drawn from them."""
-    count = len(log_w)
-    if way == "none":
-        return None, log_w
-    if way == "systematic":
-        cumulative = jnp.cumsum(jnp.exp(log_w))
-        points = (jnp.arange(count) + jax.random.uniform(key)) / count
-        index = jnp.minimum(jnp.searchsorted(cumulative, points), count - 1)
-        return index, jnp.full(count, -math.log(count))
-    log_proposal = log_w
-    if way == "soft":
-        uniform = jnp.log(softness) - math.log(count)
-        log_proposal = jnp.logaddexp(jnp.log1p(-softness) + log_w, uniform)
-    if with_gradient:
-        drawn = dist.Categorical(logits=jnp.broadcast_to(log_proposal, (count, count)))
-        index = vt.sample(key, drawn, single_draw(), name="filtering$ancestors")
-    else:
-        index = jax.random.categorical(key, log_proposal, shape=(count,))
-    if way == "soft":
-        return index, (log_w - log_proposal)[index] - math.log(count)
-    return index, jnp.full(count, -math.log(count))
+    return Moved.of(of_p, of_q)
 
 
 def _check_lengths(guide: Sequence, model: Sequence) -> None:

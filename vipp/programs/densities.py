@@ -21,7 +21,7 @@ _UNKNOWN: Any = None
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("log_prob", "scale", "fn", "value"),
+    data_fields=("log_prob", "scale", "fn", "value", "intermediates"),
     meta_fields=(
         "name",
         "plates",
@@ -50,6 +50,7 @@ class SiteDensity:
       value: what is scored; None for the density of several sites together.
       deterministic: whether the value follows from those drawn before (a ``Delta``).
       estimated: whether the density is an estimate.
+      intermediates: what the draw went through on its way to the value.
     """
 
     name: str
@@ -64,10 +65,15 @@ class SiteDensity:
     value: Any = None
     deterministic: bool = False
     estimated: bool = False
+    intermediates: Any = None
 
     def facts(self) -> SiteDensity:
         """What is known of the site before it is drawn: no array, and nothing that holds one."""
-        return replace(self, log_prob=_UNKNOWN, scale=None, fn=None, infer={}, value=None)
+        return replace(self.counted(), log_prob=_UNKNOWN, scale=None)
+
+    def counted(self) -> SiteDensity:
+        """What a sum of densities needs of it, and what is known before it is drawn."""
+        return replace(self, fn=None, infer={}, value=None, intermediates=None)
 
     @property
     def random(self) -> bool:
@@ -87,8 +93,8 @@ class SiteDensity:
         """The site's contribution to the joint log density."""
         return scaled(self.log_prob, self.scale).sum()
 
-    def per_plate(self, names: tuple[str, ...]) -> jax.Array:
-        """The contribution per element of the plates ``names``, without their subsampling scale."""
+    def check_inside(self, names: tuple[str, ...]) -> None:
+        """Raise unless the site is inside the plates ``names``."""
         outside = [n for n in names if n not in self.plates]
         if outside:
             raise ValueError(
@@ -96,6 +102,10 @@ class SiteDensity:
                 f"{sorted(self.plates)}; expected every site inside it, as there is one bound per "
                 "element. Fix: move the site into the plate, or leave the plate out of per_plate."
             )
+
+    def per_plate(self, names: tuple[str, ...]) -> jax.Array:
+        """The contribution per element of the plates ``names``, without their subsampling scale."""
+        self.check_inside(names)
         taken = math.prod(self.subsampling[n] for n in names)
         scale = self.scale if self.scale is None or taken == 1 else self.scale / taken
         ndim = self.log_prob.ndim
@@ -131,7 +141,8 @@ def site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensi
     plates = {f.name: f.dim for f in frames}
     about = (site["fn"], site["is_observed"], site["infer"], fn.event_dim, value)
     fixed = isinstance(factor(fn), Delta)
-    return SiteDensity(site["name"], log_prob, site["scale"], plates, ratios, *about, fixed)
+    density = SiteDensity(site["name"], log_prob, site["scale"], plates, ratios, *about, fixed)
+    return replace(density, intermediates=intermediates)
 
 
 def _full_size(site: Mapping[str, Any], trace: Mapping[str, Any], frame: Any) -> int:

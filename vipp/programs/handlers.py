@@ -16,7 +16,8 @@ from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
 from vipp.distributions.wrappers import factor
-from vipp.language.control_flow import Scan, look_inside, scan_of, sites
+from vipp.language.around import taken_scan
+from vipp.language.control_flow import Scan, look_inside, sites
 from vipp.programs.trace import Trace
 
 
@@ -92,7 +93,7 @@ class TakeScan(Messenger):
                 self.after += look_inside(msg).shapes
             elif msg["type"] == "sample":
                 self.after.append(msg["name"])
-        elif (scan := scan_of(msg)) is not None:
+        elif (scan := taken_scan(msg)) is not None:
             self.scan = scan
             carry, ys = jax.tree.map(_blank, look_inside(msg).result)
             msg["value"] = (scan.length, None, carry), (PytreeTrace({}), ys)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +58,24 @@ class Particles:
         return jax.tree.unflatten(self.out, run(*closed_over, *jax.tree.leaves((key, state, x))))
 
 
-def begin(start: Callable[[Any], Particles], keys: Any) -> tuple[Particles, Particles]:
+class Begun(NamedTuple):
+    """How one particle begins.
+
+    Attributes:
+      jaxpr: of its key.
+      places: for each array of the particle, which of the results it is.
+    """
+
+    jaxpr: Any
+    places: Particles
+
+
+def begin(start: Callable[[Any], Particles], keys: Any) -> tuple[Particles, Particles, Begun]:
     """Many particles, one for each key.
 
     Returns:
-      Them, and in the same structure which arrays are each particle's own, on a leading axis: what
-      does not depend on the key is there once.
+      Them; in the same structure which arrays are each particle's own, on a leading axis: what does
+      not depend on the key is there once; and how one begins.
     """
     closed, shape = _jax.trace(start, keys[0])
     treedef = jax.tree.structure(shape)
@@ -72,7 +84,8 @@ def begin(start: Callable[[Any], Particles], keys: Any) -> tuple[Particles, Part
     own = replace(own, state=state, value=value)
     axes = [0 if varies else None for varies in jax.tree.leaves(own)]
     leaves = jax.vmap(lambda key: _jax.evaluated(closed, [key]), out_axes=axes)(keys)
-    return jax.tree.unflatten(treedef, leaves), own
+    begun = Begun(closed.jaxpr, jax.tree.unflatten(treedef, range(len(leaves))))
+    return jax.tree.unflatten(treedef, leaves), own, begun
 
 
 def part(tree: Any, own: Any) -> tuple[list[Any], list[Any]]:

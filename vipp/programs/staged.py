@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.handlers import block, mask, scale, seed, substitute, trace
-from numpyro.primitives import Messenger, apply_stack, get_mask
+from numpyro.handlers import block, seed, substitute, trace
+from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
 from vipp.distributions.answers import Answering
 from vipp.distributions.lanes import lane_distribution
-from vipp.language.control_flow import Scan, scan_of
+from vipp.language.around import taken_scan
+from vipp.language.control_flow import Scan
 from vipp.programs.densities import site_density
 
 
@@ -82,7 +83,7 @@ class _Drawing(Messenger):
 
     def process_message(self, msg: Any) -> None:
         """Draw a site lane by lane, whatever its mask; run a loop."""
-        scan = scan_of(msg)
+        scan = taken_scan(msg)
         if scan is not None:
             msg["value"] = self._loop(scan)
         elif msg["type"] == "sample" and msg["name"] in self.summed:
@@ -92,15 +93,12 @@ class _Drawing(Messenger):
 
     def _loop(self, scan: Scan) -> Any:
         """The scan, each step returning its densities; these are handed on as messages."""
-        scaled, masked = _around()
         sliced = {n: x for n, x in self.values.items() if jnp.shape(x)[:1] == (scan.length,)}
 
         def step(carry: Any, xs: Any) -> Any:
             x, values = xs
             inside = _Drawing(self.key, self.constants, {**self.values, **values}, self.summed)
-            body = scan.step if scaled is None else scale(scan.step, scaled)
-            body = body if masked is None else mask(body, masked)
-            (carry, y), densities = inside._run(body, carry, x)
+            (carry, y), densities = inside._run(scan.step, carry, x)
             return carry, (y, densities)
 
         xs = (scan.xs, sliced)
@@ -109,16 +107,3 @@ class _Drawing(Messenger):
         )
         messages = {d.name: {"type": "density", "name": d.name, "value": d} for d in densities}
         return (scan.length, None, carry), (SimpleNamespace(trace=messages), ys)
-
-
-def _around() -> tuple[Any, Any]:
-    """The scale and the mask of the handlers around here, one number each."""
-    probe = {"type": "param", "name": "vipp: scale", "fn": None, "args": (), "kwargs": {},
-             "value": 0.0, "scale": None, "cond_indep_stack": [], "stop": False}  # fmt: skip
-    scaled, masked = apply_stack(probe)["scale"], get_mask()
-    if any(x is not None and jnp.ndim(x) for x in (scaled, masked)):
-        raise ValueError(
-            "marginal(exact=True): a scan stands under a scale or mask that is an array, expected "
-            "one number. Fix: scan over the array, and put the handler inside the step."
-        )
-    return scaled, masked

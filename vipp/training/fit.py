@@ -13,8 +13,8 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from vipp.diagnostics.check import Checked
-from vipp.diagnostics.mistake import close
 from vipp.language.bias import noting_biased, warn_of_biased_objective
+from vipp.language.names import close
 from vipp.objectives.objective import Objective
 from vipp.training.loop import MOST_STEPS_AT_ONCE, compiled_loop
 from vipp.training.progress import Progress
