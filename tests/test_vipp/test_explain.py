@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 
 import vipp
 
@@ -73,3 +74,40 @@ def test_an_unknown_site():
 def test_raises_what_would_be_raised_in_training():
     with pytest.raises(vipp.SiteError, match="'n'.*finite support.*Fix"):
         explained(n=vipp.Enumerate())
+
+
+def coins():
+    with numpyro.plate("N", 3):
+        c = numpyro.sample("c", dist.Categorical(jnp.ones(2) / 2))
+        d = numpyro.sample("d", dist.Bernoulli(0.5))
+        numpyro.sample("x", dist.Normal(c + d, 1.0), obs=X)
+
+
+def test_what_is_summed_out_and_in_which_order():
+    table = vipp.explain(vipp.ELBO(), vipp.marginal(coins, keep=[], exact=True), lambda: None)
+    assert table.rows == ()
+    assert [(s.site, s.entries) for s in table.sums] == [("c", 12), ("d", 6)]
+    assert "c x N x d" in str(table) and "c x N x d" in table._repr_html_()
+
+
+def test_sites_whose_gradient_is_the_objectives_own():
+    row = vipp.explain(vipp.VIMCO(num_particles=2), coins, coins_guide)["c"]
+    assert (row.estimator, row.reason) == ("VIMCO's own", "drawn as a constant")
+
+
+def coins_guide():
+    with numpyro.plate("N", 3):
+        numpyro.sample("c", dist.Categorical(jnp.ones(2) / 2))
+        numpyro.sample("d", dist.Bernoulli(0.5))
+
+
+def test_steps_that_are_alike_are_one_row():
+    def chain():
+        step = lambda c, _: (numpyro.sample("z", dist.Bernoulli(0.3 + 0.4 * c)), None)
+        scan(step, jnp.array(0), None, length=5)
+
+    table = vipp.explain(
+        vipp.ELBO(), chain, vipp.with_estimators(chain, {"z": vipp.MeasureValued()})
+    )
+    assert len(table.rows) == 5 and table["z[3]"].evaluations == 3
+    assert sum(line.startswith("z[") for line in str(table).splitlines()) < 5

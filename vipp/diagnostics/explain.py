@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from html import escape
 from typing import Any
 
 import jax
@@ -42,20 +45,39 @@ class SiteReport:
 
 
 @dataclass(frozen=True)
+class SumReport:
+    """A site that :func:`vipp.marginal` sums out exactly.
+
+    Attributes:
+      site: its name.
+      table: what the product of factors that is summed over it has an axis for.
+      entries: the size of that product, which is its cost; in a loop, that of one step.
+    """
+
+    site: str
+    table: str
+    entries: int
+
+
+@dataclass(frozen=True)
 class Explanation:
     """A table, one row per random choice; prints as text, shows as HTML in a notebook.
+
+    Steps of a loop that are alike are printed as one row, ``z[0:64]``.
 
     Attributes:
       objective: what is estimated.
       rows: in program order.
       biased: why the objective's gradient is biased for what it is to optimise; None if it is not.
       notes: what else the objective says of itself and these programs.
+      sums: the sites summed out exactly, in the order in which they were.
     """
 
     objective: str
     rows: tuple[SiteReport, ...]
     biased: str | None = None
     notes: tuple[str, ...] = ()
+    sums: tuple[SumReport, ...] = ()
 
     def __getitem__(self, site: str) -> SiteReport:
         for row in self.rows:
@@ -67,29 +89,55 @@ class Explanation:
         biased = [f"biased: {self.biased}"] if self.biased else []
         return [self.objective, *self.notes, *biased]
 
-    def _cells(self) -> list[list[str]]:
-        names = [f.name for f in fields(SiteReport)]
-        return [names, *([str(getattr(r, n)) for n in names] for r in self.rows)]
+    def _tables(self) -> list[list[list[str]]]:
+        tables = [_cells(SiteReport, self.rows)] if self.rows or not self.sums else []
+        return tables + ([_cells(SumReport, self.sums)] if self.sums else [])
 
     def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
-        rule = "-" * max(map(len, lines))
-        return "\n".join([*self._title(), lines[0], rule, *lines[1:]])
+        return "\n".join([*self._title(), "\n\n".join(map(_as_text, self._tables()))])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        head, *body = ([f"<td>{escape(c)}</td>" for c in row] for row in self._cells())
-        rows = "".join(f"<tr>{''.join(row)}</tr>" for row in [head, *body])
         title = "".join(f"<p><code>{escape(line)}</code></p>" for line in self._title())
-        return f"{title}<table>{rows}</table>"
+        return title + "".join(map(_as_html, self._tables()))
+
+
+def _cells(kind_of_row: type, reports: Sequence[Any]) -> list[list[str]]:
+    """The table's head and its rows, those of steps that are alike as one."""
+    names = [f.name for f in fields(kind_of_row)]
+    alike: dict[Any, list[int]] = {}
+    for row in ([str(getattr(r, n)) for n in names] for r in reports):
+        step = re.fullmatch(r"(.+)\[(\d+)\]", row[0])
+        name, number = (step[1], int(step[2])) if step else (row[0], -1)
+        alike.setdefault((name, step is None, *row[1:]), []).append(number)
+    body = [[_steps(key[0], numbers), *key[2:]] for key, numbers in alike.items()]
+    return [_HEADS.get(kind_of_row, names), *body]
+
+
+def _steps(name: str, numbers: list[int]) -> str:
+    first, last = min(numbers), max(numbers)
+    if first == last:
+        return name if first < 0 else f"{name}[{first}]"
+    together = len(numbers) == last - first + 1
+    return f"{name}[{first}:{last + 1}]" if together else f"{name}[{first}, ..., {last}]"
+
+
+_HEADS = {SumReport: ["summed out", "over", "entries"]}
+
+
+def _as_text(cells: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _as_html(cells: list[list[str]]) -> str:
+    rows = ("".join(f"<td>{escape(c)}</td>" for c in row) for row in cells)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def explain(
@@ -143,17 +191,38 @@ def explain(
     plan = vt.plan(draw, key, params, model, guide, args, kwargs)
     rows = [_pathwise(*item) for item in drawn.pathwise.items()]
     rows += [_estimated(plan, site) for site in plan.program.sites.values()]
-    return Explanation(repr(objective), tuple(rows), objective.biased, tuple(notes.said))
+    own = {n: m for n, m in drawn.constant.items() if all(r.site != n for r in rows)}
+    rows += [_own(objective, *item) for item in own.items()]
+    return Explanation(
+        repr(objective), tuple(rows), objective.biased, tuple(notes.said), tuple(drawn.sums)
+    )
 
 
 class _Drawn(sites):
-    """Notes the latent sites that no handler further in gave a value: the pathwise ones."""
+    """Notes what the engine does not draw.
+
+    These are the latent sites that no handler further in gave a value, which are pathwise; those
+    drawn as constants; and those summed out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.pathwise: dict[str, Any] = {}
+        self.constant: dict[str, Any] = {}
+        self.sums: list[SumReport] = []
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "summed_out":
+            group = msg["group"]
+            self.sums += [SumReport(e.site, " x ".join(e.dims), e.entries) for e in group.order]
+            for name in group.summed:
+                self.constant.pop(name, None)  # drawn once, to see what the program has
+        super().process_message(msg)
 
     def visit(self, msg: Any) -> None:
+        if msg.get("drawn_constant"):
+            self.constant[msg["name"]] = msg
+            return
         drawn = msg["value"] is None or msg.get("drawn_implicitly")
         if not msg["is_observed"] and drawn:
             self.pathwise[msg["name"]] = msg
@@ -164,6 +233,14 @@ def _pathwise(name: str, msg: Any) -> SiteReport:
     fn = lane_distribution(msg["fn"])
     lanes = "x".join(map(str, fn.batch_shape)) or "1"
     return SiteReport(name, kind(fn), "Pathwise", asked, lanes, "-", 1)
+
+
+def _own(objective: Objective, name: str, msg: Any) -> SiteReport:
+    """A site that the objective draws as a constant, its gradient being that of a density."""
+    fn = lane_distribution(msg["fn"])
+    lanes = "x".join(map(str, fn.batch_shape)) or "1"
+    own = f"{type(objective).__name__}'s own"
+    return SiteReport(name, kind(fn), own, "drawn as a constant", lanes, "-", 1)
 
 
 def _estimated(plan: vt.Plan, site: Any) -> SiteReport:

@@ -76,6 +76,7 @@ class Constant(sites):
         # what follows from the parameters is no draw, and keeps their gradient
         fixed = isinstance(factor(msg["fn"]), Delta)
         msg["value"] = value if fixed else jax.lax.stop_gradient(value)
+        msg["drawn_constant"] = not fixed
 
 
 class TakeScan(Messenger):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+from numpyro.primitives import apply_stack
 
 import vipp_transforms as vt
 from vipp.language.keys import random_key
@@ -43,6 +45,7 @@ class ExactMarginalProgram(AbstractProgram):
         """The density of the kept values, the other sites summed out."""
         run, sites, summed = self._complete(trace)
         groups = vt.sum_out(run)
+        _tell(groups)
         members = {name for group in groups for name in group.members}
         apart = [s for s in sites if s.name not in members and s.name not in summed]
         return [*apart, *(self._one_density(g, sites) for g in groups)]
@@ -85,6 +88,15 @@ class ExactMarginalProgram(AbstractProgram):
     @property
     def _name(self) -> str:
         return f"marginal({', '.join(self.keep)}, exact=True)"
+
+
+def _tell(groups: Sequence[vt.LogSum]) -> None:
+    """Let handlers further out know what was summed out, and in which order."""
+    for group in groups:
+        apply_stack(
+            {"type": "summed_out", "group": group, "fn": lambda: True, "args": (), "kwargs": {},
+             "value": None, "stop": False}
+        )  # fmt: skip
 
 
 def _subsampled_apart(name: str, site: str, plate: str, group: vt.LogSum) -> ValueError:
