@@ -5,7 +5,7 @@ import os
 import socket
 
 from compilation import xla_flags
-from quick import first_rows
+from quick import first_rows, spread
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -39,8 +39,11 @@ def pytest_collection_modifyitems(config, items):
     tables = (item for item in items if hasattr(item, "callspec"))
     for _, rows in itertools.groupby(tables, lambda item: (item.path, item.originalname)):
         rows = list(rows)
-        for row, quick in zip(rows, first_rows([row.callspec.params for row in rows]), strict=True):
-            if not quick:
+        quick = first_rows([row.callspec.params for row in rows])
+        few = rows[0].get_closest_marker("few")
+        quick = quick if few is None else spread(quick, *few.args)
+        for row, kept in zip(rows, quick, strict=True):
+            if not kept:
                 row.add_marker("thorough")
     config.stash[ITEMS] = list(items)
 

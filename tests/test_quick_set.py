@@ -7,7 +7,7 @@ import numpy as np
 
 import vipp
 import vipp_transforms as vt
-from quick import aspects, first_rows
+from quick import aspects, first_rows, spread
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -16,10 +16,10 @@ def table_of(item):
     return item.path, item.originalname
 
 
-def slow(item):
-    """Marked by hand, the whole function."""
+def thinned(item):
+    """Marked by hand, the whole function: not in the quick set, or few rows of one kind."""
     marks = getattr(getattr(item, "function", None), "pytestmark", ())
-    return any(mark.name == "thorough" for mark in marks)
+    return any(mark.name in ("thorough", "few") for mark in marks)
 
 
 def quick(items):
@@ -30,7 +30,7 @@ def shown(items):
     """Per table, what its rows show."""
     found = {}
     for item in items:
-        if hasattr(item, "callspec") and not slow(item):
+        if hasattr(item, "callspec") and not thinned(item):
             found.setdefault(table_of(item), set()).update(aspects(item.callspec.params))
     return found
 
@@ -52,8 +52,13 @@ def test_rows_that_show_something_for_the_first_time():
     assert first_rows([{"a": np.ones(1)}, {"a": np.ones(1)}, {"a": [2]}]) == [True, False, True]
 
 
+def test_few_rows_are_spread_over_their_table():
+    assert spread([True, False, True, True, True], 2) == [True, False, False, True, False]
+    assert spread([True, True], 5) == [True, True]
+
+
 def test_quick_rows_show_all_that_their_tables_show(collected):
-    """No mark by hand takes the last row of an estimator, context, family, bound or mistake."""
+    """No row is missing that is the only one of an estimator, context, family or mistake."""
     whole, kept = shown(collected), shown(quick(collected))
     lost = {table: found - kept.get(table, set()) for table, found in whole.items()}
     assert not any(lost.values()), {table: found for table, found in lost.items() if found}

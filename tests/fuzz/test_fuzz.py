@@ -25,6 +25,7 @@ def _no_collection():
     gc.enable()
 
 
+@pytest.mark.few(2)
 @pytest.mark.usefixtures("_no_collection")
 @pytest.mark.parametrize("first", range(0, COUNT, BATCH))
 def test_random_programs(first):

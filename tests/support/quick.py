@@ -2,7 +2,8 @@
 
 A row of a table shows the values of its arguments; an argument that is a tuple, each of its
 entries. So the quick set has every estimator, context, family, objective and mistake of every
-table, in the first row that has it; what only combines them anew is marked ``thorough``.
+table, in the first row that has it; what only combines them anew is marked ``thorough``. Of a
+table whose rows are of one kind, marked ``few(n)``, it has ``n`` rows from its first to its last.
 """
 
 from collections.abc import Iterator
@@ -25,6 +26,13 @@ def first_rows(rows: list[dict[str, Any]]) -> list[bool]:
         quick.append(not shown <= seen)
         seen |= shown if quick[-1] else set()
     return quick
+
+
+def spread(quick: list[bool], count: int) -> list[bool]:
+    """``count`` of the quick rows, evenly spread over the table."""
+    rows = [k for k, row in enumerate(quick) if row]
+    kept = {rows[k * len(rows) // count] for k in range(min(count, len(rows)))}
+    return [k in kept for k in range(len(quick))]
 
 
 def _hashable(value: Any) -> Any:

@@ -44,6 +44,7 @@ def plain(estimate):
     return [one(THETA, k) for k in KEYS]
 
 
+@pytest.mark.few(1)
 def test_jit(estimate, plain):
     close(jax.value_and_grad(estimate)(THETA, KEYS[0]), plain[0])
 

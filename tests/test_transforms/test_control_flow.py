@@ -380,6 +380,7 @@ SOME = {"automatic": ("in_branch", "markov", "upstream"), "measure valued": ("th
 ROWS = [(name, kind) for name in PROGRAMS for kind in ESTIMATORS if name in SOME.get(kind, [name])]
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name, kind", ROWS)
 def test_value_and_gradient(name, kind):
     run = jax.value_and_grad(estimate(name, ESTIMATORS[kind]))

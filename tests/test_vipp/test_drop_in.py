@@ -46,6 +46,7 @@ def bound(svi, result, model, guide, *args, particles=4000):
     return float(value(result.params))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [autoguide.AutoNormal, autoguide.AutoMultivariateNormal])
 def test_eight_schools_reaches_the_bound_of_trace_elbo(kind):
     guide = kind(eight_schools)
@@ -93,6 +94,7 @@ def nnx_vae():
     return vae(lambda: nnx_module("decoder", decoder), lambda: nnx_module("encoder", encoder))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [flax_vae, nnx_vae])
 def test_vae_reaches_the_bound_of_trace_elbo(make):
     model, guide = make()
@@ -230,6 +232,7 @@ FEATURES = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")
 @pytest.mark.parametrize("name", FEATURES)
 def test_same_bound_and_gradient_as_trace_elbo(name):
