@@ -42,10 +42,14 @@ def run_summed_out(
             result = fn(*args, **kwargs)
     marginal = _marginal(fn, keep, args, kwargs, record)
     given = _given(record, keep)
-    with block(), seeded(rng_seed=jax.random.key(0)):
-        sites = marginal.log_density_sites(given)
-    rest = [s for s in sites if s.name not in keep]
-    numpyro.factor("summed_out", sum((s.total() for s in rest), start=jnp.zeros(())))
+
+    def summed_out() -> jax.Array:
+        with block(), seeded(rng_seed=jax.random.key(0)):
+            sites = marginal.log_density_sites(given)
+        return sum((s.total() for s in sites if s.name not in keep), start=jnp.zeros(()))
+
+    # outside of jit, one compilation instead of one for each of its operations
+    numpyro.factor("summed_out", jax.jit(summed_out)())
     return result
 
 
@@ -53,12 +57,21 @@ def _look(
     fn: Any, keep: tuple[str, ...], args: Any, kwargs: Any
 ) -> tuple[frozenset[str], frozenset[str]]:
     """The sites not kept, and those kept whose density depends on what is summed out."""
-    with block(), seeded(rng_seed=jax.random.key(0)):
-        with trace() as record:
-            fn(*args, **kwargs)
-        sites = _marginal(fn, keep, args, kwargs, record).log_density_sites(_given(record, keep))
-    names = frozenset(n for n, s in record.items() if s["type"] == "sample")
-    return names.difference(keep), names.intersection(keep) - {s.name for s in sites}
+    found: list[frozenset[str]] = []
+
+    def run() -> None:
+        with block(), seeded(rng_seed=jax.random.key(0)):
+            with trace() as record:
+                fn(*args, **kwargs)
+            marginal = _marginal(fn, keep, args, kwargs, record)
+            sites = marginal.log_density_sites(_given(record, keep))
+        names = frozenset(n for n, s in record.items() if s["type"] == "sample")
+        apart = {s.name for s in sites}
+        found[:] = names.difference(keep), names.intersection(keep) - apart
+
+    jax.eval_shape(run)  # names are wanted, and no values
+    hidden, coupled = found
+    return hidden, coupled
 
 
 def _marginal(
