@@ -16,6 +16,8 @@ from numpyro.infer.autoguide import (
     AutoDAIS,
     AutoDelta,
     AutoDiagonalNormal,
+    AutoGuide,
+    AutoLaplaceApproximation,
     AutoMultivariateNormal,
     AutoNormal,
     AutoSurrogateLikelihoodDAIS,
@@ -23,6 +25,7 @@ from numpyro.infer.autoguide import (
 
 import vipp
 from labels import label
+from vipp.programs.auxiliary import Auxiliary, loose
 
 KEY = jax.random.key(0)
 MASK = jnp.array([True, False, True])
@@ -435,6 +438,125 @@ def test_more_is_drawn_than_passed_on():
 
     with pytest.raises(ValueError, match="Site 'u' is auxiliary and random"):
         vipp.ELBO().loss(KEY, {}, PRIOR, guide)
+
+
+UNRELATED = {
+    "another site of its size": (
+        lambda u: numpyro.sample("z", dist.Normal(u, 1.0)),
+        lambda u: numpyro.sample("w", dist.Delta(numpyro.param("m", 0.3))),
+    ),
+    "one of a random site's value": (
+        lambda u: numpyro.sample("w", dist.Delta(numpyro.sample("z", dist.Normal(u, 1.0)))),
+        lambda u: None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNRELATED)
+def test_a_deterministic_site_that_does_not_pass_it_on(case):
+    def guide():
+        u = numpyro.sample("u", dist.Normal(), infer=AUXILIARY)
+        for draw in UNRELATED[case]:
+            draw(u)
+
+    def two():
+        for name in "zw":
+            numpyro.sample(name, dist.Normal())
+
+    with pytest.raises(ValueError, match="Site 'u' is auxiliary and random"):
+        vipp.ELBO().loss(KEY, {"m": 0.3}, two, guide)
+
+
+def test_room_for_auxiliary_coordinates():
+    """A site may have to leave room for another that has nowhere else to go."""
+    sites = {"a": ("de", 1), "b": ("d", 1), "c": ("e", 1)}
+    wanting = lambda names: [
+        Auxiliary(n, sites[n][1], tuple((e, 1) for e in sites[n][0])) for n in names
+    ]
+    assert loose(wanting("ab"), "de") == []
+    assert loose(wanting("abc"), "de") == ["c"]
+    assert loose(wanting("ab"), "d") == ["b"]
+
+
+# -- deterministic sites where the guide's density at fixed values is followed --------------------------
+
+
+def flow(moving, name="z"):
+    """A draw passed on, by a function that has a parameter or has none."""
+
+    def guide(*_):
+        m = numpyro.param("m", 0.3)
+        u = numpyro.sample("u", dist.Normal(0.0 if moving else m, 1.0), infer=AUXILIARY)
+        shift, slope = (m, 1.0 + m**2) if moving else (0.4, 2.0)
+        numpyro.sample(name, dist.Delta(shift + slope * u, -jnp.log(slope)))
+
+    return guide
+
+
+def flow_drawn(*_):
+    """The same with the parameter, as a distribution."""
+    m = numpyro.param("m", 0.3)
+    loc = 0.4 + 2.0 * m
+    numpyro.sample("z", dist.Normal(loc, 2.0))
+
+
+def seen(*_):
+    z = numpyro.sample("z", dist.Normal())
+    numpyro.sample("x", dist.Normal(z, 1.0), obs=1.2)
+
+
+POINT = lambda *_: numpyro.sample("z", dist.Delta(numpyro.param("m", 0.3)))
+FIXED = [vipp.ForwardKL(**K2), vipp.ReweightedWakeSleep(**K2)]
+
+
+@pytest.mark.parametrize("objective", FIXED, ids=label)
+def test_a_deterministic_site_that_moves_is_refused(objective):
+    for guide in (flow(True), POINT, AutoDelta(seen), AutoLaplaceApproximation(seen)):
+        params = {"m": jnp.array(0.3)}
+        if isinstance(guide, AutoGuide):
+            params = (
+                SVI(seen, guide, optax.sgd(0.1), vipp.ELBO()).run(KEY, 1, progress_bar=False).params
+            )
+        with pytest.raises(ValueError, match="site '.*' is deterministic and moves.*Fix: draw"):
+            objective.loss(KEY, params, seen, guide)
+
+
+@pytest.mark.parametrize("objective", FIXED, ids=label)
+def test_a_deterministic_site_that_stays_is_right(objective, bound_and_grad):
+    """The same draws, the same values and gradients as of the distribution in one."""
+    got = bound_and_grad(objective, seen, flow(False), {"m": jnp.array(0.3)}, keys=4_000)
+    same = bound_and_grad(objective, seen, flow_drawn, {"m": jnp.array(0.3)}, keys=4_000)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(same)):
+        error = (a.std() ** 2 / 4_000 + b.std() ** 2 / 4_000) ** 0.5
+        assert abs(a.mean() - b.mean()) < 4 * error
+
+
+ELSEWHERE = {
+    "samples": (vipp.ForwardKL(samples={"z": jnp.ones(3)}), seen, POINT),
+    "sleep": (
+        vipp.ReweightedWakeSleep(**K2, wake=0.0, sleep=1.0, dreamt=lambda d, *a: a),
+        seen,
+        POINT,
+    ),
+    "proposal": (
+        vipp.ELBO(),
+        seen,
+        vipp.marginal(
+            lambda: numpyro.sample("z", dist.Normal(numpyro.sample("u", dist.Normal()), 1.0)),
+            keep=["z"],
+            proposal=lambda kept: numpyro.sample("u", dist.Delta(kept["z"])),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_a_deterministic_site_has_no_density_elsewhere(case):
+    objective, model, guide = ELSEWHERE[case]
+    if case == "sleep":
+        guide = lambda: numpyro.sample("z", dist.Delta(0.3))
+    with pytest.raises(ValueError, match="as a deterministic one.*Fix: draw it from"):
+        objective.loss(KEY, {"m": jnp.array(0.3)}, model, guide)
 
 
 @pytest.mark.parametrize("kind", ["deterministic", "masked"])

@@ -60,7 +60,8 @@ def _of_step(kind: str, values: Any, i: Any, length: int, site: Any) -> Any:
         value = values.get(name)
     else:
         key = site["kwargs"].get("rng_key")
-        value = (values if key is None else seed(values, rng_seed=key))(site)
+        seeded: Any = values if key is None else seed(values, rng_seed=key)
+        value = seeded(site)
     if value is None or jnp.ndim(value) == len(expected):
         return value
     if jnp.shape(value)[:1] != (length,) or jnp.ndim(value) != len(expected) + 1:

@@ -11,6 +11,7 @@ from vipp.language.keys import random_key, seeded
 from vipp.objectives.importance import check_normalised, weigh
 from vipp.objectives.objective import objective
 from vipp.programs.densities import joint
+from vipp.programs.fixed_values import check_anywhere
 from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.trace import Trace
 
@@ -48,7 +49,8 @@ def ForwardKL(  # noqa: N802
 
     Raises:
       ValueError: if ``num_particles`` is not a positive int; when traced, naming a site that
-        ``samples`` lacks, or a factor or observed site of the guide.
+        ``samples`` lacks, or of the guide a factor, an observed site, or a deterministic one that
+        moves with its parameters.
 
     Example:
       >>> import vipp
@@ -65,6 +67,7 @@ def ForwardKL(  # noqa: N802
             with seeded(rng_seed=key):
                 of_q = q.log_density_sites(Trace(values))
                 check_normalised("ForwardKL", of_q)
+                check_anywhere("ForwardKL(samples=): the guide", of_q)
                 return joint(of_q)
 
         return jax.vmap(score)(values).mean()

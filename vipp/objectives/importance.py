@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import vipp_transforms as vt
 from vipp.language.replicate import replicate
 from vipp.programs.densities import SiteDensity, joint_per_plate
+from vipp.programs.fixed_values import check_still
 from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.weights import Weighed, weigh_sites
 
@@ -66,8 +67,11 @@ def weigh(
 
     Raises:
       ValueError: naming a site outside a named plate, or subsampled in a plate that is not one of
-        them; or one that the guide observes, where ``normalised`` is given.
+        them; or, where ``normalised`` is given, one that the guide observes, or a deterministic one
+        that moves with its parameters.
     """
+    if normalised:
+        check_still(normalised, q)
 
     def particle() -> tuple[Weighed, jax.Array]:
         z, of_q = q.simulate_sites()

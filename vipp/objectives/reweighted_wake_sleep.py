@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from vipp.objectives.importance import gradient_only, weigh
 from vipp.objectives.objective import objective
+from vipp.programs.densities import joint
+from vipp.programs.fixed_values import check_anywhere
 from vipp.programs.program import AbstractProgram, PerPlate, Program
 from vipp.programs.weights import log_mean_exp
 
@@ -65,7 +67,8 @@ def ReweightedWakeSleep(  # noqa: N802
 
     Raises:
       ValueError: if ``num_particles`` is not a positive int or a share is negative; when traced, if
-        ``dreamt`` is needed, or naming a factor or observed site of the guide.
+        ``dreamt`` is needed, or naming a factor or observed site of the guide, or a deterministic
+        one that moves with its parameters.
 
     Example:
       >>> import vipp
@@ -101,7 +104,9 @@ def _dream(p: AbstractProgram, q: AbstractProgram, dreamt: Any) -> jax.Array:
     z, data = p.simulate_data()
     put = dreamt or _only_argument
     args = jax.lax.stop_gradient(put(data, *q.args))
-    return dataclasses.replace(q, args=args).log_density(z)
+    of_q = dataclasses.replace(q, args=args).log_density_sites(z)
+    check_anywhere("ReweightedWakeSleep(sleep=): the guide", of_q)
+    return joint(of_q)
 
 
 def _only_argument(data: Mapping[str, Any], *args: Any) -> tuple[Any, ...]:

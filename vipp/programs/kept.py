@@ -12,8 +12,8 @@ def only(trace: Trace, names: Iterable[str]) -> Trace:
     """The part of a trace with these sites."""
     values = {n: trace[n] for n in names}
     auxiliary = tuple(n for n in trace.auxiliary if n in values)
-    loose = tuple(n for n in trace.loose if n in values)
-    return replace(trace, values=values, auxiliary=auxiliary, loose=loose)
+    random = tuple(a for a in trace.random_auxiliary if a.name in values)
+    return replace(trace, values=values, auxiliary=auxiliary, random_auxiliary=random)
 
 
 def check_exists(where: str, keep: Sequence[str], drawn: Trace) -> None:

@@ -15,6 +15,7 @@ from numpyro.handlers import block, trace
 from vipp.language.replicate import replicate
 from vipp.programs.composed import Binding, Composed
 from vipp.programs.densities import SiteDensity, joint_per_plate
+from vipp.programs.fixed_values import check_anywhere
 from vipp.programs.kept import check_exists, check_given, only
 from vipp.programs.program import AbstractProgram, Change, Program
 from vipp.programs.standing import run_summed_out
@@ -197,6 +198,7 @@ class MarginalProgram(AbstractProgram):
         else:
             with self._naming_the_proposal():
                 of_q = self.propose(dict(kept.values)).log_density_sites(only(drawn, auxiliary))
+                check_anywhere("The proposal", of_q, of_p)
             check_same_support(self._name, of_p, of_q)
         first = _Weighed.of(of_p, of_q, auxiliary)
         log_w = first.log_w[None]
@@ -228,10 +230,12 @@ class MarginalProgram(AbstractProgram):
             {**rest.subsamples, **kept.subsamples},
             kept.auxiliary + rest.auxiliary,
             kept.unrolled or rest.unrolled,
-            kept.loose + rest.loose,
+            kept.random_auxiliary + rest.random_auxiliary,
         )
         with self._naming_the_proposal():
             of_p = self.base.log_density_sites(values)
+        if not rest.random_auxiliary:  # else they may follow from what is drawn
+            check_anywhere("The proposal", of_q, of_p)
         check_same_support(self._name, of_p, of_q)
         return _Weighed.of(of_p, of_q, tuple(rest))
 

@@ -17,6 +17,7 @@ from vipp.language.replicate import replicate
 from vipp.language.sample import sample
 from vipp.programs.composed import Binding, Composed
 from vipp.programs.densities import SiteDensity
+from vipp.programs.fixed_values import check_anywhere
 from vipp.programs.program import AbstractProgram, Change
 from vipp.programs.support import check_same_support
 from vipp.programs.trace import Trace
@@ -149,7 +150,9 @@ class NormalizedProgram(AbstractProgram):
 
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
         """The values given, scored among other particles."""
-        given = self._weigh(trace, self.proposal.log_density_sites(trace))
+        of_q = self.proposal.log_density_sites(trace)
+        check_anywhere("normalize: the proposal", of_q, self.target.log_density_sites(trace))
+        given = self._weigh(trace, of_q)
         log_w = given.log_w[None]
         if self.num_particles > 1:
             draw = lambda: self._weigh(*self.proposal.simulate_sites()).log_w

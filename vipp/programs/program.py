@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
-from numpyro.handlers import trace
+from numpyro.handlers import block, trace
 
 from vipp.language.control_flow import Scan, control_flow, own_sites
 from vipp.language.keys import minibatch_key, random_key, seeded
 from vipp.programs import handlers
-from vipp.programs.auxiliary import check_known, loose
+from vipp.programs.auxiliary import auxiliaries, check_known
 from vipp.programs.densities import SiteDensity, joint, joint_per_plate, landed, site_densities
 from vipp.programs.trace import Trace
 
@@ -171,6 +171,13 @@ class Program(AbstractProgram):
         drawn = run.drawn
         return drawn, run.densities, tuple(name for name in drawn if name not in trace)
 
+    def complete_aside(self, trace: Trace) -> Trace:
+        """What :meth:`complete` draws, with a key and mutable state that nobody else sees."""
+        aside = replace(self, mutable=dict(self.mutable))
+        with block(), seeded(rng_seed=jax.random.key(0)):
+            record = aside._run(trace, all_given=False).record
+        return Trace({n: s["value"] for n, s in record.items() if handlers.latent(s)})
+
     def simulate_data(self) -> tuple[Trace, dict[str, Any]]:
         """Run the program forward, its data drawn as well; nothing carries a gradient.
 
@@ -243,7 +250,7 @@ class Program(AbstractProgram):
                 drawn_here.append(name)
         for name in drawn_here:  # drawn from their own density, which cancels
             del record[name]
-        return _Run(record, result, loops.unrolled)
+        return _Run(record, result, loops.unrolled, self)
 
 
 class _Run(NamedTuple):
@@ -252,6 +259,7 @@ class _Run(NamedTuple):
     record: Mapping[str, Any]
     result: Any
     unrolled: bool
+    program: Program
 
     @property
     def drawn(self) -> Trace:
@@ -264,7 +272,13 @@ class _Run(NamedTuple):
         }
         auxiliary = tuple(n for n, s in latent.items() if s["infer"].get("is_auxiliary"))
         values = {n: s["value"] for n, s in latent.items()}
-        return Trace(values, plates, auxiliary, self.unrolled, loose(latent, auxiliary))
+
+        def again(random: dict[str, Any]) -> Mapping[str, Any]:
+            given = Trace(random, plates, unrolled=self.unrolled)
+            return self.program.complete_aside(given).values
+
+        found = auxiliaries(latent, auxiliary, again)
+        return Trace(values, plates, auxiliary, self.unrolled, found)
 
     @property
     def densities(self) -> list[SiteDensity]:

@@ -13,7 +13,7 @@ import jax
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("values", "subsamples"),
-    meta_fields=("auxiliary", "unrolled", "loose"),
+    meta_fields=("auxiliary", "unrolled", "random_auxiliary"),
 )
 @dataclass(frozen=True)
 class Trace:
@@ -27,8 +27,8 @@ class Trace:
       auxiliary: names of sites marked ``infer={"is_auxiliary": True}``.
       unrolled: whether the program's scans were unrolled; the sites of step ``t`` of one are then
         called ``name[t]``.
-      loose: those auxiliary sites that the other program must have, as the density of the others is
-        none without them.
+      random_auxiliary: the random ones of the auxiliary sites, with the deterministic sites that
+        depend on them: without these the other program must have them.
 
     Example:
       >>> import vipp
@@ -40,7 +40,7 @@ class Trace:
     subsamples: dict[str, Any] = field(default_factory=dict)
     auxiliary: tuple[str, ...] = ()
     unrolled: bool = False
-    loose: tuple[str, ...] = ()
+    random_auxiliary: tuple[Any, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
