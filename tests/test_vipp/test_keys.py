@@ -53,6 +53,25 @@ def test_a_shared_key_is_refused(where, draw):
         vipp.expectation(lambda: SHARED[where](draw))(KEY)
 
 
+ONE_KEY = {
+    "a seed around it": lambda loop, draw: handlers.seed(lambda: loop(draw), rng_seed=0)(),
+    "a seed within": lambda loop, draw: loop(handlers.seed(draw, rng_seed=0)),
+    "a key": lambda loop, draw: loop(lambda: draw(rng_key=KEY)),
+    "a key carried along": lambda loop, draw: jax.lax.scan(
+        lambda k, _: (k, draw(rng_key=k)), KEY, None, 3)[1].sum(),
+    "a key of the loop around it": lambda loop, draw: jax.lax.map(
+        lambda k: loop(lambda: draw(rng_key=k)), jax.random.split(KEY)).sum(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("draw", [coin, noise], ids=["score function", "pathwise"])
+@pytest.mark.parametrize("where", ["scan", "map", "fori_loop", "while_loop"])
+@pytest.mark.parametrize("key", ONE_KEY)
+def test_a_key_of_the_users_own_is_refused_for_all_steps(key, where, draw):
+    with pytest.raises(vipp.SiteError, match=r"Site 'z' is drawn in a loop .* Fix: scan over"):
+        vipp.expectation(lambda: ONE_KEY[key](SHARED[where], draw))(KEY)
+
+
 @pytest.mark.parametrize("where", ["scan", "vmap", "jit"])
 @pytest.mark.parametrize(
     "draw, what",
@@ -95,6 +114,24 @@ def under_vmap_with_a_seed(draw):
     return jax.vmap(lambda k: handlers.seed(draw, rng_seed=k)())(keys(STEPS)).sum()
 
 
+def in_a_scan_with_a_seed(draw):
+    step = lambda c, k: (c + handlers.seed(draw, rng_seed=k)(), None)
+    return jax.lax.scan(step, ZERO, keys(STEPS))[0]
+
+
+def in_a_loop_that_splits(draw):
+    def step(_, carry):
+        key, now = jax.random.split(carry[0])
+        return key, carry[1] + draw(rng_key=now)
+
+    return jax.lax.fori_loop(0, STEPS, step, (numpyro.prng_key(), ZERO))[1]
+
+
+def in_a_map_in_a_map(draw):
+    row = lambda k: jax.lax.map(lambda k: draw(rng_key=k), jax.random.split(k))
+    return jax.lax.map(row, keys(STEPS // 2)).sum()
+
+
 def in_calls(draw):
     helper = jax.jit(lambda k: draw(rng_key=k))
     return sum(helper(k) for k in keys(STEPS))
@@ -114,7 +151,7 @@ def replicated(draw):
 
 
 OWN = [
-    in_a_scan, under_vmap, under_vmap_with_a_seed, in_calls, in_numpyros_scan,
+    in_a_scan, in_a_scan_with_a_seed, in_a_loop_that_splits, in_a_map_in_a_map, under_vmap, under_vmap_with_a_seed, in_calls, in_numpyros_scan,
     in_numpyros_branches, replicated,
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from vipp_transforms.callbacks import check_callbacks
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
+from vipp_transforms.own_keys import check_keys
 from vipp_transforms.relaxed import check_relaxed
 from vipp_transforms.staging import Program, Traced, inline, trace
 from vipp_transforms.stopped import check_stopped
@@ -56,6 +57,7 @@ def plan(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
 
 def derive(traced: Traced) -> Plan:
     """The plan of a traced program."""
+    check_keys(traced.closed)
     program = inline(traced)
     check_agreement(program)
     depends = Dependences(program)

@@ -195,33 +195,34 @@ def lifting() -> Iterator[None]:
         _MODE.lifting = before
 
 
-def _key_batch(operands: Any, dims: Any) -> tuple[Any, Any]:
+def _key_batch(operands: Any, dims: Any, *, name: str) -> tuple[Any, Any]:
     if _MODE.lifting:
         return operands[0], dims[0]
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
     key, *leaves = (_to_front(x, d) for x, d in zip(operands, dims, strict=True))
     key = key if dims[0] is not None else split_keys(key, size)
     # bound again: a vmap further out may map the leaves alone
-    return lane_key_p.bind(key, *leaves), 0
+    return lane_key_p.bind(key, *leaves, name=name), 0
 
 
 lane_key_p = define_primitive(
     "vipp_lane_key",
-    lambda key, *_: key,
-    lambda key, *_: key,
+    lambda key, *_, name: key,
+    lambda key, *_, name: key,
     _key_batch,
 )
 
 
-def lane_key(key: Any, distribution: Any) -> Any:
+def lane_key(key: Any, distribution: Any, name: str = "") -> Any:
     """``key``, made independent per lane where ``vmap`` maps the distribution's parameters.
 
     Without it a reparameterised draw under ``vmap`` would share its noise between lanes while a
     draw with any other estimator would not: changing the estimator must not change the program.
+    With the ``name`` of the choice it is refused where all steps of a loop have that key.
     """
     leaves = jax.tree_util.tree_leaves(distribution)
     traced = [jax.lax.stop_gradient(x) for x in leaves if is_tracer(x)]
-    return lane_key_p.bind(_typed(key), *traced) if traced else key
+    return lane_key_p.bind(_typed(key), *traced, name=name) if traced or name else key
 
 
 def _typed(key: Any) -> Any:
@@ -255,7 +256,7 @@ def sample(key: Any, distribution: Any, estimator: Estimator | Policy, *, name: 
             "ScoreFunction(num_samples=2, baseline='leave_one_out')."
         )
     if traits.direct:
-        return distribution.sample(lane_key(key, distribution))
+        return distribution.sample(lane_key(key, distribution, name))
     if described.masked:
         raise SiteError(
             f"Site '{name}' is drawn from a masked distribution, expected one whose log density "

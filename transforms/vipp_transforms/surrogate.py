@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vipp_transforms.evaluation import Evaluation, value_of
 from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate
+from vipp_transforms.own_keys import check_keys
 from vipp_transforms.plan import Plan, derive
 from vipp_transforms.staging import Program, live, trace
 
@@ -51,7 +52,10 @@ def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
 def estimate(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[jax.Array, Any, Updates]:
     """The :func:`surrogate` of ``fn`` at its arguments, and what :func:`run` returns besides."""
     traced = trace(fn, args, kwargs)
-    return run(derive(traced)) if traced.draws() else (*traced.evaluate(), {})
+    if traced.draws():
+        return run(derive(traced))
+    check_keys(traced.closed)
+    return *traced.evaluate(), {}
 
 
 def run(planned: Plan) -> tuple[jax.Array, Any, Updates]:

@@ -49,7 +49,7 @@ class estimated(sites):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
         estimator = estimator_of(msg)
         fn, kwargs = msg["fn"], msg["kwargs"]
         if estimator.traits.direct:
-            kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], fn)
+            kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], fn, msg["name"])
             _move_implicitly(msg)
             return
         _check_stateless(msg, estimator)
