@@ -12,7 +12,8 @@ from jax.nn import logsumexp, relu, softmax
 
 import vipp_transforms as vt
 from vipp_transforms.dependence import Dependences, join, mixed, own, relabel, within
-from vipp_transforms.lane import MIXED, Apart, Step, UpTo, carried, distinct
+from vipp_transforms.lane import MIXED, Apart, Digits, Step, UpTo, carried, distinct
+from vipp_transforms.reshaping import reshaped
 from vipp_transforms.staging import stage
 
 KEY = jax.random.key(0)
@@ -51,6 +52,48 @@ CASES = {
     "mean": (lambda z: z.mean(1), (0, None)),
     "transpose": (jnp.transpose, (1, 0)),
     "split in reshape": (lambda z: z.reshape(6), (None, None)),
+    "merged and split": (lambda z: jnp.sin(z.reshape(6)).reshape(3, 2), (0, 1)),
+    "merged and split in between": (lambda z: z.reshape(1, 6, 1).reshape(3, 1, 2, 1), (0, 2)),
+    "merged and split otherwise": (lambda z: z.reshape(6).reshape(2, 3), (None, None)),
+    "merged in another order": (lambda z: z.T.reshape(6).reshape(3, 2), (None, None)),
+    "merged, mapped and split": (
+        lambda z: jnp.tanh(z.reshape(6, 1) @ WIDE[:1]).reshape(3, 2, 4), (0, 1)),
+    "merged, summed and split": (
+        lambda z: (z.reshape(6)[:, None] * WIDE[:1] + z.sum()).reshape(3, 2, 4), (None, None)),
+    "merged, reversed and split": (lambda z: z.reshape(6)[::-1].reshape(3, 2), (None, None)),
+    "merged with a row between": (
+        lambda z: jnp.broadcast_to(z[:, None], (3, 4, 2)).reshape(12, 2).reshape(3, 4, 2), (0, 2)),
+    "merged, one part summed": (
+        lambda z: jnp.broadcast_to(z[:, None], (3, 4, 2)).reshape(3, 8).sum(1), (0, None)),
+    "merged with what splits a lane": (
+        lambda z: jnp.broadcast_to(z[:, None], (3, 4, 2)).reshape(6, 4).reshape(3, 2, 4),
+        (0, None)),
+    "merged in a call": (
+        lambda z: jax.jit(lambda x: x * 2)(z.reshape(6)).reshape(3, 2), (0, 1)),
+    "merged against itself": (
+        lambda z: (z.reshape(6) + z.reshape(3, 2)[::-1].reshape(6)).reshape(3, 2), (None, 1)),
+    "merged, in a loop": (
+        lambda z: lax.scan(
+            lambda c, x: (c, x.reshape(2, 1) * c), 1.0, z.reshape(3, 2, 1))[1].reshape(3, 2), (0, 1)),
+    "map in batches": (lambda z: lax.map(lambda x: jnp.sin(x) * 2, z.T, batch_size=1).T, (0, 1)),
+    "map of all in batches": (
+        lambda z: lax.map(jnp.sin, z.reshape(6), batch_size=2).reshape(3, 2), (0, 1)),
+    "map of all in batches across": (
+        lambda z: lax.map(jnp.sin, z.reshape(6), batch_size=3).reshape(3, 2), (None, None)),
+    "map of all in batches and a rest": (
+        lambda z: lax.map(jnp.sin, z.reshape(6), batch_size=4).reshape(3, 2), (None, None)),
+    "map in batches, carried": (
+        lambda z: lax.scan(
+            lambda c, x: (c + x, c), jnp.zeros(2), z.reshape(6).reshape(3, 2))[1], (UP_TO, 1)),
+    "steps of a merged axis, carried": (
+        lambda z: lax.scan(lambda c, x: (c + x, c * x), 0.0, z.reshape(6))[1].reshape(3, 2),
+        (None, None)),
+    "solve": (
+        lambda z: jnp.linalg.solve(4 * jnp.eye(2)[None] + z[:, None] * z[:, :, None], z[..., None]),
+        (0, None)),
+    "inverse": (lambda z: jnp.linalg.inv(4 * jnp.eye(2)[None] + z[:, None] * z[:, :, None]), (0, None)),
+    "solve for each side": (
+        lambda z: jnp.linalg.solve(jnp.ones((3, 3)) + jnp.eye(3), z), (None, 1)),
     "kept in reshape": (lambda z: z.reshape(3, 1, 2), (0, 2)),
     "softmax": (lambda z: softmax(z, -1), (0, None)),
     "logsumexp": (lambda z: logsumexp(z, 0), (None, 0)),
@@ -290,6 +333,25 @@ def test_a_step_of_one_loop_is_none_of_another():
     assert carried(UpTo(one, True), one, False) == MIXED
     assert carried(one, other, False) == one
     assert join([{0: (one,)}, {0: (other,)}]) == {0: (MIXED,)}
+
+
+def test_digits_of_a_lane():
+    """Every entry of every way from one shape to another and on, against its number."""
+    shapes = [(12,), (3, 4), (4, 3), (2, 6), (3, 2, 2), (2, 2, 3), (1, 12, 1), (6, 1, 2)]
+    for start, *way in itertools.product(shapes, repeat=3):
+        for axis, size in enumerate(start):
+            lane, shape = Apart(axis), start
+            for to in way if size > 1 else ():
+                lane, shape = reshaped(lane, shape, to), to
+                if lane == MIXED:
+                    break
+                digits = lane.digits if isinstance(lane, Digits) else ((lane.axis, 1, size),)
+                index, found = np.indices(shape), 0
+                for place, stride, count in digits:
+                    found = found * count + index[place] // stride % count
+                np.testing.assert_array_equal(
+                    np.ravel(found), np.indices(start)[axis].ravel(), err_msg=f"{start} {way}"
+                )
 
 
 def test_a_dependence_within_another():

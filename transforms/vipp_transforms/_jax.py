@@ -64,6 +64,17 @@ def called(eqn: Any) -> Any | None:
     return None if param is None else eqn.params.get(param)
 
 
+def linear_solve(eqn: Any) -> tuple[Any, list[int]] | None:
+    """Of ``custom_linear_solve``: the jaxpr that solves, and which operands it is applied to."""
+    if eqn.primitive.name != "custom_linear_solve":
+        return None
+    counts = eqn.params["const_lengths"]
+    first = counts.matvec + counts.vecmat
+    last = first + counts.solve + counts.transpose_solve
+    sides = range(last, len(eqn.invars))
+    return eqn.params["jaxprs"].solve, [*range(first, first + counts.solve), *sides]
+
+
 def sub_jaxprs(eqn: Any) -> list[Any]:
     """Every jaxpr among an equation's parameters."""
     found = []

@@ -13,7 +13,8 @@ from typing import Any
 from vipp_transforms import _jax, indices, lane
 from vipp_transforms.axis_rules import axis_maps
 from vipp_transforms.indices import Known, Scope
-from vipp_transforms.lane import MIXED, Apart, Lane, Place, Step
+from vipp_transforms.lane import MIXED, Apart, Digits, Lane, Place, Step
+from vipp_transforms.reshaping import reshaped
 from vipp_transforms.staging import Program, Site
 
 Dependence = Mapping[int, tuple[Lane, ...]]
@@ -96,7 +97,7 @@ class Dependences:
         self._beside = {s.index: self._of_loop(s, sites.values()) for s in sites.values()}
 
     def __getitem__(self, atom: Any) -> Dependence:
-        return _read(self._env, atom)
+        return _named(_read(self._env, atom))
 
     def log_prob(self, site: Site) -> Dependence:
         """What the log density of ``site`` depends on, with the site's lane axes for places."""
@@ -111,7 +112,7 @@ class Dependences:
         inputs = [{}, *(self[leaf] for leaf in site.leaves)]
         (out,) = _Analysis().of_jaxpr(site.log_prob, inputs, [None] * len(inputs))
         # which draw it was depends on the key, whose axes are the site's vmap lanes
-        return join((out, self[site.key], own(site)))
+        return join((_named(out), self[site.key], own(site)))
 
     def _of_loop(self, site: Site, sites: Iterable[Site]) -> Dependence:
         if site.loop is None:
@@ -185,6 +186,10 @@ class _Analysis:
         inner = _jax.called(eqn)
         if inner is not None:
             return self.of_jaxpr(inner, inputs, known)
+        solved = _jax.linear_solve(eqn)
+        if solved is not None:
+            solve, places = solved
+            return self.of_jaxpr(solve, [inputs[i] for i in places], [known[i] for i in places])
         return _at_once(eqn, inputs, known)
 
     def _cond(self, eqn: Any, inputs: list[Dependence], known: Knowns) -> list[Dependence]:
@@ -249,6 +254,8 @@ class _Analysis:
 
 def _at_once(eqn: Any, inputs: list[Dependence], known: Knowns) -> list[Dependence]:
     """Through an equation without a jaxpr inside, by its axis maps."""
+    if eqn.primitive.name == "reshape" and eqn.params.get("dimensions") is None:
+        return [_reshaped(eqn, inputs[0])]
     taken = indices.lanes_taken(eqn, known)
     results = []
     for maps in axis_maps(eqn):
@@ -257,6 +264,23 @@ def _at_once(eqn: Any, inputs: list[Dependence], known: Knowns) -> list[Dependen
         pairs = zip(inputs, to, strict=True)
         results.append(join(relabel(dep, m) for dep, m in pairs if dep))
     return results
+
+
+def _reshaped(eqn: Any, dependence: Dependence) -> Dependence:
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    kept = relabel(dependence, axis_maps(eqn)[0][0])
+    return {
+        site: lane.distinct(
+            reshaped(x, before, after) if isinstance(x, Apart | Digits) else y
+            for x, y in zip(lanes, kept[site], strict=True)
+        )
+        for site, lanes in dependence.items()
+    }
+
+
+def _named(dependence: Dependence) -> Dependence:
+    """As far as lanes are named by one place."""
+    return {site: tuple(map(lane.named, lanes)) for site, lanes in dependence.items()}
 
 
 def _carried(dependence: Dependence, loop: Step, reverse: bool) -> Dependence:

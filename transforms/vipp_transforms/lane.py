@@ -2,13 +2,14 @@
 
 An entry of a value depends on some of the lanes along that axis: on any of them (:class:`Mixed`),
 on the one that its own index names (:class:`Apart`), inside a loop's body on that of this step
-(:class:`Step`), or on those up to it (:class:`UpTo`). Each says at most as much as the ones before
+(:class:`Step`), on the one that several indices name, or a part of one (:class:`Digits`), or on
+those up to it (:class:`UpTo`). Each says at most as much as the ones before
 it in the order ``Apart, UpTo, Mixed``; more may be claimed only where it is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +41,20 @@ class UpTo:
     reverse: bool
 
 
+@dataclass(frozen=True)
+class Digits:
+    """The lane whose number has these digits, the first counting most.
+
+    A digit ``(place, stride, size)`` is ``(i // stride) % size`` of the entry's index at a place:
+    what a reshape makes of an axis, until another one brings it back. No axis names such a lane, so
+    that for a term it is a mixed one.
+    """
+
+    digits: tuple[tuple[int | Step, int, int], ...]
+
+
 Place = int | Step  # where lanes lie: along an axis, or inside a loop's body at its step
-Lane = Mixed | Apart | Step | UpTo
+Lane = Mixed | Apart | Step | UpTo | Digits
 MIXED = Mixed()
 
 
@@ -65,11 +78,28 @@ def at(where: Place | None) -> Lane:
 
 def move(lane: Lane, to: Callable[[Place], Place | None]) -> Lane:
     """The same lanes after what lay at a place came to lie elsewhere, or nowhere."""
+    if isinstance(lane, Digits):
+        return _moved(lane, to)
     before = place(lane)
     after = None if before is None else to(before)
     if after is not None and isinstance(lane, UpTo):
         return UpTo(after, lane.reverse)
     return at(after)
+
+
+def _moved(lane: Digits, to: Callable[[Place], Place | None]) -> Lane:
+    digits = []
+    for where, stride, size in lane.digits:
+        after = to(where)
+        if after is None:
+            return MIXED
+        digits.append((after, stride, size))
+    return Digits(tuple(digits))
+
+
+def named(lane: Lane) -> Lane:
+    """The lane as far as one place names it."""
+    return MIXED if isinstance(lane, Digits) else lane
 
 
 def join(a: Lane, b: Lane) -> Lane:
@@ -106,10 +136,12 @@ def carried(lane: Lane, loop: Step, reverse: bool) -> Lane:
     """What depended on this step's lane, one step later: it is now among those up to the step."""
     if lane == loop:
         return UpTo(loop, reverse)
+    if isinstance(lane, Digits):
+        return MIXED if any(where == loop for where, *_ in lane.digits) else lane
     return MIXED if place(lane) == loop and lane != UpTo(loop, reverse) else lane
 
 
-def distinct(lanes: Sequence[Lane]) -> tuple[Lane, ...]:
+def distinct(lanes: Iterable[Lane]) -> tuple[Lane, ...]:
     """No two lane axes of one choice lie at one place: of ``z[t, t]`` the first does."""
     found: set[Place] = set()
     kept = []
