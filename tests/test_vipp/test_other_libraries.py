@@ -87,6 +87,81 @@ def test_what_its_trace_shows(kind, moves):
     assert shown == [moves]
 
 
+class Broken(Shifted):
+    """Its pytree has no children to go through, as tinygp's has not."""
+
+    def tree_flatten(self):
+        return object(), None
+
+
+class Bare(dist.Distribution):
+    """Its parameter is no part of the pytree."""
+
+    support = constraints.real
+    sample, log_prob = Shifted.sample, Shifted.log_prob
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(jnp.shape(loc), ())
+
+
+class Coin(dist.Distribution):
+    """The same, discrete."""
+
+    support = constraints.boolean
+    has_enumerate_support = True
+    pytree_data_fields = ()
+
+    def __init__(self, p):
+        self.p = p
+        super().__init__((), ())
+
+    def sample(self, key, sample_shape=()):
+        return jax.random.bernoulli(key, self.p, sample_shape).astype(float)
+
+    def log_prob(self, x):
+        return dist.Bernoulli(self.p).log_prob(x)
+
+    def enumerate_support(self, expand=True):
+        return jnp.arange(2.0)
+
+
+class HiddenCoin(Coin):
+    """It has another one, as a static field of the pytree."""
+
+    pytree_aux_fields = ("get",)
+
+    def __init__(self, p):
+        self.get = lambda: p
+        super(Coin, self).__init__((), ())
+
+    p = property(lambda self: self.get())
+
+
+@pytest.mark.parametrize("kind", [Bare, Broken])
+def test_what_is_no_pytree_is_drawn_pathwise_lane_by_lane(kind):
+    """Each lane has noise of its own, and the gradient is that of a Normal."""
+
+    def mean(loc):
+        draw = lambda x: vipp.sample("z", kind(x))
+        z = vipp.replicate(lambda: draw(loc), 2)
+        return (z[0] - z[1]) ** 2 + z.mean()
+
+    run = jax.jit(jax.vmap(jax.value_and_grad(vipp.expectation(mean), argnums=1), (0, None)))
+    value, slope = run(jax.random.split(KEY, 20_000), 0.3)
+    assert abs(value.mean() - 2.3) < 4 * value.std() / 20_000**0.5
+    assert abs(slope.mean() - 1.0) < 1e-4
+
+
+@pytest.mark.parametrize("kind", [Coin, HiddenCoin, Bare, Broken])
+def test_what_is_no_pytree_is_refused_by_other_estimators(kind):
+    def run(p):
+        return vipp.expectation(lambda: vipp.sample("z", kind(p), vipp.ScoreFunction()))(KEY)
+
+    with pytest.raises(vipp.SiteError, match="Site 'z': .* is no pytree of its parameters.*Fix: "):
+        jax.grad(run)(0.3)
+
+
 def model():
     cov = jnp.array([[1.0, 0.6], [0.6, 1.0]])
     numpyro.sample("z", dist.MultivariateNormal(jnp.ones(2), cov))

@@ -246,7 +246,8 @@ def sample(key: Any, distribution: Any, estimator: Estimator | Policy, *, name: 
       A draw, shape ``(*batch_shape, *event_shape)``.
 
     Raises:
-      SiteError: for a pathwise choice without a differentiable sampler, or a masked distribution.
+      SiteError: for a pathwise choice without a differentiable sampler, a masked distribution, or
+        one whose parameters are not the leaves of its pytree.
     """
     described, traits = ask(distribution), estimator.traits
     if traits.pathwise and not described.pathwise:
@@ -263,10 +264,41 @@ def sample(key: Any, distribution: Any, estimator: Estimator | Policy, *, name: 
             "has every draw. Fix: draw from the distribution without its mask, and mask the terms."
         )
     key = _typed(key)
-    template = Template(described, name, estimator, key)
+    template = _template(described, name, estimator, key)
     if isinstance(template.estimator, Estimator):
         require_numbers(name, template.estimator)
         if traits.relaxed:  # a density that takes indices alone would fail first, and say less
             template.estimator.validate(template.site())
     leaves = template.skeleton.leaves((described, estimator))
     return sample_p.bind(key, *leaves, template=template, lanes=())
+
+
+def _template(described: Described, name: str, estimator: Estimator | Policy, key: Any) -> Template:
+    """The choice without its array leaves, if these are all that it is drawn with."""
+    try:
+        template = Template(described, name, estimator, key)
+    except Exception as error:
+        _check_rebuilt(described, name, key, error)
+        raise
+    if any(map(is_tracer, template.drawing.consts)):
+        raise _no_pytree(described, name)
+    return template
+
+
+def _check_rebuilt(described: Described, name: str, key: Any, error: Exception) -> None:
+    """Raise if it is the distribution put together from its leaves that fails, and not itself."""
+    try:
+        leaves, treedef = jax.tree_util.tree_flatten(described)
+        jax.eval_shape(jax.tree_util.tree_unflatten(treedef, leaves).sample, key)
+    except Exception:
+        jax.eval_shape(described.sample, key)
+        raise _no_pytree(described, name) from error
+
+
+def _no_pytree(described: Described, name: str) -> SiteError:
+    return SiteError(
+        f"Site '{name}': {described.kind} is no pytree of its parameters, expected one that can be "
+        "taken apart into its arrays and put together again, as every estimator but Pathwise() "
+        "needs. Fix: list its parameters (in NumPyro's distributions, pytree_data_fields), or use "
+        "Pathwise() if its sampler is differentiable."
+    )

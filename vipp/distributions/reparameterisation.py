@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 
 from vipp.distributions.implicit import implicit
 from vipp.distributions.quantiles import SCALARS
-from vipp.distributions.traced import moves_with_parameters
+from vipp.distributions.traced import moves_with_parameters, parameters
 from vipp.distributions.wrappers import WRAPPERS, parts
 
 
@@ -55,6 +55,15 @@ def explicit(fn: Any) -> bool:
     if not declared and not isinstance(fn, dist.TruncatedPolyaGamma):  # that has no parameters
         return False
     return bool(fn.has_rsample) and all(map(explicit, parts(fn)))
+
+
+def drawn_with(fn: Any, key: Any) -> Any:
+    """What ``fn`` is drawn with, as a tree of arrays; another library's may not list them all."""
+    return fn if _all_numpyros(fn) else parameters(fn, key)
+
+
+def _all_numpyros(fn: Any) -> bool:
+    return _is_numpyros(fn) and all(map(_all_numpyros, parts(fn)))
 
 
 def _declares(fn: Any) -> bool:

@@ -13,6 +13,11 @@ from vipp_transforms import _jax
 from vipp_transforms.reach import Labels, Walk, reach
 
 
+def parameters(fn: Any, key: Any) -> list[Any]:
+    """The arrays that the sampler of ``fn`` reads, whatever it lists."""
+    return list(jax.make_jaxpr(copy.copy(fn).sample)(key).consts)
+
+
 def moves_with_parameters(fn: Any) -> bool:
     """Whether the draw depends differentiably on every parameter that the density reads.
 

@@ -11,7 +11,7 @@ import vipp_transforms as vt
 from vipp.distributions.answers import Answering, kind
 from vipp.distributions.implicit import circular, differentiable_sampler, implicit
 from vipp.distributions.lanes import lane_distribution
-from vipp.distributions.reparameterisation import reparameterised
+from vipp.distributions.reparameterisation import drawn_with, reparameterised
 from vipp.language.control_flow import control_flow, looped, sites
 from vipp.language.keys import seeded
 from vipp.language.state import per_lane
@@ -49,7 +49,8 @@ class estimated(sites):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
         estimator = estimator_of(msg)
         fn, kwargs = msg["fn"], msg["kwargs"]
         if estimator.traits.direct:
-            kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], fn, msg["name"])
+            drawn = drawn_with(fn, kwargs["rng_key"])
+            kwargs["rng_key"] = vt.lane_key(kwargs["rng_key"], drawn, msg["name"])
             _move_implicitly(msg)
             return
         _check_stateless(msg, estimator)

@@ -15,6 +15,7 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 import vipp_transforms as vt
+from vipp.distributions.reparameterisation import drawn_with
 from vipp.distributions.wrappers import factor
 from vipp.language.around import taken_scan
 from vipp.language.control_flow import Scan, look_inside, sites
@@ -71,7 +72,8 @@ class Constant(sites):
         """Draw the site, if no handler gave it a value."""
         if not latent(msg) or msg["value"] is not None:
             return
-        key = vt.lane_key(msg["kwargs"]["rng_key"], msg["fn"])
+        key = msg["kwargs"]["rng_key"]
+        key = vt.lane_key(key, drawn_with(msg["fn"], key))
         value = msg["fn"](rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
         # what follows from the parameters is no draw, and keeps their gradient
         fixed = isinstance(factor(msg["fn"]), Delta)
