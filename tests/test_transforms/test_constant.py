@@ -119,6 +119,9 @@ INSIDE = {
     "map": lambda z: jax.lax.map(lambda x: vt.constant(x * z), X).sum(),
     "map in a map": lambda z: jax.lax.map(
         lambda x: jax.lax.map(lambda y: vt.constant(x * y * z), X).sum() / 3.0, X).sum(),
+    "long map of maps": lambda z: jax.lax.map(
+        lambda x: 2.0 - jax.lax.map(lambda y: -vt.constant(0.005 * y * z), X).sum() - vt.constant(
+            2.0 + 0.0 * z), jnp.zeros(200)).sum(),
     "long map": lambda z: jax.lax.map(
         lambda x: vt.constant(0.01 * z) + 0.0 * x, jnp.zeros(100)).sum() * 3.0,
     "longest map": lambda z: jax.lax.map(

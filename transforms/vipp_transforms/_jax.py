@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import core as jax_core
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
@@ -201,6 +202,25 @@ def apply(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """The results of one equation on given operand values."""
     invars = [fresh_like(v) for v in eqn.invars]
     return evaluator([eqn.replace(invars=invars)], invars, eqn.outvars)(*values)
+
+
+def evaluate_with(
+    eqns: Sequence[Any],
+    values: dict[Any, Any],
+    outs: Sequence[Any],
+    special: Callable[[Any, list[Any]], list[Any] | None],
+) -> list[Any]:
+    """Equation by equation, each as it is unless ``special`` has results for it."""
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for eqn in eqns:
+        inputs = [read(v) for v in eqn.invars]
+        results = special(eqn, inputs)
+        results = apply(eqn, inputs) if results is None else results
+        values.update(zip(eqn.outvars, results, strict=True))
+    return [jnp.asarray(read(v)) for v in outs]
 
 
 def define_primitive(

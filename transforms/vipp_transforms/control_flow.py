@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from vipp_transforms import _jax
 from vipp_transforms.constant import constant, detached, is_constant
 from vipp_transforms.errors import SiteError
+from vipp_transforms.released import released, released_scan
 from vipp_transforms.sites import Template, draw, sample_p
 
 MAX_UNROLLED = 128
@@ -89,15 +90,15 @@ def _call(jaxpr: Any, operands: Sequence[Any]) -> list[Any]:
 
 
 def _selection(eqn: Any) -> Callable[..., list[Any]]:
-    released = [_released(branch) for branch in eqn.params["branches"]]
+    branches = [released(branch) for branch in eqn.params["branches"]]
 
     def select(index: Any, *operands: Any) -> list[Any]:
         # of draws from one key, only one was ever made: now they must not be the same
         results = []
-        for number, (branch, _) in enumerate(released):
+        for number, (branch, _) in enumerate(branches):
             taken = _is_taken(index, number)
             results.append(_call_apart(branch, _unless_skipped(taken, operands), number, taken))
-        held = zip(*(flags for _, flags in released), strict=True)
+        held = zip(*(flags for _, flags in branches), strict=True)
         return [_choose(index, *x) for x in zip(zip(*results, strict=True), held, strict=True)]
 
     return select
@@ -122,31 +123,11 @@ def _unless(taken: Any, x: Any) -> Any:
     return jax.lax.select_n(jnp.broadcast_to(taken, x.shape), detached(x), x)
 
 
-def _released(jaxpr: Any, first: int = 0) -> tuple[Any, list[bool]]:
-    """A jaxpr whose results are no constants, and which of them (from the ``first`` on) were."""
-    opened_jaxpr, consts = _jax.open_jaxpr(jaxpr)
-    eqns, outs = opened_jaxpr.eqns, opened_jaxpr.outvars
-    used = {v for e in eqns for v in e.invars if not isinstance(v, _jax.Literal)} | {*outs[:first]}
-    freed = {e.outvars[0] for e in eqns if is_constant(e)} - used
-    held = [not isinstance(v, _jax.Literal) and v in freed for v in outs]
-    if not any(held):
-        return jaxpr, held
-
-    def release(*operands: Any) -> list[Any]:
-        invars = (*opened_jaxpr.constvars, *opened_jaxpr.invars)
-        values = dict(zip(invars, (*consts, *operands), strict=True))
-        return _evaluate(eqns, values, outs, lambda e, x: x if e.outvars[0] in freed else None)
-
-    shaped = [_jax.shaped(v.aval) for v in opened_jaxpr.invars]
-    return _jax.trace(release, *shaped)[0], held
-
-
 def _releasing(eqn: Any) -> Callable[..., list[Any]] | None:
     """A scan that returns what was held constant in each of its steps, held constant outside."""
-    body, held = _released(eqn.params["jaxpr"], _jax.scan_arity(eqn)[1])
+    scan, held = released_scan(eqn)
     if not any(held):
         return None
-    scan = eqn.replace(params={**eqn.params, "jaxpr": body})
 
     def run(*operands: Any) -> list[Any]:
         pairs = zip(_jax.apply(scan, operands), held, strict=True)
@@ -176,7 +157,7 @@ def _call_apart(jaxpr: Any, operands: Sequence[Any], number: int, taken: Any) ->
     opened_jaxpr, consts = _jax.open_jaxpr(jaxpr)
     invars = (*opened_jaxpr.constvars, *opened_jaxpr.invars)
     values = dict(zip(invars, (*consts, *operands), strict=True))
-    return _evaluate(opened_jaxpr.eqns, values, opened_jaxpr.outvars, special)
+    return _jax.evaluate_with(opened_jaxpr.eqns, values, opened_jaxpr.outvars, special)
 
 
 def _draw_apart(eqn: Any, inputs: Sequence[Any], number: int, taken: Any) -> list[Any]:
@@ -189,25 +170,6 @@ def _draw_apart(eqn: Any, inputs: Sequence[Any], number: int, taken: Any) -> lis
         template, leaves = template.in_branch, [taken, *leaves]
         lanes = tuple(lane._replace(varies=(False, *lane.varies)) for lane in lanes)
     return [sample_p.bind(_folded(key, number), *leaves, template=template, lanes=lanes)]
-
-
-def _evaluate(
-    eqns: Sequence[Any],
-    values: dict[Any, Any],
-    outs: Sequence[Any],
-    special: Callable[[Any, list[Any]], list[Any] | None],
-) -> list[Any]:
-    """Equation by equation, each as it is unless ``special`` has results for it."""
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, _jax.Literal) else values[atom]
-
-    for eqn in eqns:
-        inputs = [read(v) for v in eqn.invars]
-        results = special(eqn, inputs)
-        results = _jax.apply(eqn, inputs) if results is None else results
-        values.update(zip(eqn.outvars, results, strict=True))
-    return [jnp.asarray(read(v)) for v in outs]
 
 
 def _with_branches_apart(eqn: Any, number: int) -> Any:
@@ -347,7 +309,7 @@ def returning_draws(
                 return _draw(e, inputs, trajectories[sites.index(e)], extras)
 
             values = {**env, **dict(zip(invars, (*fixed, *carry, *xs), strict=True))}
-            made = _evaluate(body, values, outs, special)
+            made = _jax.evaluate_with(body, values, outs, special)
             return made[:carried], [*made[carried:], *extras]
 
         return _run_scan(eqn, step, init, operands[consts + carried :])
