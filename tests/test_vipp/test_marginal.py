@@ -13,6 +13,7 @@ from jax.scipy.special import logsumexp
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.infer import Predictive
+from numpyro.infer.util import log_density
 
 import vipp
 
@@ -529,3 +530,63 @@ def test_refused(case):
     mistake, message = REFUSED[case]
     with pytest.raises(ValueError, match=f"(?s){message}"):
         mistake()
+
+
+# -- handlers around an exact marginal -----------------------------------------------------------------
+
+
+def clusters():
+    c = numpyro.sample("c", dist.Bernoulli(0.25))
+    z = numpyro.sample("z", dist.Normal(2.0 * c, 1.0))
+    numpyro.sample("x", dist.Normal(z, 1.0), obs=0.7)
+
+
+def clusters_in_a_scan():
+    def step(c, _):
+        c = numpyro.sample("c", dist.Bernoulli(jnp.where(c == 1, 0.6, 0.25)))
+        numpyro.sample("x", dist.Normal(2.0 * c, 1.0), obs=0.7)
+        return c, None
+
+    z = numpyro.sample("z", dist.Normal())
+    scan(step, jnp.where(z > 0, 1, 0), None, length=2)
+
+
+GIVING = {
+    "condition": lambda p, data: numpyro.handlers.condition(p, data=data),
+    "substitute": lambda p, data: numpyro.handlers.substitute(p, data=data),
+    "replay": lambda p, data: numpyro.handlers.replay(
+        p, {n: {"name": n, "type": "sample", "is_observed": False, "value": x, "infer": {}} for n, x in data.items()}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["around", "inside"])
+@pytest.mark.parametrize("how", GIVING)
+@pytest.mark.parametrize("program", [clusters, clusters_in_a_scan])
+def test_a_value_given_for_what_is_summed_out_wins(program, how, where):
+    value = {"c": jnp.array(1) if program is clusters else jnp.array([1, 0])}
+    z = {"z": jnp.array(0.4)}
+    if where == "around":
+        changed = GIVING[how](vipp.marginal(program, keep=["z"], exact=True), value)
+    elif how == "condition":
+        changed = vipp.marginal(GIVING[how](program, value), keep=["z"], exact=True)
+    else:
+        return
+    got, _ = log_density(numpyro.handlers.seed(changed, 0), (), {}, z)
+    want, _ = log_density(program, (), {}, {**z, **value})
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_what_handlers_around_cannot_do_to_what_is_hidden():
+    summed = vipp.marginal(clusters, keep=["z"], exact=True)
+    with pytest.raises(ValueError, match="Site 'c' is summed out .*do intervenes.*Fix: "):
+        log_density(numpyro.handlers.seed(numpyro.handlers.do(summed, {"c": 1}), 0), (), {}, {})
+    with pytest.raises(ValueError, match="Site 'x' is observed, and hidden.*Fix: "):
+        numpyro.handlers.seed(numpyro.handlers.condition(
+            vipp.marginal(in_the_factor, keep=["z"], exact=True), data={"x": 1.0}), 0)()  # fmt: skip
+
+
+def in_the_factor():
+    c = numpyro.sample("c", dist.Bernoulli(0.25))
+    numpyro.sample("z", dist.Normal())
+    numpyro.sample("x", dist.Normal(2.0 * c, 1.0), obs=0.7)

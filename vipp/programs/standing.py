@@ -13,6 +13,7 @@ from numpyro.handlers import block, trace
 from numpyro.primitives import Messenger
 
 from vipp.language.keys import seeded
+from vipp.programs.outside import given_outside
 from vipp.programs.program import Program
 from vipp.programs.summed_out import ExactMarginalProgram
 from vipp.programs.trace import Trace
@@ -24,7 +25,8 @@ def run_summed_out(
     """Run ``fn`` so that NumPyro's handlers see an exact marginal.
 
     The sites kept are drawn and can be given values; those whose density depends on what is summed
-    out have it in the factor. What is summed out is drawn for the program's result, and hidden.
+    out have it in the factor. What is summed out is drawn for the program's result, and hidden;
+    where a handler around has a value for it, it is kept instead.
 
     Args:
       fn: a NumPyro program.
@@ -35,7 +37,13 @@ def run_summed_out(
     Returns:
       What it returns.
     """
-    hidden, coupled = _look(fn, keep, args, kwargs)
+    hidden, coupled, seen = _look(fn, keep, args, kwargs)
+    if given := given_outside({n: seen[n] for n in hidden}):
+        for name in given:
+            if seen[name]["is_observed"]:
+                raise _observed(name)
+        keep = (*keep, *sorted(given))
+        hidden, coupled, _ = _look(fn, keep, args, kwargs)
     # other sites come from handlers further out, such as the volumes of NumPyro's transforms
     with block(hide=list(hidden)), trace() as record:
         with _Keyed(hidden), _Unscored(coupled):
@@ -55,9 +63,9 @@ def run_summed_out(
 
 def _look(
     fn: Any, keep: tuple[str, ...], args: Any, kwargs: Any
-) -> tuple[frozenset[str], frozenset[str]]:
-    """The sites not kept, and those kept whose density depends on what is summed out."""
-    found: list[frozenset[str]] = []
+) -> tuple[frozenset[str], frozenset[str], dict[str, Any]]:
+    """The sites not kept; those kept whose density depends on what is summed out; all of them."""
+    found: list[Any] = []
 
     def run() -> None:
         with block(), seeded(rng_seed=jax.random.key(0)):
@@ -67,11 +75,20 @@ def _look(
             sites = marginal.log_density_sites(_given(record, keep))
         names = frozenset(n for n, s in record.items() if s["type"] == "sample")
         apart = {s.name for s in sites}
-        found[:] = names.difference(keep), names.intersection(keep) - apart
+        found[:] = names.difference(keep), names.intersection(keep) - apart, dict(record)
 
     jax.eval_shape(run)  # names are wanted, and no values
-    hidden, coupled = found
-    return hidden, coupled
+    hidden, coupled, seen = found
+    return hidden, coupled, seen
+
+
+def _observed(name: str) -> ValueError:
+    return ValueError(
+        f"Site '{name}' is observed, and hidden in the factor of a program with sites summed out "
+        "(marginal with exact=True), but a handler around gives it another value. Expected a site "
+        f"that the program shows. Fix: give it inside, marginal(condition(program, "
+        f"data={{'{name}': ...}}), ...)."
+    )
 
 
 def _marginal(
