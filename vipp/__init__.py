@@ -32,8 +32,11 @@ from vipp.programs.marginal import marginal
 from vipp.programs.normalize import normalize
 from vipp.programs.program import Program
 from vipp.programs.trace import Trace
+from vipp.training.checkpoint import CheckpointError
+from vipp.training.early_stopping import EarlyStopping
 from vipp.training.fit import fit
 from vipp.training.result import FitResult, NonFiniteError
+from vipp.training.run import FitProgress
 from vipp_transforms import (
     ARM,
     ARMS,
@@ -69,10 +72,12 @@ __all__ = [
     "BiasedObjectiveWarning",
     "check",
     "CheckError",
+    "CheckpointError",
     "CIWAE",
     "constant",
     "CUBO",
     "DisARM",
+    "EarlyStopping",
     "ELBO",
     "Enumerate",
     "expectation",
@@ -80,6 +85,7 @@ __all__ = [
     "Explanation",
     "FilteringBound",
     "fit",
+    "FitProgress",
     "FitResult",
     "ForwardKL",
     "GumbelSoftmax",

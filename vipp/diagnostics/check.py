@@ -13,6 +13,7 @@ from numpyro.infer import SVI
 from vipp.diagnostics.data import bad_numbers, check_arguments, check_density, check_observation
 from vipp.diagnostics.fitting import (
     check_autoguide,
+    check_batches,
     check_drawn,
     check_known,
     check_plate,
@@ -31,10 +32,14 @@ class Checked:
     Args:
       model: a NumPyro program.
       guide: a NumPyro program.
+      in_batches: whether the data are one batch of many.
     """
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]):
+    def __init__(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *, in_batches: bool = False
+    ):
         self._programs = model, guide
+        self._in_batches = in_batches
         self._suspects: list[str] = []
         self.guide = Watched(guide, "guide", self._look_at_guide)
         self.model = Watched(model, "model", self._look_at_model)
@@ -77,6 +82,8 @@ class Checked:
             if is_latent(site):
                 check_drawn(site, self.guide.trace)
         check_known(self.guide.trace, self.model.trace)
+        if self._in_batches:
+            check_batches(self.model.trace)
         check_scales([*self.guide.trace.values(), *self.model.trace.values()])
 
 

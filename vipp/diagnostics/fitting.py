@@ -14,7 +14,7 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.util import not_jax_tracer
 
 from vipp.diagnostics.mistake import CheckError
-from vipp.diagnostics.records import Site, is_latent
+from vipp.diagnostics.records import Site, is_data, is_latent
 from vipp.distributions.answers import kind
 from vipp.distributions.support import reaches_outside
 from vipp.distributions.wrappers import factor
@@ -79,6 +79,21 @@ def check_known(of_guide: Sites, of_model: Sites) -> None:
                 "a site that the guide draws and the model observes",
                 "a latent site of the model",
                 "leave it out of the guide, or pass the model no data for it",
+            )
+
+
+def check_batches(of_model: Sites) -> None:
+    """Where data come in batches, the model says how many there are in all."""
+    for name, site in of_model.items():
+        if is_data(site) and site["scale"] is None:
+            plates = _plates(site)
+            plate = max(plates, key=plates.__getitem__, default="data")
+            raise CheckError(
+                name,
+                f"a batch of observations that counts once, in plates {plates}",
+                "a plate of the size of all data, of which a batch is a part",
+                f'write numpyro.plate("{plate}", number_of_all_data, subsample_size=len(batch)), '
+                "or put numpyro.handlers.scale around it, with scale=1.0 if each batch is all data",
             )
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
-from vipp.diagnostics.check import Checked
-from vipp.language.bias import noting_biased, warn_of_biased_objective
-from vipp.language.names import close
 from vipp.objectives.objective import Objective
-from vipp.training.loop import MOST_STEPS_AT_ONCE, compiled_loop
-from vipp.training.progress import Progress
+from vipp.training.batches import first_of
+from vipp.training.checkpoint import Checkpoints
+from vipp.training.early_stopping import EarlyStopping, Patience
 from vipp.training.result import FitResult, NonFiniteError
+from vipp.training.run import Between, FitProgress, Run, train, train_on_batches
+from vipp.training.start import continued, initialised, strongly_typed
 from vipp_transforms.checks import positive_int
-
-_SECONDS_AT_ONCE = 0.25
 
 
 def fit(
@@ -32,6 +28,14 @@ def fit(
     optim: Any,
     num_steps: int,
     *args: Any,
+    batches: Iterable[Any] | None = None,
+    validate: tuple[Any, ...] | None = None,
+    log_every: int | None = None,
+    metrics: bool = False,
+    callback: Callable[[FitProgress], Any] | None = None,
+    stop: EarlyStopping | None = None,
+    checkpoint: str | None = None,
+    checkpoint_every: int = 1_000,
     progress_bar: bool = True,
     init_params: dict[str, Any] | None = None,
     init_state: SVIState | None = None,
@@ -41,7 +45,8 @@ def fit(
 
     Steps ``num_steps`` times along an estimate of :math:`\nabla_\theta E[\mathrm{objective}]`,
     unbiased unless a warning says otherwise, compiled as one loop that returns to Python only to
-    move the progress bar.
+    move the progress bar, and where something is asked for between steps. Ctrl-C ends it, and what
+    there is so far is returned.
 
     Args:
       rng_key: a PRNG key.
@@ -53,6 +58,20 @@ def fit(
       *args: arguments of model and guide. Arrays are inputs of the compiled loop, anything else is
         fixed when it is compiled. The loop is kept: training the same programs with the same
         optimiser again, on arrays of the same shapes, compiles nothing.
+      batches: an iterable of tuples of positional arguments, one tuple a step, taken in turn; they
+        come before ``args``. A list or loader is gone through again and again, an iterator once.
+        Two batches are fetched ahead. The model's plates say how many data there are in all:
+        ``numpyro.plate("data", 60_000, subsample_size=len(x))``.
+      validate: positional arguments, such as held-out data, to evaluate the bound at.
+      log_every: the number of steps between looks; of ``num_steps`` the 100th part if None and
+        something is to be looked at.
+      metrics: whether to measure the bound with its standard error, and the gradient's norm and
+        signal-to-noise ratios, at each look, by 16 estimates.
+      callback: is given a :class:`FitProgress` at each look; a true value of it ends training.
+      stop: when to end by itself; the result has the parameters of the best look then.
+      checkpoint: a folder to save the run in, and to go on from where it was when it was killed:
+        to the same parameters and losses, bit by bit. Needs ``vipp[checkpoint]``.
+      checkpoint_every: the number of steps between checkpoints.
       progress_bar: whether to show one.
       init_params: initial constrained values by name, instead of those of ``numpyro.param``.
       init_state: the state of an earlier result, to go on from it.
@@ -63,6 +82,7 @@ def fit(
 
     Warns:
       BiasedEstimatorWarning: once, naming the sites whose estimators are biased, if there are any.
+      UserWarning: if training ended early by Ctrl-C, or as an iterator of batches had no more.
       BiasedObjectiveWarning: once, if ``objective.biased`` says that its gradient is.
 
     Raises:
@@ -71,6 +91,7 @@ def fit(
       TypeError: if ``objective`` is not an :class:`vipp.Objective`.
       ValueError: if ``num_steps`` is not a positive int, ``init_params`` has a name that is no
         parameter's, or as the objective raises.
+      CheckpointError: if a checkpoint can't be written, is damaged, or is of another run.
       NonFiniteError: at the first step whose loss or parameters are not finite.
 
     Example:
@@ -83,78 +104,70 @@ def fit(
       >>> abs(float(result.params["m"]) - 3.0) < 0.3
       True
     """
+    _check_arguments(objective, num_steps, log_every, checkpoint_every, stop)
+    rest = args
+    if batches is not None:
+        batch, batches = first_of(batches)
+        args = (*batch, *args)
+    svi, state = initialised(
+        rng_key, objective, model, guide, optim, args, kwargs, init_params,
+        in_batches=batches is not None,
+    )  # fmt: skip
+    state = strongly_typed(state if init_state is None else continued(init_state, state))
+    bound = jax.tree_util.Partial(guide, *args, **kwargs)
+    own = args if batches is None else rest
+    run = Run(svi, optim, bound, state, own, kwargs, jax.random.fold_in(rng_key, 1))
+    patience = None if stop is None else Patience(stop)
+    looked_at = validate is not None or metrics or callback is not None or stop is not None
+    if log_every is None and looked_at:
+        log_every = max(1, num_steps // 100)
+    identity = {"objective": repr(objective), "rng_key": str(jax.random.key_data(rng_key).tolist())}
+    saving = contextlib.nullcontext() if checkpoint is None else Checkpoints(checkpoint, identity)
+    with saving as checkpoints:
+        between = Between(
+            log_every, validate, metrics, callback, patience, checkpoints, checkpoint_every
+        )
+        between.resume(run)
+        _train(run, between, num_steps, progress_bar, batches)
+    best = None if patience is None else patience.state
+    return run.result(best)
+
+
+def _train(
+    run: Run, between: Between, num_steps: int, progress_bar: bool, batches: Iterable[Any] | None
+) -> None:
+    """Train to the end, or to where it is interrupted."""
+    try:
+        if batches is None:
+            train(run, between, num_steps, progress_bar)
+        else:
+            train_on_batches(run, between, num_steps, progress_bar, batches)
+    except KeyboardInterrupt:
+        run.stopped = f"interrupted at step {run.done}"
+    except NonFiniteError:
+        raise
+    except Exception as error:  # of a callback, or of what the batches come from: nothing is lost
+        error.add_note(f"vipp.fit: after {run.done} steps; what they gave is in .result of this.")
+        error.result = run.result()  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+    if run.stopped is not None and run.stopped.startswith(("interrupted", "batches ended")):
+        warnings.warn(f"fit: {run.stopped}: the result is of these steps.", stacklevel=3)
+
+
+def _check_arguments(
+    objective: Any, num_steps: Any, log_every: Any, checkpoint_every: Any, stop: Any
+) -> None:
     positive_int("fit: num_steps", num_steps)
+    positive_int("fit: checkpoint_every", checkpoint_every)
+    if log_every is not None:
+        positive_int("fit: log_every", log_every)
     if not isinstance(objective, Objective):
         raise TypeError(
             f"fit: objective must be an instance of vipp.Objective such as vipp.ELBO(), got "
             f"{objective!r}. Fix: call the class, or decorate the function with @vipp.objective."
         )
-    checked, biased = Checked(model, guide), noting_biased()
-    first = SVI(checked.model, checked.guide, optim, loss=objective)
-    with biased, checked.running(args, kwargs):
-        state = first.init(rng_key, *args, init_params=init_params, **kwargs)
-    svi = SVI(model, guide, first.optim, loss=objective)
-    svi.constrain_fn = first.constrain_fn
-    _check_init_params(init_params, svi.get_params(state))
-    biased.warn("fit", stacklevel=2)
-    if objective.biased:
-        warn_of_biased_objective("fit", repr(objective), objective.biased, stacklevel=2)
-    mutable = {**(state.mutable_state or {}), **objective.init_state()}
-    state = state._replace(mutable_state=mutable or None)
-    state = _strongly_typed(state if init_state is None else _continued(init_state, state))
-    bound_guide = jax.tree_util.Partial(guide, *args, **kwargs)
-
-    def result(state: SVIState, losses: list[np.ndarray]) -> FitResult:
-        every = jnp.asarray(np.concatenate(losses))
-        return FitResult(svi.get_params(state), every, state, bound_guide, model)
-
-    advance = compiled_loop(svi, optim, args, kwargs)
-    losses: list[np.ndarray] = []
-    done, chunk = 0, 1 if progress_bar else num_steps
-    with Progress(num_steps, progress_bar) as progress:
-        while done < num_steps:
-            started = time.perf_counter()
-            state, *report = advance(state, min(chunk, num_steps - done, MOST_STEPS_AT_ONCE))
-            taken, ok, block = jax.device_get(report)
-            losses.append(block[:taken])
-            done += int(taken)
-            progress.advance(int(taken), float(losses[-1].mean()))
-            if not ok:
-                raise _not_finite(done - 1, result(state, losses), losses[-1][-1])
-            if time.perf_counter() - started < _SECONDS_AT_ONCE:
-                chunk *= 2
-    return result(state, losses)
-
-
-def _check_init_params(init_params: Any, known: Any) -> None:
-    for name in init_params or ():
-        if name not in known:
-            raise ValueError(
-                f"fit: init_params has a value for '{name}', which is no parameter of the model or "
-                f"the guide, got {sorted(known)}{close(name, known)}. Fix: use one of these names."
-            )
-
-
-def _continued(state: SVIState, fresh: SVIState) -> SVIState:
-    """An earlier state, with the start of the mutable state that it doesn't have yet.
-
-    SVI passes on what a state has: what it lacks would stay at its start, silently.
-    """
-    mutable = {**(fresh.mutable_state or {}), **(state.mutable_state or {})}
-    return state._replace(mutable_state=mutable or None)
-
-
-def _strongly_typed(state: SVIState) -> SVIState:
-    """The state as a step returns it: a number of weak type would be compiled for apart."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
-
-
-def _not_finite(step: int, result: FitResult, loss: Any) -> NonFiniteError:
-    what = "a parameter after the step" if np.isfinite(loss) else f"the loss ({loss})"
-    return NonFiniteError(
-        f"Training stopped at step {step}: {what} is not finite. The last good parameters and "
-        "state are in this error's .result. Fix: check the data for NaN or inf, constrain scale "
-        "parameters (constraint=constraints.positive), or lower the step size.",
-        step,
-        result,
-    )
+    if stop is not None and not isinstance(stop, EarlyStopping):
+        raise TypeError(
+            f"fit: stop must be None or a vipp.EarlyStopping, got {stop!r}. Fix: "
+            "stop=vipp.EarlyStopping(patience=5), or callback= for a rule of your own."
+        )

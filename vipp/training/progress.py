@@ -14,16 +14,18 @@ class Progress:
     Args:
       total: the number of steps.
       show: whether there is anything to see.
+      done: the number of steps of an earlier run that this one goes on from.
     """
 
-    def __init__(self, total: int, show: bool):
-        self.total, self.shown = total, show
+    def __init__(self, total: int, show: bool, done: int = 0):
+        self.total, self.shown, self.done = total, show, done
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
         self._bar = tqdm.tqdm(
-            total=self.total, disable=not self.shown, bar_format="{desc}", desc="compiling"
-        )
+            total=self.total, disable=not self.shown, bar_format="{desc}", desc="compiling",
+            initial=self.done,
+        )  # fmt: skip
         return self
 
     def __exit__(
@@ -36,9 +38,9 @@ class Progress:
 
     def advance(self, steps: int, loss: float) -> None:
         """``steps`` more are done, of mean ``loss``."""
-        if self.shown and self._bar.n == 0:
+        if self.shown and self._bar.n == self.done:
             # the steps so far took the time of compiling: they say nothing of the time to come
-            self._bar.bar_format, self._bar.initial = None, steps
+            self._bar.bar_format, self._bar.initial = None, self.done + steps
             self._bar.set_description_str("", refresh=False)
             self._bar.unpause()
             self._bar.start_t = self._bar.last_print_t

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 from numpyro.infer.svi import SVIState
 
 from vipp.training.posterior import draw_posterior
@@ -23,6 +24,11 @@ class FitResult:
       state: NumPyro's ``SVIState``, to go on from with ``fit(..., init_state=result.state)``.
       guide: the guide with its arguments.
       model: the model.
+      metrics: what was measured every ``log_every`` steps, by name, one number per look: ``step``,
+        ``loss`` (the mean since the last look), ``validation`` (the bound of the held-out data),
+        and, if asked for, ``bound``, ``bound_error`` (its standard error), ``gradient_norm`` and
+        ``signal_to_noise/...`` of each parameter's gradient.
+      stopped: why training ended before its last step; None if it did not.
     """
 
     params: dict[str, Any]
@@ -30,6 +36,8 @@ class FitResult:
     state: SVIState
     guide: jax.tree_util.Partial
     model: Callable[..., Any]
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
+    stopped: str | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.params, self.losses, self.state, self.guide))

@@ -1,0 +1,339 @@
+"""What `fit` does between steps: batches, looks, stopping, checkpoints."""
+
+import itertools
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+
+import vipp
+
+KEY = jax.random.key(0)
+X = jnp.array([1.9, 2.3, 2.1, 1.7])
+DATA = np.random.default_rng(0).normal(2.0, 1.0, 40).astype(np.float32)
+BATCHES = [DATA[i : i + 10] for i in range(0, 40, 10)]
+ADAM = optax.adam(0.05)
+
+
+def model(x, size=None):
+    with numpyro.plate("data", size or len(x), subsample_size=len(x)):
+        numpyro.sample("x", dist.Normal(numpyro.param("mean", 0.0), 1.0), obs=x)
+
+
+def guide(x, size=None):
+    pass
+
+
+def train(steps=40, *args, **kwargs):
+    kwargs = {"progress_bar": False, **kwargs}
+    args = args or ((40,) if "batches" in kwargs else (X,))
+    return vipp.fit(KEY, vipp.ELBO(), model, guide, ADAM, steps, *args, **kwargs)
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.losses, other.losses)
+    np.testing.assert_array_equal(one.params["mean"], other.params["mean"])
+
+
+def by_hand(batches, size=40):
+    """The likelihood's exact gradient, one batch after the other."""
+    losses, mean, state = [], jnp.zeros(()), ADAM.init(jnp.zeros(()))
+    for x in batches:
+        loss = lambda m, x=x: -size / len(x) * dist.Normal(m, 1.0).log_prob(x).sum()
+        value, slope = jax.value_and_grad(loss)(mean)
+        update, state = ADAM.update(slope, state)
+        mean = mean + update
+        losses.append(value)
+    return np.array(losses), mean
+
+
+# -- batches -------------------------------------------------------------------------------------
+
+
+def test_batches_are_taken_in_turn_and_scaled():
+    result = train(10, batches=BATCHES)
+    losses, mean = by_hand(itertools.islice(itertools.cycle(BATCHES), 10))
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(result.params["mean"], mean, rtol=1e-5)
+
+
+def test_batches_of_other_lengths():
+    ragged = [(x,) for x in (*BATCHES[:2], DATA[:3])]
+    result = train(6, batches=ragged)
+    losses, _ = by_hand([x for (x,) in ragged] * 2)
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-5)
+
+
+def test_an_iterator_of_batches_ends_training_once():
+    with pytest.warns(UserWarning, match="batches ended after 4 of 10 steps"):
+        result = train(10, batches=iter(BATCHES))
+    assert len(result.losses) == 4 and "batches ended" in result.stopped
+
+
+def test_batches_of_a_size_that_is_not_known_are_refused():
+    with pytest.raises(vipp.CheckError, match=r"'x'.*counts once.*plate\(\"data\", number_of_all"):
+        train(2, 10, batches=BATCHES)
+
+
+def test_no_batches():
+    with pytest.raises(ValueError, match="batches has no batch"):
+        train(2, batches=[])
+
+
+def test_an_error_of_the_loader_reaches_the_caller_with_what_there_is():
+    def loader():
+        yield from BATCHES
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone") as error:
+        train(10, batches=loader())
+    assert len(error.value.result.losses) == 4
+
+
+# -- looks ---------------------------------------------------------------------------------------
+
+
+def test_looks_change_nothing_and_are_kept():
+    seen = []
+    result = train(50, validate=(X + 1.0,), log_every=20, callback=seen.append)
+    same(result, train(50))
+    assert [p.step for p in seen] == [20, 40, 50] == result.metrics["step"].tolist()
+    np.testing.assert_allclose(result.metrics["loss"][0], result.losses[:20].mean(), rtol=1e-6)
+    bound = dist.Normal(result.params["mean"], 1.0).log_prob(X + 1.0).sum()
+    np.testing.assert_allclose(result.metrics["validation"][-1], bound, rtol=1e-5)
+    same(seen[-1].result(), result)
+
+
+def test_metrics_of_the_gradient():
+    """A gradient without noise, and one whose signal and noise are known."""
+
+    def drawn(x):
+        m = numpyro.sample("m", dist.Normal(3.0, 1.0))
+        numpyro.sample("x", dist.Normal(m, 1.0).expand([4]).to_event(1), obs=x)
+
+    def of_drawn(x):
+        numpyro.sample("m", dist.Normal(numpyro.param("loc", 0.0), 1.0))
+
+    metrics = train(1, log_every=1, metrics=True).metrics
+    assert metrics["bound_error"][0] < 1e-5 and metrics["signal_to_noise/mean"][0] > 1e5
+    sgd = optax.sgd(0.0)
+    fit = vipp.fit(
+        KEY, vipp.ELBO(), drawn, of_drawn, sgd, 1, X, metrics=True, log_every=1, progress_bar=False
+    )
+    # the gradient is 3 + sum(x) - 5 z + z = 11 - 4 z, with z of mean 0 and deviation 1
+    assert abs(fit.metrics["gradient_norm"][0] - 11.0) < 4 * 4 / 4
+    assert 1.5 < fit.metrics["signal_to_noise/loc"][0] < 5.0
+
+
+def test_a_callback_stops():
+    result = train(50, log_every=10, callback=lambda p: p.step == 20)
+    assert len(result.losses) == 20 and "callback" in result.stopped
+
+
+def test_an_error_of_a_callback_loses_nothing():
+    def callback(progress):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine") as error:
+        train(50, log_every=10, callback=callback)
+    same(error.value.result, train(10))
+
+
+@pytest.mark.parametrize("held_out", [None, (X + 50.0,)])
+def test_early_stopping_has_the_best_parameters(held_out):
+    """A step size at which the mean is left behind: the best look is not the last."""
+    result = vipp.fit(
+        KEY, vipp.ELBO(), model, guide, optax.sgd(0.52), 200, X,
+        validate=held_out, log_every=1, stop=vipp.EarlyStopping(patience=3), progress_bar=False,
+    )  # fmt: skip
+    seen = -result.metrics["loss"] if held_out is None else result.metrics["validation"]
+    best = int(seen.argmax())
+    assert len(result.losses) == best + 1 + 3 and "3 looks" in result.stopped
+    steps = vipp.fit(
+        KEY, vipp.ELBO(), model, guide, optax.sgd(0.52), best + 1, X, progress_bar=False
+    )
+    np.testing.assert_array_equal(result.params["mean"], steps.params["mean"])
+
+
+def test_an_interrupt_returns_what_there_is():
+    def callback(progress):
+        if progress.step == 20:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted at step 20"):
+        result = train(50, log_every=10, callback=callback)
+    same(result, train(20))
+    assert result.stopped == "interrupted at step 20"
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"log_every": 0}, ValueError, "log_every"),
+        ({"stop": 5}, TypeError, "EarlyStopping"),
+        ({"checkpoint_every": -1}, ValueError, "checkpoint_every"),
+    ],
+)
+def test_wrong_arguments(wrong, error, message):
+    with pytest.raises(error, match=message):
+        train(2, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"patience": 0}, {"min_delta": -1.0}])
+def test_early_stopping_arguments(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        vipp.EarlyStopping(**wrong)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step):
+    def callback(progress):
+        if progress.step == step:
+            raise Killed
+
+    return callback
+
+
+SETTINGS = [
+    {},
+    {"batches": BATCHES},
+    {"stop": vipp.EarlyStopping(patience=2), "validate": (X + 0.3,), "log_every": 5},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "batches", "stopping"])
+def test_a_run_that_was_killed_goes_on_bit_by_bit(settings, tmp_path):
+    folder = {"checkpoint": str(tmp_path / "run"), "checkpoint_every": 8, "log_every": 5}
+    whole = train(40, **settings)
+    with pytest.raises(Killed):
+        train(40, callback=killed_at(15), **{**folder, **settings})
+    again = train(40, **{**folder, **settings})
+    same(again, whole)
+    assert again.metrics["step"][0] == 5 and again.stopped == whole.stopped
+    same(train(40, **{**folder, **settings}), whole)  # nothing is left to do
+    assert sum(p.name.isdigit() for p in (tmp_path / "run").iterdir()) <= 2
+
+
+@pytest.fixture
+def saved(tmp_path):
+    folder = tmp_path / "run"
+    train(20, checkpoint=str(folder), checkpoint_every=10)
+    return folder
+
+
+def test_a_checkpoint_of_another_run_is_refused(saved):
+    def other(x):
+        numpyro.param("second", jnp.zeros(3))
+        model(x)
+
+    for key, programs, what in (
+        (KEY, other, "other shapes"),
+        (jax.random.key(1), model, "rng_key"),
+    ):
+        with pytest.raises(vipp.CheckpointError, match=f"20 is of a run with.*{what}"):
+            vipp.fit(
+                key, vipp.ELBO(), programs, guide, ADAM, 20, X, progress_bar=False,
+                checkpoint=str(saved),
+            )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_there(saved):
+    for path in (saved / "20").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:-8] + b"damaged!")
+    with pytest.raises(vipp.CheckpointError, match=r"20 is damaged.*Fix: delete it"):
+        train(20, checkpoint=str(saved))
+    subprocess.run(["rm", "-r", str(saved / "20")], check=True)
+    same(train(20, checkpoint=str(saved)), train(20))
+
+
+def test_one_folder_for_two_runs_is_refused(saved):
+    def callback(progress):
+        with pytest.raises(vipp.CheckpointError, match="another run is at work"):
+            train(20, checkpoint=str(saved))
+        return True
+
+    train(30, checkpoint=str(saved), log_every=25, callback=callback)
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(vipp.CheckpointError, match="can't be written to"):
+        train(20, checkpoint=str(tmp_path / "file" / "run"))
+
+
+def test_a_write_that_fails_leaves_the_run_and_the_checkpoints_before(saved, monkeypatch):
+    import orbax.checkpoint
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(orbax.checkpoint.StandardCheckpointer, "save", full)
+    with pytest.raises(vipp.CheckpointError, match="step 30 can't.*No space left") as error:
+        train(30, checkpoint=str(saved), checkpoint_every=10)
+    same(error.value.result, train(30))
+    assert {p.name for p in saved.iterdir() if p.name.isdigit()} == {"10", "20"}
+
+
+def test_without_orbax(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ImportError, match=r"pip install 'vipp\[checkpoint\]'"):
+        train(2, checkpoint=str(tmp_path))
+
+
+RUN = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+import jax, numpyro, numpyro.distributions as dist, optax, vipp, jax.numpy as jnp
+def model(x):
+    with numpyro.plate("data", 1000, subsample_size=10) as i:
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x[i])
+def guide(x):
+    m = numpyro.param("m", jnp.zeros(1000))
+    with numpyro.plate("data", 1000, subsample_size=10) as i:
+        numpyro.sample("z", dist.Normal(m[i], 0.7))
+print("ready", flush=True)
+result = vipp.fit(
+    jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.1), 3_000, jnp.arange(1000.0) / 500,
+    checkpoint=sys.argv[2], checkpoint_every=100, progress_bar=False)
+print(json.dumps([result.losses.tolist(), result.params["m"].tolist()]), flush=True)
+"""
+
+
+@pytest.mark.thorough
+def test_killed_by_the_system_and_started_again(tmp_path):
+    """SIGKILL at some moment of the run, three times, then to the end."""
+
+    def started(folder):
+        command = [sys.executable, "-c", RUN, json.dumps(sys.path), str(tmp_path / folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    whole = json.loads(started("whole").communicate()[0].splitlines()[-1])
+    for delay in np.random.default_rng(1).uniform(1.5, 6.0, 3):
+        process = started("killed")
+        assert process.stdout.readline() == "ready\n"
+        try:
+            process.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert json.loads(started("killed").communicate()[0].splitlines()[-1]) == whole
+    assert len([p for p in pathlib.Path(tmp_path / "killed").iterdir() if p.name.isdigit()]) == 2

@@ -1,0 +1,108 @@
+"""Batches from an iterable, the next ones fetched while a step runs."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+_AHEAD = 2
+
+
+class Batches:
+    """The positional arguments of each step, taken in turn from an iterable.
+
+    An iterable that can be gone through again is, whenever it has ended; an iterator ends once. A
+    thread fetches two batches ahead and puts their arrays on the device.
+
+    Args:
+      source: of tuples of arguments; of a batch that is no tuple, the only argument.
+      first: the number of the step to start at; the batches before it are passed over.
+    """
+
+    def __init__(self, source: Iterable[Any], first: int = 0):
+        self._source, self._first = source, first
+        self._ready: queue.Queue[Any] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fetch, daemon=True)
+
+    def __enter__(self) -> Batches:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self._closed.set()
+        while not self._ready.empty():  # a thread that waits to put one sees that it is over
+            self._ready.get_nowait()
+        self._thread.join(timeout=5.0)
+
+    def next(self) -> tuple[Any, ...] | None:
+        """The next batch, or None if there are no more.
+
+        Raises:
+          Exception: what the iterable raised.
+        """
+        batch, error = self._ready.get()
+        if error is not None:
+            raise error
+        return batch
+
+    def _fetch(self) -> None:
+        try:
+            for batch in itertools.islice(endless(self._source), self._first, None):
+                if not self._put((jax.tree.map(_on_device, batch), None)):
+                    return
+            self._put((None, None))
+        except Exception as error:  # it belongs to the thread that trains
+            self._put((None, error))
+
+    def _put(self, item: Any) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+def endless(source: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """The batches of an iterable as tuples, over and over if it can be gone through again.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    while True:
+        through = iter(source)
+        empty = True
+        for batch in through:
+            empty = False
+            yield batch if isinstance(batch, tuple) else (batch,)
+        if empty:
+            raise ValueError("fit: batches has no batch, expected at least one.")
+        if through is source:
+            return
+
+
+def first_of(source: Iterable[Any]) -> tuple[tuple[Any, ...], Iterable[Any]]:
+    """The first batch, and the iterable that still has it."""
+    through = iter(source)
+    if through is not source:
+        return next(endless(source)), source
+    batch = next(endless(through))
+    return batch, itertools.chain([batch], through)
+
+
+def _on_device(x: Any) -> Any:
+    return jax.device_put(x) if isinstance(x, np.ndarray) else x

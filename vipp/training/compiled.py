@@ -1,0 +1,122 @@
+"""The compiled functions of a training run, kept for the next run of the same programs."""
+
+from __future__ import annotations
+
+import collections
+import copy
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+from numpyro.infer.util import transform_fn
+
+from vipp.training.identity import identity, structure
+from vipp_transforms import packing
+
+MOST_STEPS_AT_ONCE = 4096
+_MOST_KEPT = 32
+_KEPT: collections.OrderedDict[Hashable, Callable[..., Any]] = collections.OrderedDict()
+
+
+class Compiled:
+    """The compiled functions of a model and a guide, for arguments of any shapes.
+
+    What was compiled for the same objective, model, guide and optimiser, and arguments of the same
+    shapes, is used again, if it is one of the last 32.
+
+    Args:
+      svi: initialised, so that it has the transforms of its parameters.
+      optim: its optimiser, as the user made it.
+    """
+
+    def __init__(self, svi: SVI, optim: Any):
+        self._svi = svi
+        self._programs = tuple(map(identity, (svi.loss, svi.model, svi.guide, optim)))
+        # a constraint may depend on the data: its numbers are inputs, too
+        given = (svi.constrain_fn.args[0],)  # pyright: ignore
+        self._bounds, self._constraints, self._transforms = structure(given, {})
+
+    def function(
+        self, what: Callable[[SVI, Any, Any], Callable[..., Any]], args: Any, kwargs: Any
+    ) -> Callable[..., Any]:
+        """``what(svi, args, kwargs)``, a function, compiled for the programs' arguments."""
+        arrays, shapes, build = structure(args, kwargs)
+        x64 = jax.config.jax_enable_x64  # pyright: ignore
+        key = (what, self._programs, shapes, self._constraints, x64)
+        if key not in _KEPT:
+            _KEPT[key] = self._compile(what, build)
+            if len(_KEPT) > _MOST_KEPT:
+                _KEPT.popitem(last=False)
+        _KEPT.move_to_end(key)
+        run = _KEPT[key]
+        return lambda *inputs: run(inputs, arrays, self._bounds)
+
+    def _compile(self, what: Any, build: Any) -> Callable[..., Any]:
+        svi, transforms = self._svi, self._transforms
+
+        @jax.jit
+        def run(inputs: Any, arrays: Any, bounds: Any) -> Any:
+            args, kwargs = build(arrays)
+            ((constrain,), _) = transforms(bounds)
+            own = copy.copy(svi)  # what is traced must not stay in the caller's
+            own.constrain_fn = partial(transform_fn, constrain)
+            return what(own, args, kwargs)(*inputs)
+
+        return run
+
+
+def advance(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
+    """A function ``(state, steps) -> (state, taken, ok, losses)`` that trains.
+
+    It takes up to ``steps`` steps and stops before a bad one.
+    """
+
+    def update(state: SVIState) -> Any:
+        new, loss = svi.update(state, *args, **kwargs)
+        ok = jnp.isfinite(loss) & _finite(svi.optim.get_params(new.optim_state))
+        return new, loss, ok
+
+    return lambda state, steps: _loop(update, state, steps)
+
+
+def _loop(update: Callable[[Any], Any], state: Any, steps: Any) -> tuple[Any, Any, Any, Any]:
+    """Up to ``steps`` updates of a state, packed where the programs have many small equations."""
+    closed = jax.make_jaxpr(update)(state)
+    program = packing.flatten(closed, final=True)
+    treedef = jax.tree.structure(state)
+
+    def whole(leaves: Any) -> Any:
+        *new, loss, ok = core.jaxpr_as_fun(closed)(*leaves)
+        return new, loss, ok
+
+    def packed(vectors: Any) -> Any:
+        new, (loss, ok) = packing.step(program, layout, vectors)
+        return new, loss, ok
+
+    layout = packing.Layout(state)
+    pays = packing.pays(program)
+    one = packed if pays else whole
+    start = layout.ravel(state) if pays else jax.tree.leaves(state)
+
+    def step(carry: Any) -> Any:
+        i, state, _, losses = carry
+        new, loss, ok = one(state)
+        kept = jax.tree.map(partial(jnp.where, ok), new, state)
+        return i + 1, kept, ok, losses.at[i].set(loss)
+
+    begin = (0, start, jnp.array(True), jnp.zeros(MOST_STEPS_AT_ONCE))
+    taken, end, ok, losses = jax.lax.while_loop(
+        lambda carry: (carry[0] < steps) & carry[2], step, begin
+    )
+    state = layout.unravel(end) if pays else jax.tree.unflatten(treedef, end)
+    return state, taken, ok, losses
+
+
+def _finite(params: Any) -> jax.Array:
+    leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(params)]
+    return jnp.stack(leaves).all() if leaves else jnp.array(True)

@@ -1,0 +1,78 @@
+"""The initial state of a training run, its programs looked at on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+
+from vipp.diagnostics.check import Checked
+from vipp.language.bias import noting_biased, warn_of_biased_objective
+from vipp.language.names import close
+from vipp.objectives.objective import Objective
+
+
+def initialised(
+    rng_key: jax.Array,
+    objective: Objective,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    optim: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    init_params: dict[str, Any] | None,
+    *,
+    in_batches: bool,
+) -> tuple[SVI, SVIState]:
+    """The programs as NumPyro's SVI trains them, and its state before the first step.
+
+    Args:
+      rng_key: a PRNG key.
+      objective: what is maximised.
+      model: a NumPyro program.
+      guide: a NumPyro program.
+      optim: an optimiser.
+      args: arguments of both.
+      kwargs: keyword arguments of both.
+      init_params: initial constrained values by name.
+      in_batches: whether the arguments are one batch of many.
+    """
+    checked, biased = Checked(model, guide, in_batches=in_batches), noting_biased()
+    first = SVI(checked.model, checked.guide, optim, loss=objective)
+    with biased, checked.running(args, kwargs):
+        state = first.init(rng_key, *args, init_params=init_params, **kwargs)
+    svi = SVI(model, guide, first.optim, loss=objective)
+    svi.constrain_fn = first.constrain_fn
+    _check_init_params(init_params, svi.get_params(state))
+    biased.warn("fit", stacklevel=3)
+    if objective.biased:
+        warn_of_biased_objective("fit", repr(objective), objective.biased, stacklevel=3)
+    mutable = {**(state.mutable_state or {}), **objective.init_state()}
+    return svi, state._replace(mutable_state=mutable or None)
+
+
+def _check_init_params(init_params: Any, known: Any) -> None:
+    for name in init_params or ():
+        if name not in known:
+            raise ValueError(
+                f"fit: init_params has a value for '{name}', which is no parameter of the model or "
+                f"the guide, got {sorted(known)}{close(name, known)}. Fix: use one of these names."
+            )
+
+
+def continued(state: SVIState, fresh: SVIState) -> SVIState:
+    """An earlier state, with the start of the mutable state that it doesn't have yet.
+
+    SVI passes on what a state has: what it lacks would stay at its start, silently.
+    """
+    mutable = {**(fresh.mutable_state or {}), **(state.mutable_state or {})}
+    return state._replace(mutable_state=mutable or None)
+
+
+def strongly_typed(state: SVIState) -> SVIState:
+    """The state as a step returns it: a number of weak type would be compiled for apart."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
