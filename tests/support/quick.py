@@ -31,7 +31,8 @@ def first_rows(rows: list[dict[str, Any]]) -> list[bool]:
 def spread(quick: list[bool], count: int) -> list[bool]:
     """``count`` of the quick rows, evenly spread over the table."""
     rows = [k for k, row in enumerate(quick) if row]
-    kept = {rows[k * len(rows) // count] for k in range(min(count, len(rows)))}
+    count = min(count, len(rows))
+    kept = {rows[k * len(rows) // count] for k in range(count)}
     return [k in kept for k in range(len(quick))]
 
 

@@ -83,6 +83,7 @@ def sampled(exact, estimator, choice, curve, draws):
     return drawn.mean(0), drawn.std(0) / draws**0.5, want
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("choice", [bernoulli, one_hot])
 @pytest.mark.parametrize("hard", [False, True])
 def test_gumbel_softmax_is_unbiased_as_the_temperature_falls(exact, x64, choice, hard):

@@ -49,6 +49,7 @@ def test_a_constant_counts_and_has_no_gradient(estimator):
     np.testing.assert_allclose(of_weight.mean(), 3 * p + 0.3, rtol=0.02)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_a_term_less_its_constant_is_its_gradient_alone(estimator):
     term = lambda z, t, w: w * jnp.square(z - t)

@@ -121,6 +121,7 @@ def test_an_enumerated_chain_is_dynamic_programming():
         assert max(len(s.form.depends) for s in steps) == 1
 
 
+@pytest.mark.thorough
 def test_a_chain_costs_in_proportion_to_its_length():
     assert flops(32) <= 5 * flops(8)
 

@@ -54,6 +54,7 @@ def through_noise(theta, rv):
     return jnp.sin(x + b) + theta[1] * a * b
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("second", ESTIMATORS)
 @pytest.mark.parametrize("first", ESTIMATORS)
 def test_every_ordered_pair(exact, x64, first, second):
@@ -61,6 +62,7 @@ def test_every_ordered_pair(exact, x64, first, second):
     exact.check(chain, jnp.asarray(THETA), estimators)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("program", [plated, funnel, through_noise])
 @pytest.mark.parametrize(
     ("first", "second"),
@@ -98,6 +100,7 @@ SANDWICHES = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("program", [sandwich, siblings])
 @pytest.mark.parametrize(("first", "middle", "last"), SANDWICHES)
 def test_trajectories_stay_joint_through_other_estimators(exact, x64, program, first, middle, last):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,6 +119,7 @@ def build(sites, terms):
     return program
 
 
+@pytest.mark.thorough
 @settings(max_examples=40)
 @given(programs())
 def test_random_program_equals_brute_force(exact, drawn):

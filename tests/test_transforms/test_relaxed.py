@@ -89,6 +89,7 @@ def _exact(z):
     return exact(dist.Bernoulli(0.3)).log_prob(z) + exact(dist.Bernoulli(logits=0.3)).log_prob(z)
 
 
+@pytest.mark.few(8)
 @pytest.mark.rank_promotion("allow")
 @pytest.mark.parametrize("name", DECIDES)
 def test_a_decision_is_refused(name):
@@ -98,6 +99,7 @@ def test_a_decision_is_refused(name):
         planned(vt.REBAR(), fn)
 
 
+@pytest.mark.few(8)
 @pytest.mark.rank_promotion("allow")
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_is_continuous_is_not(name):

@@ -76,6 +76,7 @@ ALLOWED = {
 }  # fmt: skip
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ALLOWED)
 def test_what_a_result_does_not_depend_on_may_be_stopped(name):
     got = jax.value_and_grad(estimate(ALLOWED[name], vt.Enumerate()))(0.3)

@@ -66,6 +66,7 @@ def test_binary_variances_where_lanes_are_mixed(exact):
 RELAXED = vt.RELAX(2).init(jax.random.key(0), 1)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "estimator",
     [vt.REBAR(), vt.RELAX(2, {**RELAXED, "out": jnp.full(2, 0.05)})],

@@ -324,6 +324,7 @@ def test_named_inner_plate_of_two(reference, bound_and_grad):
 # -- particles and data --------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("particles, data", [(2, 2), (2, 3), (3, 2)])
 @pytest.mark.parametrize("outer", ["particles", "data"])
 def test_particles_times_data(particles, data, outer, bound_and_grad):

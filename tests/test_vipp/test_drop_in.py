@@ -305,6 +305,7 @@ def test_mutable_counters(loss, guide):
     assert stable.mutable_state["c"]["n"] == expected
 
 
+@pytest.mark.thorough
 def test_batch_norm_statistics():
     """One step from equal parameters: the running statistics do not depend on what is drawn."""
     model, guide = batch_norm()

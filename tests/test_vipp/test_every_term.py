@@ -125,6 +125,7 @@ def integral(p, q, support, params):
     return jax.vmap(of_lane)(jnp.arange(middle.size)).sum() + rest
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", CLOSED)
 def test_a_closed_divergence_is_the_integral(name):
     of_p, of_q, around_p, around_q, support = CLOSED[name]
@@ -203,6 +204,7 @@ FORMULAS = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("objective, formula", FORMULAS, ids=label)
 def test_all_terms_are_weighed(objective, formula, reference, bound_and_grad):
     exact = reference.bound(rich_model, rich_guide, particles=2, plates=("N",), formula=formula)

@@ -156,6 +156,7 @@ OWN = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("where", OWN, ids=lambda f: f.__name__)
 def test_keys_of_their_own_make_draws_independent(where):
     """The square of a sum of draws, and its slope in their common parameter."""

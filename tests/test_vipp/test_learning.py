@@ -186,6 +186,7 @@ def test_optimal_coefficient(bound_and_grad):
 # -- RELAX ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_relax_learns_to_vary_less(reference):
     """The lanes contribute differently. Unbiased before and after, in every parameter."""
     own, program = "z$estimator", vipp.with_estimators(guide, {"z": vipp.RELAX(4)})
@@ -208,6 +209,7 @@ def test_relax_learns_to_vary_less(reference):
     assert set(predict(KEY, X)) == {"z"}
 
 
+@pytest.mark.thorough
 def test_relax_under_svi():
     """Its parameters move with NumPyro's loop; and are made where none are given."""
     program = vipp.with_estimators(guide, {"z": vipp.RELAX(2)})

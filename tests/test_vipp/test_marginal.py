@@ -57,6 +57,7 @@ def exact_mean(fn):
     return float(vipp.expectation(fn)(jax.random.key(0)))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("z", [0, 1])
 def test_density_is_unbiased(kind, z):
@@ -65,6 +66,7 @@ def test_density_is_unbiased(kind, z):
     np.testing.assert_allclose(got, density_of_z(z), rtol=1e-5)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("z", [0, 1])
 def test_inverse_density_is_unbiased_given_the_draw(kind, z):
@@ -114,6 +116,7 @@ NESTED = {
 }  # fmt: skip
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", NESTED)
 def test_marginals_of_marginals(case):
     program, config = NESTED[case]
@@ -149,6 +152,7 @@ def log_joint(m, x=X):
     return log_p + jnp.logaddexp(*parts).sum()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("config", [{"exact": True}, {}, {"num_particles": 2}], ids=str)
 def test_a_plate_has_weights_of_its_own(config):
     m = jnp.array([0.5, -0.7])
@@ -157,6 +161,7 @@ def test_a_plate_has_weights_of_its_own(config):
     np.testing.assert_allclose(exact_mean(density), jnp.exp(log_joint(m)), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_plates_lower_the_variance():
     """Each element averages its own weights: K = 50 joint draws of 30 coins would be hopeless."""
     x = jnp.linspace(-2, 2, 30)
@@ -316,6 +321,7 @@ def test_elbo_of_a_normalized_guide_is_iwae(particles, bound_and_grad):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5), got, want)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("estimator", [None, vipp.ScoreFunction()], ids=repr)
 def test_elbo_of_a_normalized_guide_on_plates(estimator, bound_and_grad, reference):
     def model():
@@ -364,6 +370,7 @@ def coin_prior(flips):
 FLIPS = jnp.array([1, 1, 1, 1, 1, 1, 0, 0, 0, 0])
 
 
+@pytest.mark.thorough
 def test_coin_posterior():
     posterior = vipp.normalize(coin_flips, coin_prior, 100)
     predictive = Predictive(posterior, num_samples=6_000, parallel=True)

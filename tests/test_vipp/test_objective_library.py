@@ -127,6 +127,7 @@ def iwae_for_model(log_p, log_q):
     return log_mean_exp(log_p - sg(log_q)).sum()
 
 
+@pytest.mark.thorough
 def test_piwae_trains_model_and_guide_by_their_own_bounds(reference, bound_and_grad):
     objective = vipp.PIWAE(num_bounds=2, num_particles=2)
     tight = reference.bound(model, guide, particles=4, plates=("N",), formula=log_mean_exp)
@@ -261,6 +262,7 @@ def normal(x=X):
 NORMAL = {"w": jnp.array(0.8), "m": jnp.array([0.4, -1.0])}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kl", ["analytic", ["y"], ("z", "y")])
 def test_analytic_divergence_is_right_in_expectation(kl, reference, bound_and_grad):
     drawn = bound_and_grad(vipp.ELBO(kl=kl), continuous, normal, NORMAL, keys=40_000)
@@ -332,6 +334,7 @@ def test_double_reparameterisation_is_unbiased(reference, bound_and_grad):
     reference.check_unbiased(drawn, jax.tree.map(lambda x: x.mean(0), plain))
 
 
+@pytest.mark.thorough
 def test_double_reparameterisation_has_less_variance(bound_and_grad):
     def wide(x=X):
         m = numpyro.param("m", jnp.zeros(2))
@@ -373,6 +376,7 @@ SAME = [
 ]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("q", [normal, guide])
 @pytest.mark.parametrize("one, other", SAME, ids=repr)
 def test_identities(one, other, q, bound_and_grad):
@@ -385,6 +389,7 @@ def test_identities(one, other, q, bound_and_grad):
 # -- annealed importance sampling -----------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_annealed_bound_tightens(bound_and_grad):
     """Towards the log evidence from below, with a gradient that lifts it."""
     p = lambda: numpyro.sample("x", dist.Normal(numpyro.sample("z", dist.Normal()), 0.5), obs=2.0)

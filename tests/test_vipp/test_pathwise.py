@@ -50,6 +50,7 @@ def values_and_gradients(row):
 
 
 # the reference evaluates a component of a mixture outside its support
+@pytest.mark.few(24)
 @pytest.mark.filterwarnings("ignore:Out-of-support values:UserWarning")
 @pytest.mark.parametrize("name", ROWS)
 def test_expected_gradient_in_every_parameter(name, reference):
