@@ -179,5 +179,48 @@ def closed_call(maker, steps, scope, site):
     )
 
 
-FORMS = [scan, scan, fori_loop, fori_loop, over_rows, over_rows, cond, cond, singular_cond, call, call, closed_call, closed_call]  # fmt: skip
+def pairs(maker, steps, scope, site):
+    """A loop over a vector within a loop over it or another one."""
+    assert site is None
+    choose = maker.random.choice
+    outer, inner = choose(["jax.lax.map", "jax.vmap"]), choose(["jax.lax.map", "jax.vmap"])
+    combine = choose(["x * y", "jnp.sin(x + y)", "(x - 0.7 * y) ** 2", "jnp.logaddexp(x, y)"])
+    reduce = choose(["jnp.sum", "jnp.prod", "jax.nn.logsumexp", "jnp.cumsum", "jnp.tanh"])
+    loop = lambda over, fn, xs: (
+        f"jax.lax.map({fn}, {xs})" if over == "jax.lax.map" else f"jax.vmap({fn})({xs})"
+    )
+    body = f"lambda x: {reduce}({loop(inner, f'lambda y: {combine}', '{1}')})"
+    vectors = [maker.coerce(steps, scope, "f1"), maker.coerce(steps, scope, "f1")]
+    rank = 2 if reduce in ("jnp.cumsum", "jnp.tanh") else 1
+    return maker.add(steps, scope, f"f{rank}", loop(outer, body, "{0}"), vectors)
+
+
+ENTRIES = [
+    "{0}[t] * {1}[t]", "{0}[t] * {0}[(t + 1) % {N}]", "{0}[t] * {1}[{N} - 1 - t]", "{3}[t] @ {0}",
+    "jnp.array({tab})[t, {2}]", "jnp.array({tab})[{2}, t]", "{3}[t, {2}]", "{3}[{2}, t]",
+    "{3}[t][t]", "{3}[t, {N} - 1 - t]", "{0}[t] * {0}[{2}]", "{3}[:, t] @ {3}[t]",
+    "jax.lax.dynamic_slice({3}, (t, {2}), (1, 1))[0, 0]", "{0}[t] * jnp.cumsum({0})[t]",
+]  # fmt: skip
+
+
+def indexed(maker, steps, scope, site):
+    """A loop that takes entries by its counter and by drawn indices."""
+    assert site is None
+    entry = maker.fill(maker.random.choice(ENTRIES), 1)
+    update = maker.random.choice(
+        ["a + E", "jnp.sin(a) * E + E", "jnp.tanh(a + E)", "a * (1 + 0.3 * E)"]
+    )
+    operands = [maker.coerce(steps, scope, "f1"), maker.coerce(steps, scope, "f1")]
+    operands += [maker.pick(scope, "i0", 0.1), maker.coerce(steps, scope, "f2")]
+    update = update.replace("E", f"({entry})")
+    if maker.random.random() < 0.5:
+        template = f"jax.lax.fori_loop(0, {maker.size}, lambda t, a: {update}, {maker.number()})"
+        return maker.add(steps, scope, "f0", template, operands)
+    reverse = maker.random.random() < 0.3
+    step = f"lambda a, t: ({update}, a * ({entry}))"
+    start = f"{maker.number()}, jnp.arange({maker.size}), reverse={reverse}"
+    return maker.add(steps, scope, "f1", f"jax.lax.scan({step}, {start})[1]", operands)
+
+
+FORMS = [pairs, pairs, indexed, indexed, indexed, scan, scan, fori_loop, fori_loop, over_rows, over_rows, cond, cond, singular_cond, call, call, closed_call, closed_call]  # fmt: skip
 FORMS_WITH_SITES = [scan, scan, scan, fori_loop, over_rows, over_rows, cond, singular_cond, call]

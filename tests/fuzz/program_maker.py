@@ -291,14 +291,11 @@ class Maker:
 
 
 def make(seed):
-    """The program of a seed."""
-    maker = Maker(seed)
-    body = maker.make()
-    program = Program(seed, maker.size, body, {})
-    program = alive(program)
-    chosen = maker.estimators()
-    used = set(sites(program.body))
+    """The program of a seed: the first of a few whose value depends on a draw."""
+    for attempt in range(10):
+        maker = Maker(f"{seed}.{attempt}")
+        program = alive(Program(seed, maker.size, maker.make(), {}))
+        chosen, used = maker.estimators(), set(sites(program.body))
+        if used:
+            break
     return program._replace(estimators={k: e for k, e in chosen.items() if k in used})
-
-
-# -- cutting down ----------------------------------------------------------------------------------
