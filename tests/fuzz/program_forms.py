@@ -211,7 +211,11 @@ def indexed(maker, steps, scope, site):
         ["a + E", "jnp.sin(a) * E + E", "jnp.tanh(a + E)", "a * (1 + 0.3 * E)"]
     )
     operands = [maker.coerce(steps, scope, "f1"), maker.coerce(steps, scope, "f1")]
-    operands += [maker.pick(scope, "i0", 0.1), maker.coerce(steps, scope, "f2")]
+    drawn = [v for v in scope if v.type == "i0" and v.random]
+    if not drawn:
+        total = maker.coerce(steps, scope, "f0")
+        drawn = [maker.add(steps, scope, "i0", "({0} > 0.31).astype(int)", [total])]
+    operands += [maker.random.choice(drawn), maker.coerce(steps, scope, "f2")]
     update = update.replace("E", f"({entry})")
     if maker.random.random() < 0.5:
         template = f"jax.lax.fori_loop(0, {maker.size}, lambda t, a: {update}, {maker.number()})"
