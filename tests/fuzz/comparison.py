@@ -1,5 +1,6 @@
 """A program under the engine, averaged over its estimators' draws, against the program itself."""
 
+import re
 import warnings
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def plain(program):
     run = programs.function(program, forwards=True)
 
     def draw(name, key, distribution):
-        return draws.drawn(key, draws.log_table(distribution), counted=True)
+        return draws.plain(key, distribution)
 
     def both(key, theta):
         tangent = jnp.asarray(DIRECTION, theta.dtype)
@@ -172,17 +173,16 @@ def run(program):
 
 
 def _plain_samples(estimator):
-    kept = (
-        "vt.Enumerate()",
-        "vt.LocalExpectation()",
-        "vt.MeasureValued()",
-        "vt.DisARM()",
-        "vt.ARM()",
+    return (
+        "vt.ScoreFunction()" if re.search(r"ScoreFunction|Mix|Automatic", estimator) else estimator
     )
-    return estimator if estimator in kept else "vt.ScoreFunction()"
 
 
-LIGHTER = (_plain_samples, lambda e: "vt.ScoreFunction()", lambda e: "vt.Enumerate()")
+def _all(estimator):
+    return lambda e: e if e == "vt.Pathwise()" else estimator
+
+
+LIGHTER = (_plain_samples, _all("vt.ScoreFunction()"), _all("vt.Enumerate()"))
 
 
 def same_failure(outcome):

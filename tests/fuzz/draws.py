@@ -6,6 +6,9 @@ keys are independent, draws from one key are one. It goes through all joint valu
 its probability. So nothing about the program under test needs to be known, whether it is an
 estimator with many draws of its own or plain code.
 
+Continuous noise is made of uniform numbers, and these are the middles of a few equal parts: for
+reparameterised draws that is another noise, and no approximation.
+
 A key is a 64-bit code: the number of the joint value in the upper 12 bits, a hash of how the key was
 derived in the others.
 """
@@ -92,6 +95,15 @@ def drawn(key, table, counted):
     return draw_p.bind(_typed(key), jax.lax.stop_gradient(table))
 
 
+def plain(key, d, batch=None):
+    """A draw whose probability counts, or a Normal one that moves with its parameters."""
+    batch = d.batch_shape if batch is None else batch
+    if isinstance(d, dist.Normal):
+        return d.loc + d.scale * jax.random.normal(_typed(key), batch)
+    table = log_table(d)
+    return drawn(key, jnp.broadcast_to(table, (*batch, table.shape[-1])), counted=True)
+
+
 def _typed(key):
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return key if typed else jax.random.wrap_key_data(key)
@@ -114,7 +126,8 @@ def _enumerable(base):
 
     def sample(self, key, sample_shape=()):
         table = log_table(self)
-        return drawn(key, jnp.broadcast_to(table, (*sample_shape, *table.shape)), counted=False)
+        index = drawn(key, jnp.broadcast_to(table, (*sample_shape, *table.shape)), counted=False)
+        return index.astype(jnp.result_type(int))
 
     return type(base.__name__, (base,), {"sample": sample})
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 import draws
 import vipp_transforms as vt
@@ -131,7 +132,7 @@ def categorical(logits=None, probs=None):
 WORDS = {
     "jax": jax, "jnp": jnp, "soft": soft, "soft_vjp": soft_vjp, "quarters": quarters,
     "custom": custom, "custom_vjp": custom_vjp,
-    "Bernoulli": bernoulli, "Categorical": categorical,
+    "Bernoulli": bernoulli, "Categorical": categorical, "Normal": dist.Normal,
 }  # fmt: skip
 
 

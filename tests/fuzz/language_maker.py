@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from typing import NamedTuple
 
 from language_programs import OBJECTIVES, Pair, Statement
@@ -26,6 +27,7 @@ class Maker:
         self.objective = self.random.choice(OBJECTIVES)
         self.joint, self.multiple, self.count = 1, 1, 0
         self.lanes, self.plates, self.coupled = {}, [], set()
+        self.continuous = set()
         self.looped = False
 
     def fresh(self, prefix):
@@ -61,7 +63,10 @@ class Maker:
 
     def latent(self, scope, name=None, extra=()):
         plain = name is not None  # the branches of a cond draw from distributions of one kind
-        affordable = [v for v in ((2,) if plain else (2, 2, 3)) if self.afford(v, self.size())]
+        # the score of a continuous draw has mean 0 under its own noise alone
+        scored = re.search("VIMCO|landing|analytic", self.objective.source)
+        sizes = (2,) if plain else (2, 2, 2, 3, 3) if scored else (2, 2, 2, 3, 3, 4)
+        affordable = [v for v in sizes if self.afford(v, self.size())]
         if not affordable:
             return []
         values, name = self.random.choice(affordable), name or self.fresh("z")
@@ -70,7 +75,10 @@ class Maker:
         t = self.random.randrange(3)
         p = f"p[{t}] + {self.features(scope, extra)}"
         q = f"q[{t}] + {self.features(scope, [*extra, self.data()])}"
-        if values == 2:
+        if values == 4:
+            family = "Normal({}, 0.8)"
+            self.continuous.add(name)
+        elif values == 2:
             if not plain and self.size() <= 3 and self.random.random() < 0.12:
                 self.coupled.add(name)
                 q = f"quarters({q})"
@@ -198,6 +206,7 @@ class Maker:
             several = SEVERAL if lanes * self.objective.particles <= 4 else SEVERAL[4:5]
             options = ["vt.DisARM()", "vt.ARM()"] if name in self.coupled else CHEAP + several
             options = [o for o in options if "vt.ScoreFunction(1, " not in o]
+            options = ["vt.Pathwise()"] if name in self.continuous else options
             chosen[name] = self.random.choice([*options, "None"])
         return chosen
 

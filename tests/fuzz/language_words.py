@@ -117,22 +117,15 @@ class Plain:
 
     def sample(self, name, d, obs=None):
         batch = jnp.broadcast_shapes(self._shape(), d.batch_shape)
-        if isinstance(d, dist.Normal):
-            error = (obs - d.loc) / d.scale
-            log_prob = -0.5 * error**2 - jnp.log(d.scale) - 0.5 * math.log(2 * math.pi)
-            self._add(name, True, jnp.broadcast_to(log_prob, batch))
-            return obs
-        table = draws.log_table(d)
-        table = jnp.broadcast_to(table, (*batch, table.shape[-1]))
         label = (name, *self.path)
         value = obs
         if obs is None and self.given is not None:
             value = self.given[label]
         elif obs is None:
-            value = draws.drawn(self._key(label, self.branch), table, True)
+            value = draws.plain(self._key(label, self.branch), d, batch)
         self.values[label] = value
-        index = jnp.broadcast_to(jnp.asarray(value, int), batch)[..., None]
-        self._add(name, obs is not None, jnp.take_along_axis(table, index, -1)[..., 0])
+        log_prob = jnp.broadcast_to(_log_prob(d, value, batch), batch)
+        self._add(name, obs is not None, log_prob)
         return value
 
     branch = ""
@@ -164,3 +157,13 @@ class Plain:
         for label in seen[0]:
             self.values[label] = jnp.where(which, seen[0][label], seen[1][label])
         return jax.tree.map(lambda a, b: jnp.where(which, a, b), *results)
+
+
+def _log_prob(d, value, batch):
+    if isinstance(d, dist.Normal):
+        error = (value - d.loc) / d.scale
+        return -0.5 * error**2 - jnp.log(d.scale) - 0.5 * math.log(2 * math.pi)
+    table = draws.log_table(d)
+    table = jnp.broadcast_to(table, (*batch, table.shape[-1]))
+    index = jnp.broadcast_to(jnp.asarray(value, int), batch)[..., None]
+    return jnp.take_along_axis(table, index, -1)[..., 0]

@@ -181,54 +181,52 @@ class Maker:
 
     # -- sites
 
-    def site(self, name, salt="{i}"):
+    def site(self, name):
         """A function that appends a draw."""
 
         def draw(steps, scope, fold=None):
-            affordable = [r for r in (0, 1, 1, 1, 2) if self.affordable(2, r)]
-            rank = self.random.choice(affordable or [0])
-            categories = (
-                self.size
-                if self.random.random() < 0.25 and self.affordable(self.size, rank + 0)
-                else 2
-            )
-            if self.random.random() < 0.2 and self.affordable(2, rank):
-                categories = 2
-            kind = "Categorical" if categories != 2 or self.random.random() < 0.1 else "Bernoulli"
-            values = self.size if kind == "Categorical" else 2
-            if not self.affordable(values, rank):
-                kind, values = "Bernoulli", 2
-            lanes = self.size**rank * self.multiple
-            self.joint *= values**lanes
-            self.lanes[name] = lanes
-            t = f"theta[{self.random.randrange(3)}]"
-            if kind == "Categorical" and rank < MAX_RANK - 1:
-                x = self.coerce(steps, scope, f"f{rank + 1}")
-                logits = f"0.7 * jnp.tanh({{0}}) + {t} * jnp.arange({self.size}.0)"
-            elif kind == "Categorical":
-                x = self.coerce(steps, scope, f"f{rank}")
-                logits = f"{{0}}[..., None] * jnp.arange({self.size}.0) * {t}"
-            else:
-                x = self.coerce(steps, scope, f"f{rank}")
-                logits = f"0.8 * jnp.tanh({{0}}) + {t}"
-            coupled = kind == "Bernoulli" and self.lanes[name] <= 3 and self.random.random() < 0.15
-            if coupled:
-                arguments = f"logits=quarters({logits})"
-            elif self.random.random() < 0.25:
-                squash = "jax.nn.softmax" if kind == "Categorical" else "jax.nn.sigmoid"
-                arguments = f"probs={squash}({logits})"
-            else:
-                arguments = f"logits={logits}"
+            rank = self.random.choice([r for r in (0, 1, 1, 1, 2) if self.affordable(2, r)] or [0])
+            kind, values = self.kind(rank)
+            self.lanes[name] = self.size**rank * self.multiple
+            self.joint *= values ** self.lanes[name]
+            family, x = self.family(steps, scope, kind, rank)
             key = f"jax.random.fold_in(key, {len(self.sites)})"
             key = key if fold is None else f"jax.random.fold_in({key}, {fold})"
-            as_float = kind == "Bernoulli" and self.random.random() < 0.6
-            template = f'draw("{name}", {key}, {kind}({arguments}))'
+            as_float = "Bernoulli" in kind and self.random.random() < 0.6
+            template = f'draw("{name}", {key}, {family})'
             template = f"1.0 * {template}" if as_float else template
-            self.sites[name] = "coupled" if coupled else kind
-            type_ = ("f" if as_float else "i") + str(rank)
+            self.sites[name] = kind
+            type_ = ("f" if as_float or kind == "Normal" else "i") + str(rank)
             return self.add(steps, scope, type_, template, [x], site=name)
 
         return draw
+
+    def kind(self, rank):
+        """A kind of distribution that can be afforded, and the number of its values."""
+        kinds = [("Categorical", self.size, 3), ("Bernoulli of a quarter", 2, 2), ("Normal", 4, 1)]
+        fitting = [k for k in kinds if self.affordable(k[1], rank)] + [("Bernoulli", 2, 10)]
+        if self.size**rank * self.multiple > 3:
+            fitting = [k for k in fitting if k[0] in ("Categorical", "Bernoulli")]
+        return self.random.choices([k[:2] for k in fitting], [k[2] for k in fitting])[0]
+
+    def family(self, steps, scope, kind, rank):
+        """A distribution as source, and the variable that its parameter is made of."""
+        t = f"theta[{self.random.randrange(3)}]"
+        if kind == "Normal":
+            return f"Normal(jnp.sin({{0}}) + {t}, 0.6)", self.coerce(steps, scope, f"f{rank}")
+        probs = self.random.random() < 0.25
+        if kind == "Categorical":
+            x = self.coerce(steps, scope, f"f{rank + 1}" if rank < MAX_RANK - 1 else f"f{rank}")
+            logits = f"0.7 * jnp.tanh({{0}}) + {t} * jnp.arange({self.size}.0)"
+            if rank == MAX_RANK - 1:
+                logits = f"{{0}}[..., None] * jnp.arange({self.size}.0) * {t}"
+            arguments = f"probs=jax.nn.softmax({logits})" if probs else f"logits={logits}"
+            return f"Categorical({arguments})", x
+        x, logits = self.coerce(steps, scope, f"f{rank}"), f"0.8 * jnp.tanh({{0}}) + {t}"
+        if kind == "Bernoulli of a quarter":
+            return f"Bernoulli(logits=quarters({logits}))", x
+        arguments = f"probs=jax.nn.sigmoid({logits})" if probs else f"logits={logits}"
+        return f"Bernoulli({arguments})", x
 
     def affordable(self, values, rank):
         return self.joint * values ** (self.size**rank * self.multiple) <= MAX_JOINT
@@ -285,8 +283,8 @@ class Maker:
         chosen = {}
         for name, kind in self.sites.items():
             several = SEVERAL if self.lanes[name] <= 4 else SEVERAL[:2] + SEVERAL[4:]
-            options = BINARY_ONLY if kind == "coupled" else CHEAP + several
-            chosen[name] = self.random.choice(options)
+            special = {"Bernoulli of a quarter": BINARY_ONLY, "Normal": ["vt.Pathwise()"]}
+            chosen[name] = self.random.choice(special.get(kind, CHEAP + several))
         return chosen
 
 
