@@ -78,21 +78,28 @@ counted_p = _primitive("fuzz_counted", _at_random)  # its probability counts in 
 counted_jvp_p = _primitive("fuzz_counted_jvp", _at_random)
 
 
+def _no_slope(index):
+    return ad.Zero(jax.core.ShapedArray(index.shape, jax.dtypes.float0))
+
+
+def _draw_jvp(primals, tangents):
+    index = draw_p.bind(*primals)
+    return index, _no_slope(index)
+
+
 def _counted_jvp(primals, tangents):
     (key, table), (_, slope) = primals, tangents
-    slope = ad.instantiate_zeros(slope)
-    index = counted_jvp_p.bind(key, table, slope)
-    return index, ad.Zero(jax.core.ShapedArray(index.shape, jax.dtypes.float0))
+    index = counted_jvp_p.bind(key, table, ad.instantiate_zeros(slope))
+    return index, _no_slope(index)
 
 
+ad.primitive_jvps[draw_p] = _draw_jvp
 ad.primitive_jvps[counted_p] = _counted_jvp
 
 
 def drawn(key, table, counted):
     """Indices into the last axis of a table of log probabilities."""
-    if counted:
-        return counted_p.bind(_typed(key), table)
-    return draw_p.bind(_typed(key), jax.lax.stop_gradient(table))
+    return (counted_p if counted else draw_p).bind(_typed(key), table)
 
 
 def plain(key, d, batch=None):

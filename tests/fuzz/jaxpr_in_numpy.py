@@ -110,14 +110,19 @@ def _typed(value, dtype):
 # -- control flow ------------------------------------------------------------------------------
 
 
-def _scan(self, eqn, values):
-    p = eqn.params
-    body = p["jaxpr"]
+def scan_arity(eqn):
+    """How many constants a scan has, and how many carried values."""
+    body = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
     same = lambda outer, inner: sum(
         len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True)
     )
-    carried = same(eqn.outvars, body.jaxpr.outvars)
-    consts = same(eqn.invars, body.jaxpr.invars) - carried
+    carried = same(eqn.outvars, body.outvars)
+    return same(eqn.invars, body.invars) - carried, carried
+
+
+def _scan(self, eqn, values):
+    p, (consts, carried) = eqn.params, scan_arity(eqn)
+    body = p["jaxpr"]
     fixed, carry = values[:consts], values[consts : consts + carried]
     scanned, ys = values[consts + carried :], []
     order = range(p["length"])

@@ -115,7 +115,9 @@ class Maker:
         if len(self.plates) == 2 or "S" in self.plates or self.multiple > 1:
             return self.latent(scope, extra=extra)
         name = "A" if not self.plates else "B"
-        if not self.plates and self.random.random() < 0.3:
+        # of other bounds a minibatch has to be one of the whole programs
+        often = 0.3 if "ELBO" in self.objective.source else 0.05
+        if not self.plates and self.random.random() < often:
             name = "S"
         if name == "A" and self.random.random() < 0.3:
             name = "B"
@@ -197,8 +199,13 @@ class Maker:
 
     def make(self, seed):
         scope = []
-        statements = [*self.latent(scope), *self.several(scope, 4), *self.observed(scope)]
-        return Pair(seed, tuple(statements), self.estimators(), self.objective.source)
+        whole = self.random.random() < 0.15
+        self.plates = ["S"] if whole else []
+        statements = (*self.latent(scope), *self.several(scope, 4), *self.observed(scope))
+        if whole:
+            line = "with L.plate('S', 4, 2) as iS:"
+            statements = (Statement(line, line, statements),)
+        return Pair(seed, statements, self.estimators(), self.objective.source)
 
     def estimators(self):
         chosen = {}

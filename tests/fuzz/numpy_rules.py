@@ -10,8 +10,8 @@ from scipy import special
 
 def _convert(p, x):
     kind = np.dtype(p["new_dtype"]).kind if p["new_dtype"] != jnp.bfloat16 else "f"
-    if kind == "f":
-        return np.asarray(x, np.float64)
+    if kind in "fc":
+        return np.asarray(x, np.float64 if kind == "f" else np.complex128)
     x = np.trunc(x) if np.asarray(x).dtype.kind == "f" and kind != "b" else x
     return np.asarray(x).astype(p["new_dtype"])
 
@@ -238,7 +238,12 @@ RULES = {
     "add": _plain(np.add), "sub": _plain(np.subtract), "mul": _plain(np.multiply),
     "neg": _plain(_minus), "div": _div, "rem": _rem, "pow": _plain(np.power),
     "add_any": _plain(np.add), "max": _plain(np.maximum), "min": _plain(np.minimum),
-    "atan": _plain(np.arctan), "atan2": _plain(np.arctan2), "asinh": _plain(np.arcsinh),
+    "atan": _plain(np.arctan), "asin": _plain(np.arcsin), "acos": _plain(np.arccos), "atanh": _plain(np.arctanh),
+    "acosh": _plain(np.arccosh), "bessel_i0e": _plain(special.i0e), "bessel_i1e": _plain(special.i1e),
+    "polygamma": _plain(special.polygamma), "igamma": _plain(special.gammainc), "real": _plain(np.real),
+    "imag": _plain(np.imag), "population_count": lambda p, x: np.bitwise_count(x).astype(x.dtype),
+    "reduce_xor": _reduced(np.bitwise_xor.reduce),
+    "atan2": _plain(np.arctan2), "asinh": _plain(np.arcsinh),
     "rsqrt": _plain(lambda x: 1 / np.sqrt(x)), "logistic": _plain(special.expit),
     "integer_pow": lambda p, x: np.power(x, p["y"]) if p["y"] >= 0 else 1 / np.power(x, -p["y"]),
     "erf": _plain(special.erf), "erfc": _plain(special.erfc), "erf_inv": _plain(special.erfinv),

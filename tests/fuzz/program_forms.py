@@ -7,13 +7,26 @@ is None, or draws inside of a block.
 from engine_programs import Block, Step, Variable
 
 
-def _looped(maker, site, make):
+def _looped(maker, site, key, make):
+    """What ``make`` makes, a block that runs once for each row; ``key`` is that of a run."""
     if site is None:
         return make()
+    around, maker.key = maker.key, key
     maker.multiple *= maker.size
     made = make()
     maker.multiple //= maker.size
+    maker.key = around
     return made
+
+
+def _renamed(maker, variables):
+    return [v._replace(name=maker.fresh(v.name)) for v in variables]
+
+
+def _with_keys(maker, rows):
+    """Rows, each with a key of its own."""
+    key = f"jax.random.fold_in({maker.key}, {maker.fresh('')})"
+    return f"(jax.random.split({key}, {maker.size}), {rows})"
 
 
 def scan(maker, steps, scope, site):
@@ -26,19 +39,13 @@ def scan(maker, steps, scope, site):
     is_random = init.random or over.random or site is not None
     inner = [Variable("c", carry_type, is_random), Variable("x", x_type, over.random)]
     inner = _renamed(maker, inner)
-    c, x = inner[0].name, inner[1].name
-    params = f"{c}, {x}" if site is None else f"{c}, key_and_x"
+    (c, x), xs = (v.name for v in inner), "{1}"
     if site is not None:
-        inner[1] = inner[1]._replace(name="key_and_x[1]")
+        inner[1], xs = inner[1]._replace(name=f"{x}[1]"), _with_keys(maker, "{1}")
     make = lambda: maker.block(
-        params, scope, inner, [carry_type, y_type], "jnp.tanh({0}), {1}", 4, _with_key(site)
+        f"{c}, {x}", scope, inner, [carry_type, y_type], "jnp.tanh({0}), {1}", 4, site
     )
-    block = _looped(maker, site, make)
-    xs = (
-        "{1}"
-        if site is None
-        else f"(jax.random.split(jax.random.fold_in(key, {maker.fresh('')}), {maker.size}), {{1}})"
-    )
+    block = _looped(maker, site, f"{x}[0]", make)
     reverse = ", reverse=True" if maker.random.random() < 0.3 else ""
     both = maker.add(
         steps,
@@ -52,36 +59,15 @@ def scan(maker, steps, scope, site):
     return maker.add(steps, scope, f"f{int(y_type[1]) + 1}", "{0}[1]", [both])
 
 
-def _renamed(maker, variables):
-    return [v._replace(name=maker.fresh(v.name)) for v in variables]
-
-
-def _with_key(site):
-    """A draw whose key is the loop's own."""
-    if site is None:
-        return None
-
-    def draw(steps, scope):
-        made = site(steps, scope)
-        step = steps[-1]
-        steps[-1] = step._replace(
-            template=step.template.replace("fold_in(key,", "fold_in(key_and_x[0],")
-        )
-        return made
-
-    return draw
-
-
 def fori_loop(maker, steps, scope, site):
     rank = maker.random.choice([0, 1])
     init = maker.pick(scope, f"f{rank}", 0.3)
     inner = _renamed(maker, [Variable("t", "i0", False), Variable("a", f"f{rank}", True)])
     t, a = inner[0].name, inner[1].name
-    start = None if site is None else lambda s, v: site(s, v, fold=t)
     make = lambda: maker.block(
-        f"{t}, {a}", scope, inner, [f"f{rank}"], f"0.5 * {a} + jnp.tanh({{0}})", 4, start
+        f"{t}, {a}", scope, inner, [f"f{rank}"], f"0.5 * {a} + jnp.tanh({{0}})", 4, site
     )
-    block = _looped(maker, site, make)
+    block = _looped(maker, site, f"jax.random.fold_in({maker.key}, 1000 + {t})", make)
     template = (
         f"jax.lax.fori_loop(0, {maker.size}, {{A}}, {{0}} + jnp.zeros({(maker.size,) * rank}))"
     )
@@ -100,14 +86,11 @@ def over_rows(maker, steps, scope, site):
     if site is None and maker.random.random() < 0.3:
         x, xs = x._replace(type="i0", random=False), f"jnp.arange({maker.size})"
     result = maker.random.choice(["f0", "f1"])
-    if site is None:
-        params, inner = x.name, [x]
-    else:
-        params, inner = "key_and_x", [x._replace(name="key_and_x[1]")]
-        xs = f"(jax.random.split(jax.random.fold_in(key, {maker.fresh('')}), {maker.size}), {{0}})"
-        function = function.replace("(%s)", "(%s)")
-    make = lambda: maker.block(params, scope, inner, [result], "{0}", 4, _with_key(site))
-    block = _looped(maker, site, make)
+    params, inner = x.name, x
+    if site is not None:
+        inner, xs = x._replace(name=f"{x.name}[1]"), _with_keys(maker, "{0}")
+    make = lambda: maker.block(params, scope, [inner], [result], "{0}", 4, site)
+    block = _looped(maker, site, f"{x.name}[0]", make)
     function = function.replace("%s", xs)
     return maker.add(steps, scope, f"f{int(result[1]) + 1}", function, [over], [block])
 
@@ -203,6 +186,21 @@ ENTRIES = [
 ]  # fmt: skip
 
 
+ARRAYS = [
+    "v.at[t].set(E + 0.5 * v[t - 1])", "v.at[t].add(E * v[t])", "0.6 * jnp.roll(v, 1) + E", "0.7 * v[::-1] * E",
+    "v.at[{2}].set(jnp.tanh(E + v[t]))", "jnp.tanh(v + E)", "jax.lax.dynamic_update_slice(v, jnp.sin(v[t] + E)[None], (t,))",
+]  # fmt: skip
+
+
+def _drawn(maker, steps, scope):
+    """An index that depends on a draw."""
+    drawn = [v for v in scope if v.type == "i0" and v.random]
+    if drawn:
+        return maker.random.choice(drawn)
+    total = maker.coerce(steps, scope, "f0")
+    return maker.add(steps, scope, "i0", "1 * ({0} > 0.31)", [total])
+
+
 def indexed(maker, steps, scope, site):
     """A loop that takes entries by its counter and by drawn indices."""
     assert site is None
@@ -211,20 +209,58 @@ def indexed(maker, steps, scope, site):
         ["a + E", "jnp.sin(a) * E + E", "jnp.tanh(a + E)", "a * (1 + 0.3 * E)"]
     )
     operands = [maker.coerce(steps, scope, "f1"), maker.coerce(steps, scope, "f1")]
-    drawn = [v for v in scope if v.type == "i0" and v.random]
-    if not drawn:
-        total = maker.coerce(steps, scope, "f0")
-        drawn = [maker.add(steps, scope, "i0", "({0} > 0.31).astype(int)", [total])]
-    operands += [maker.random.choice(drawn), maker.coerce(steps, scope, "f2")]
+    operands += [_drawn(maker, steps, scope), maker.coerce(steps, scope, "f2")]
     update = update.replace("E", f"({entry})")
-    if maker.random.random() < 0.5:
-        template = f"jax.lax.fori_loop(0, {maker.size}, lambda t, a: {update}, {maker.number()})"
+    roll, length = maker.random.random(), maker.size
+    if roll < 0.4:
+        template = f"jax.lax.fori_loop(0, {length}, lambda t, a: {update}, {maker.number()})"
         return maker.add(steps, scope, "f0", template, operands)
+    if roll < 0.6:
+        update = maker.random.choice(ARRAYS).replace("E", f"({entry})")
+        template = f"jax.lax.fori_loop(0, {length}, lambda t, v: {update}, 1.0 * {{0}})"
+        return maker.add(steps, scope, "f1", template, operands)
     reverse = maker.random.random() < 0.3
     step = f"lambda a, t: ({update}, a * ({entry}))"
-    start = f"{maker.number()}, jnp.arange({maker.size}), reverse={reverse}"
+    start = f"{maker.number()}, jnp.arange({length}), reverse={reverse}"
     return maker.add(steps, scope, "f1", f"jax.lax.scan({step}, {start})[1]", operands)
 
 
-FORMS = [pairs, pairs, indexed, indexed, indexed, scan, scan, fori_loop, fori_loop, over_rows, over_rows, cond, cond, singular_cond, call, call, closed_call, closed_call]  # fmt: skip
+PAIRS = [
+    "{3}[s, t]", "{3}[t, s]", "{0}[s] * {1}[t]", "{0}[t] * {1}[t]", "{3}[s][t] * {0}[s]", "{3}[t, t] * {0}[s]",
+    "{0}[(s + t) % {N}]", "jnp.array({tab})[s, {2}] * {0}[t]", "{3}[s] @ {3}[t]", "{3}[:, s] @ {3}[t]",
+    "jnp.where(s < t, {0}[s] * {1}[t], 0.0)", "{3}[s, {2}] * {0}[t]", "{0}[t] * {0}[s]", "{3}[{2}, t] + {3}[s, s]",
+    "jax.lax.dynamic_slice({3}, (s, t), (1, 1))[0, 0]", "{3}[{N} - 1 - s, t]", "jnp.cumsum({0})[s] * {1}[t]",
+]  # fmt: skip
+
+
+def counters(maker, steps, scope, site):
+    """A loop within a loop of the same length, that takes entries by both counters."""
+    assert site is None
+    choose, n = maker.random.choice, maker.size
+    entry = maker.fill(choose(PAIRS), 1)
+    update = choose(["a + E", "jnp.tanh(a + E)", "a * (1 + 0.3 * E)"]).replace("E", f"({entry})")
+    operands = [
+        maker.coerce(steps, scope, "f1"),
+        maker.coerce(steps, scope, "f1"),
+        _drawn(maker, steps, scope),
+    ]
+    operands += [maker.coerce(steps, scope, "f2")]
+    reverse = choose([True, False, False])
+    inner, rank = choose([
+        (f"jax.lax.fori_loop(0, {n}, lambda t, a: {update}, b)", 0),
+        (f"jax.lax.scan(lambda a, t: ({update}, a * ({entry})), b, jnp.arange({n}), reverse={reverse})[1]", 1),
+        (f"jax.lax.map(lambda t: b + {entry}, jnp.arange({n}))", 1),
+        (f"jax.vmap(lambda t: b + {entry})(jnp.arange({n}))", 1),
+    ])  # fmt: skip
+    total = inner if rank == 0 else f"({inner}).sum()"
+    outer, more = choose([
+        (f"jax.lax.fori_loop(0, {n}, lambda s, b: jnp.tanh({total}), {maker.number()})", 0),
+        (f"jax.lax.scan(lambda b, s: (jnp.sin({total}), {inner}), {maker.number()}, jnp.arange({n}), reverse={not reverse})[1]", rank + 1),
+        (f"jax.lax.map(lambda s: (lambda b: {inner})({maker.number()}), jnp.arange({n}))", rank + 1),
+        (f"jax.vmap(lambda b, s: {inner})({{1}}, jnp.arange({n}))", rank + 1),
+    ])  # fmt: skip
+    return maker.add(steps, scope, f"f{more}", outer, operands)
+
+
+FORMS = [pairs, pairs, indexed, indexed, indexed, counters, counters, scan, scan, fori_loop, fori_loop, over_rows, over_rows, cond, cond, singular_cond, call, call, closed_call, closed_call]  # fmt: skip
 FORMS_WITH_SITES = [scan, scan, scan, fori_loop, over_rows, over_rows, cond, singular_cond, call]

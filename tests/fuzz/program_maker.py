@@ -20,6 +20,10 @@ SEVERAL = [
 BINARY_ONLY = ["vt.DisARM()", "vt.ARM()"]
 
 
+def _draw(steps, scope, site):
+    return site(steps, scope)
+
+
 class Maker:
     """Makes one program."""
 
@@ -29,6 +33,7 @@ class Maker:
         self.joint, self.count, self.sites = 1, 0, {}
         self.lanes = {}  # per site
         self.multiple = 1  # how often the block being made runs
+        self.key = "key"  # of a run
         self.used = set()
 
     def fresh(self, prefix):
@@ -165,9 +170,17 @@ class Maker:
         return Block(params, tuple(steps), template, tuple(v.name for v in made))
 
     def structure(self, steps, scope, site=None):
-        """Append a loop, a branch or a call; with a draw inside if ``site`` draws."""
+        """Append a loop, a branch or a call; with a draw inside if ``site`` draws.
+
+        The draw may be inside another one that is inside.
+        """
         form = self.random.choice(FORMS_WITH_SITES if site else FORMS)
-        return form(self, steps, scope, site)
+        if site is None or self.random.random() > 0.3:
+            return form(self, steps, scope, site)
+        deeper = lambda steps, scope: (self.structure if self.repeated() else _draw)(
+            steps, scope, site
+        )
+        return form(self, steps, scope, deeper)
 
     depth = 0
 
@@ -184,14 +197,13 @@ class Maker:
     def site(self, name):
         """A function that appends a draw."""
 
-        def draw(steps, scope, fold=None):
+        def draw(steps, scope):
             rank = self.random.choice([r for r in (0, 1, 1, 1, 2) if self.affordable(2, r)] or [0])
             kind, values = self.kind(rank)
             self.lanes[name] = self.size**rank * self.multiple
             self.joint *= values ** self.lanes[name]
             family, x = self.family(steps, scope, kind, rank)
-            key = f"jax.random.fold_in(key, {len(self.sites)})"
-            key = key if fold is None else f"jax.random.fold_in({key}, {fold})"
+            key = f"jax.random.fold_in({self.key}, {len(self.sites)})"
             as_float = "Bernoulli" in kind and self.random.random() < 0.6
             template = f'draw("{name}", {key}, {family})'
             template = f"1.0 * {template}" if as_float else template

@@ -14,7 +14,7 @@ import jaxpr_in_numpy
 import operation_table
 import program_maker
 
-BATCH, COUNT = 15, 135
+BATCH, COUNT = 15, 150
 
 
 @pytest.fixture
