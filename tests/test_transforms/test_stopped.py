@@ -89,6 +89,27 @@ def test_what_a_result_does_not_depend_on_may_be_stopped(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+class Odds(dist.BernoulliLogits):
+    """A distribution of the user's own."""
+
+    def sample(self, key, sample_shape=()):
+        """Of an index there is no derivative."""
+        return dist.BernoulliLogits(stop(self.logits)).sample(key, sample_shape)
+
+
+@pytest.mark.parametrize("estimator", [vt.ScoreFunction(), vt.Enumerate()], ids=repr)
+def test_a_distribution_may_stop_where_it_draws(estimator):
+    """In a loop that stays one, the draw's own operations are the program's."""
+
+    def f(t):
+        def step(c, k):
+            return 1.0 * vt.sample(k, Odds(logits=c + t), estimator, name="z"), None
+
+        return jax.lax.scan(step, 0.0, jax.random.split(KEY, 3))[0], None
+
+    jax.eval_shape(lambda t: vt.surrogate(f)(t)[0], 0.3)
+
+
 def test_of_a_pathwise_value_it_is_jaxs():
     def f(m):
         return stop(vt.sample(KEY, dist.Normal(m, 1.0), vt.Pathwise(), name="z")) ** 2, None

@@ -129,14 +129,18 @@ _MACHINERY = (
 )  # fmt: skip
 
 
-def stopped_by(eqn: Any) -> str | None:
-    """The file of the function that called ``stop_gradient``, where it was called by any."""
+def stopped_by(eqn: Any) -> tuple[str | None, list[tuple[str, str]]]:
+    """Who called ``stop_gradient``: the function's file, if it was called by any, and all callers.
+
+    Each caller is its file and its name, innermost first.
+    """
     traceback = eqn.source_info.traceback
     frames = [] if traceback is None else traceback.frames
     names = [frame.function_name for frame in frames]
-    callers = frames[names.index("stop_gradient") :] if "stop_gradient" in names else frames
-    files = (pathlib.PurePath(frame.file_name).as_posix() for frame in callers)
-    return next((file for file in files if not file.endswith(_MACHINERY)), None)
+    start = names.index("stop_gradient") if "stop_gradient" in names else 0
+    files = [pathlib.PurePath(frame.file_name).as_posix() for frame in frames[start:]]
+    first = next((file for file in files if not file.endswith(_MACHINERY)), None)
+    return first, list(zip(files, names[start:], strict=True))
 
 
 def is_tracer(value: Any) -> bool:

@@ -11,7 +11,7 @@ import pathlib
 
 import jax
 
-from vipp_transforms import _jax
+from vipp_transforms import _jax, sites
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.errors import SiteError
 from vipp_transforms.staging import Program
@@ -21,14 +21,15 @@ def check_stopped(program: Program, depends: Dependences) -> None:
     """Raise where the program stops the derivative of what depends on a choice.
 
     Functions of JAX, and of what is installed beside it, stop the derivatives of what their results
-    don't depend on (the maximum in a logsumexp, say): that is their word, and is taken for it.
+    don't depend on (the maximum in a logsumexp, say): that is their word, and is taken for it. So
+    do distributions where they draw: a drawn value has no derivative but its estimator's.
     """
     names = {site.index: site.name for site in program.sites.values()}
     for eqn, dependence in depends.noted:
         if eqn.primitive.name != "stop_gradient":
             continue
-        caller = _jax.stopped_by(eqn)
-        if caller is None or not _is_library(caller):
+        caller, callers = _jax.stopped_by(eqn)
+        if caller is None or not (_is_library(caller) or _draws(callers)):
             raise _refused(names[max(dependence)])
 
 
@@ -36,6 +37,11 @@ def _is_library(file: str) -> bool:
     installed = pathlib.Path(jax.__file__).parents[1]
     own = pathlib.Path(__file__).parent
     return any(pathlib.Path(file).is_relative_to(folder) for folder in (installed, own))
+
+
+def _draws(callers: list[tuple[str, str]]) -> bool:
+    drawing = pathlib.PurePath(sites.__file__).as_posix(), sites.draw.__name__
+    return drawing in callers
 
 
 def _refused(name: str) -> SiteError:
