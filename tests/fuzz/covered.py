@@ -102,6 +102,7 @@ _FORMS = {
     "derivative within": r"jax\.(grad|jvp|jacrev|jacfwd|hessian)\(",
 }  # fmt: skip
 _LOOPS = ("scan", "fori_loop", "lax.map", "vmap")
+_LOOP = "|".join(_FORMS[name] for name in _LOOPS)
 _BRANCHES = ("cond", "switch")
 _WORDS = {
     "plate": r"L\.plate\('[AB]'", "subsampled plate": r"L\.plate\('S'", "scale": r"L\.scale",
@@ -129,12 +130,16 @@ def constructs(program):
 def _constructs(block, around):
     for step in block.steps:
         forms = _forms(step.template)
+        kinds = [kind for kind in map(_kind, forms) if kind]
         yield from forms
-        kinds = [k for k in map(_kind, forms) if k]
-        yield from (f"{kind} within a {outer}" for kind in kinds for outer in set(around))
+        yield from (f"{kind} within a {outer}" for kind in kinds for outer in around)
+        if len(re.findall(_LOOP, step.template)) > 1:
+            yield "loop within a loop"
         if step.site:
             yield f"draw with {step.type[1]} axes"
-            yield from (f"draw within a {outer}" for outer in set(around))
+            yield from (f"draw within a {outer}" for outer in around)
+            if around.count("loop") > 1:
+                yield "draw within a loop within a loop"
         for inner in step.blocks:
             yield from _constructs(inner, (*around, *kinds))
 

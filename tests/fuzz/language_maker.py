@@ -193,7 +193,7 @@ class Maker:
                 self.scaled,
             ]
             if not self.plates:
-                kinds += [self.scan, self.cond]
+                kinds += [self.scan, self.scan, self.cond]
             made += self.random.choice(kinds)(scope, extra=extra)
         return made
 

@@ -6,7 +6,7 @@ from engine_programs import Block, Program, Step, Variable, alive, base, has_sit
 from operation_table import BINARY, ELEMENTWISE, ROWS, TABLE, Operation
 from program_forms import FORMS, FORMS_WITH_SITES
 
-MAX_JOINT = 512  # joint values of all sites
+MAX_JOINT = 512
 MAX_RANK = 3
 
 CHEAP = ["vt.ScoreFunction()", "vt.LocalExpectation()", "vt.MeasureValued()"]
@@ -30,7 +30,8 @@ class Maker:
     def __init__(self, seed):
         self.random = random.Random(seed)
         self.size = self.random.choice([2, 3, 3])
-        self.joint, self.count, self.sites = 1, 0, {}
+        self.joint, self.most = 1, MAX_JOINT  # joint values of all sites
+        self.count, self.sites = 0, {}
         self.lanes = {}  # per site
         self.multiple = 1  # how often the block being made runs
         self.key = "key"  # of a run
@@ -241,11 +242,11 @@ class Maker:
         return f"Bernoulli({arguments})", x
 
     def affordable(self, values, rank):
-        return self.joint * values ** (self.size**rank * self.multiple) <= MAX_JOINT
+        return self.joint * values ** (self.size**rank * self.multiple) <= self.most
 
     def repeated(self):
         """Whether a draw can be made ``size`` times more often."""
-        return self.joint * 2 ** (self.multiple * self.size) <= MAX_JOINT
+        return self.joint * 2 ** (self.multiple * self.size) <= self.most
 
     def make(self):
         choose = self.random.random
@@ -254,7 +255,9 @@ class Maker:
         self.add(steps, scope, "f1", f"jnp.array({self.numbers(1)}) * theta[0]", [])
         self.add(steps, scope, "f2", f"jnp.array({self.numbers(2)}) + theta[1]", [])
         self.add(steps, scope, "i1", f"jnp.array({self.indices()})", [])
-        for number in range(self.random.choices([1, 2, 3, 4], [3, 4, 2, 1])[0]):
+        planned = self.random.choices([1, 2, 3, 4], [3, 4, 3, 2])[0]
+        for number in range(planned):
+            self.most = MAX_JOINT // 4 ** (planned - 1 - number)  # something is left for the others
             if not self.affordable(2, 0):
                 break
             draw = self.site(f"z{number}")
@@ -301,11 +304,11 @@ class Maker:
 
 
 def make(seed):
-    """The program of a seed: the first of a few whose value depends on a draw."""
+    """The program of a seed: the first of a few whose value depends on all draws, or on some."""
     for attempt in range(10):
         maker = Maker(f"{seed}.{attempt}")
         program = alive(Program(seed, maker.size, maker.make(), {}))
         chosen, used = maker.estimators(), set(sites(program.body))
-        if used:
+        if used and (attempt > 4 or used == set(chosen)):
             break
     return program._replace(estimators={k: e for k, e in chosen.items() if k in used})
