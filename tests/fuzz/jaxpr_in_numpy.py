@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from numpy_rules import RULES, dtype_of
+from numpy_rules import RULES, SEVERAL, dtype_of
 
 CALLS = {"jaxpr", "call_jaxpr", "fun_jaxpr"}
 
@@ -67,6 +67,8 @@ class Interpreter:
             return self.special[name](eqn, *values)
         if name in RULES:
             return [RULES[name](eqn.params, *values)]
+        if name in SEVERAL:
+            return SEVERAL[name](eqn.params, *values)
         if name in CONTROL:
             return CONTROL[name](self, eqn, values)
         inner = [eqn.params[k] for k in CALLS if k in eqn.params]

@@ -220,6 +220,76 @@ def _round(p, x):
     return np.sign(x) * np.floor(np.abs(x) + 0.5) if away else np.rint(x)
 
 
+def _top_k(p, x):
+    axis, k = p.get("axis", -1) % x.ndim, p["k"]
+    order = np.take(np.argsort(-x, axis=axis, kind="stable"), range(k), axis=axis)
+    return [np.take_along_axis(x, order, axis), order.astype(p.get("index_dtype", np.int32))]
+
+
+def _triangular_solve(p, a, b):
+    a = np.tril(a) if p["lower"] else np.triu(a)
+    if p["unit_diagonal"]:
+        a = a - a * np.eye(a.shape[-1]) + np.eye(a.shape[-1])
+    swap = lambda x: np.swapaxes(x, -1, -2)
+    a = swap(a) if p["transpose_a"] else a
+    return np.linalg.solve(a, b) if p["left_side"] else swap(np.linalg.solve(swap(a), swap(b)))
+
+
+def _window(fn, start):
+    """Reduction over sliding windows."""
+
+    def rule(p, x):
+        x = _pad(
+            {
+                "padding_config": [
+                    (*pad, n - 1) for pad, n in zip(p["padding"], p["base_dilation"], strict=True)
+                ]
+            },
+            x,
+            start,
+        )
+        sizes = [
+            (n - 1) * d + 1
+            for n, d in zip(p["window_dimensions"], p["window_dilation"], strict=True)
+        ]
+        windows = np.lib.stride_tricks.sliding_window_view(x, sizes)
+        at = tuple(slice(None, None, n) for n in (*p["window_strides"], *p["window_dilation"]))
+        return fn(windows[at], axis=tuple(range(x.ndim, 2 * x.ndim)))
+
+    return rule
+
+
+def _conv(p, x, kernel):
+    """A convolution, one product of matrices for each place of the window."""
+    d, count = p["dimension_numbers"], len(p["window_strides"])
+    x, kernel = np.transpose(x, d.lhs_spec), np.transpose(kernel, d.rhs_spec)
+    config = [(0, 0, 0)] * 2 + [
+        (*pad, n - 1) for pad, n in zip(p["padding"], p["lhs_dilation"], strict=True)
+    ]
+    x = _pad({"padding_config": config}, x, 0.0)
+    features, batches = p["feature_group_count"], p["batch_group_count"]
+    spread = [(n - 1) * m for n, m in zip(kernel.shape[2:], p["rhs_dilation"], strict=True)]
+    out = [
+        (n - m - 1) // s + 1
+        for n, m, s in zip(x.shape[2:], spread, p["window_strides"], strict=True)
+    ]
+    groups = features * batches
+    parts = np.split(x, features, 1) if features > 1 else np.split(x, batches, 0)
+    total = 0.0
+    for at in np.ndindex(*kernel.shape[2:]):
+        first = [i * m for i, m in zip(at, p["rhs_dilation"], strict=True)]
+        take = tuple(
+            slice(f, f + (n - 1) * s + 1, s)
+            for f, n, s in zip(first, out, p["window_strides"], strict=True)
+        )
+        each = zip(parts, np.split(kernel[(..., *at)], groups, 0), strict=True)
+        total = total + np.concatenate(
+            [np.einsum("bi...,oi->bo...", y[(..., *take)], k) for y, k in each], 1
+        )
+    assert total.ndim == 2 + count
+    return np.transpose(total, np.argsort(d.out_spec))
+
+
 def _reduced(fn):
     return lambda p, x: fn(x, axis=tuple(p["axes"]))
 
@@ -231,6 +301,10 @@ def _arg(fn):
 _plain = lambda fn: lambda p, *xs: fn(*xs)
 _minus = lambda x: -x
 
+SEVERAL = {
+    "top_k": _top_k,
+    "eigh": lambda p, x: list(np.linalg.eigh((x + np.swapaxes(x, -1, -2)) / 2))[::-1],
+}  # of several results
 RULES = {
     **{n: _plain(getattr(np, n)) for n in (
         "sin cos tan tanh exp exp2 log log1p expm1 sqrt cbrt square abs sign floor ceil sinh cosh "
@@ -254,6 +328,10 @@ RULES = {
     "eq": _plain(np.equal), "ne": _plain(np.not_equal), "lt": _plain(np.less),
     "le": _plain(np.less_equal), "gt": _plain(np.greater), "ge": _plain(np.greater_equal),
     "eq_to": _plain(np.equal), "lt_to": _plain(np.less), "le_to": _plain(np.less_equal),
+    "cholesky": _plain(np.linalg.cholesky), "triangular_solve": _triangular_solve, "conv_general_dilated": _conv,
+    "reduce_window_sum": _window(np.sum, 0.0), "reduce_window_max": _window(np.max, -np.inf),
+    "reduce_window_min": _window(np.min, np.inf),
+    "vipp_order": lambda p, y, *_: y, "vipp_constant": _plain(lambda x: x),
     "tile": lambda p, x: np.tile(x, p["reps"]),
     "shift_left": _plain(np.left_shift),
     "shift_right_logical": lambda p, x, y: np.right_shift(
