@@ -14,7 +14,76 @@ import jaxpr_in_numpy
 import operation_table
 import program_maker
 
-BATCH, COUNT = 15, 150
+SLOW = {
+    0,
+    8,
+    9,
+    12,
+    21,
+    24,
+    25,
+    27,
+    30,
+    31,
+    36,
+    37,
+    38,
+    40,
+    44,
+    63,
+    67,
+    72,
+    73,
+    76,
+    77,
+    79,
+    80,
+    82,
+    84,
+    86,
+    95,
+    96,
+    99,
+    101,
+    104,
+    109,
+    114,
+    116,
+    117,
+    118,
+    122,
+    132,
+    137,
+    138,
+    139,
+    147,
+    149,
+    155,
+    157,
+    161,
+    163,
+    165,
+    167,
+    168,
+    172,
+    177,
+    178,
+    179,
+    180,
+    185,
+    191,
+    194,
+    199,
+    200,
+    201,
+    204,
+    205,
+    208,
+    211,
+    212,
+}
+SEEDS = sorted({*range(216)} - SLOW)
+BATCH = 15
 
 
 @pytest.fixture
@@ -27,9 +96,9 @@ def _no_collection():
 
 @pytest.mark.few(2)
 @pytest.mark.usefixtures("_no_collection")
-@pytest.mark.parametrize("first", range(0, COUNT, BATCH))
-def test_random_programs(first):
-    outcomes = [comparison.run(fuzz.make(seed)) for seed in range(first, first + BATCH)]
+@pytest.mark.parametrize("batch", range(0, len(SEEDS), BATCH))
+def test_random_programs(batch):
+    outcomes = [comparison.run(fuzz.make(seed)) for seed in SEEDS[batch : batch + BATCH]]
     wrong = [fuzz.describe(*found) for found in outcomes if found[1].kind in fuzz.FAILURES]
     assert not wrong, "\n".join(wrong)
     compared = sum(outcome.kind == "agrees" for _, outcome in outcomes)
