@@ -179,7 +179,7 @@ def _plain_samples(estimator):
 
 
 def _all(estimator):
-    return lambda e: e if e == "vt.Pathwise()" else estimator
+    return lambda e: e if e in ("vt.Pathwise()", "None") else estimator
 
 
 LIGHTER = (_plain_samples, _all("vt.ScoreFunction()"), _all("vt.Enumerate()"))
