@@ -10,6 +10,7 @@ from numpyro.handlers import seed
 from numpyro.primitives import Messenger, apply_stack
 
 import vipp_transforms as vt
+from vipp.language.subsample import subsample
 from vipp_transforms._jax import trace_now
 
 
@@ -33,6 +34,9 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
             for name in msg["inside"].latent if "inside" in msg and _keyless(msg) else ():
                 raise shared_key({"type": "sample", "name": name})
         super().process_message(msg)
+        if msg["type"] == "plate" and msg["value"] is None:
+            # in place of NumPyro's shuffle, which goes through all indices one by one
+            msg["value"] = subsample(msg["kwargs"]["rng_key"], *msg["args"])
 
 
 def _keyless(msg: Any) -> bool:
