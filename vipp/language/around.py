@@ -52,6 +52,7 @@ def _of_step(kind: str, values: Any, i: Any, length: int, site: Any) -> Any:
     """The value of a site at step ``i``, among those that a handler has; None if it has none."""
     if site["type"] != "sample":
         return None
+    value: Any
     name, expected = site["name"], site["kwargs"]["sample_shape"] + site["fn"].shape()
     if kind == "replay":
         found = values.get(name)
