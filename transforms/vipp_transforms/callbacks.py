@@ -6,16 +6,17 @@ evaluated with the program: at all values of a choice at once, where its estimat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from vipp_transforms.choices import Choice
-from vipp_transforms.dependence import Dependences
+from vipp_transforms.dependence import Dependence
 from vipp_transforms.errors import SiteError
 
 
-def check_callbacks(depends: Dependences, choices: Mapping[int, Choice]) -> None:
+def check_callbacks(noted: Iterable[tuple[Any, Dependence]], choices: Mapping[int, Choice]) -> None:
     """Raise where a choice's values would be handed to a function that does not take them."""
-    for eqn, dependence in depends.noted:
+    for eqn, dependence in noted:
         name = eqn.primitive.name
         if name == "io_callback":
             raise _refused(

@@ -21,6 +21,7 @@ from vipp_transforms.constant import constant, detached, is_constant
 from vipp_transforms.errors import SiteError
 from vipp_transforms.released import released, released_scan
 from vipp_transforms.sites import Template, draw, sample_p
+from vipp_transforms.unrolling import reason_to_unroll
 
 MAX_UNROLLED = 128
 
@@ -232,6 +233,15 @@ def stays_loop(eqn: Any) -> bool:
     return causal and not holds_constants(eqn)
 
 
+def is_summed(eqn: Any) -> bool:
+    """Whether a scan's choices may be summed out in it."""
+    if eqn.primitive.name != "scan" or eqn.params["length"] < 2 or holds_constants(eqn):
+        return False
+    templates = templates_inside(eqn)
+    exhaustive = all(t.estimator.traits.exhaustive for t in templates)
+    return bool(templates) and exhaustive and not any(reason_to_unroll(t.name) for t in templates)
+
+
 def _too_long(eqn: Any, length: int) -> ValueError:
     # two reasons to unroll: an estimator that needs each step's draw apart, or a constant inside
     others = [t for t in templates_inside(eqn) if not t.estimator.traits.causal]
@@ -241,10 +251,14 @@ def _too_long(eqn: Any, length: int) -> ValueError:
             f"{MAX_UNROLLED}, or what the loop returns for each step. Fix: return x from each "
             "step, and hold constant its sum outside."
         )
+    why = reason_to_unroll(others[0].name)
+    unrolled = "loops with other estimators are unrolled"
+    if why is not None:
+        unrolled = f"its steps cannot be summed over one by one, as {why}"
     return SiteError(
         f"Site '{others[0].name}' is drawn with {others[0].estimator!r} in each of the {length} "
         f"steps of a loop. Expected ScoreFunction or Pathwise, or at most {MAX_UNROLLED} "
-        "steps: loops with other estimators are unrolled. Fix: give it "
+        f"steps: {unrolled}. Fix: give it "
         "ScoreFunction(num_samples=2, baseline='leave_one_out'), or sum it out "
         "(vipp.marginal with exact=True)."
     )

@@ -79,14 +79,18 @@ class Dependences:
     A drawn value depends on its own lanes alone; what its *distribution* depends on enters when
     the site is eliminated, through :meth:`log_prob` and :meth:`beside`.
 
+    Args:
+      program: staged.
+      given: the dependence of some of its inputs; by default they depend on nothing.
+
     Attributes:
       noted: the equations of some primitives that are applied to what depends on sites, each with
         the sites: what means something else of a choice than of a parameter.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, given: Mapping[Any, Dependence] | None = None):
         sites = program.sites
-        self._env: Env = {}
+        self._env: Env = dict(given or {})
         known: Scope = {}
         known.update((v, k) for v, x in program.env.items() if (k := indices.of_array(x)))
         direct = {v: own(site) for v, site in sites.items() if site.loop is None}

@@ -74,6 +74,17 @@ class Axes:
         shape = (self.sizes[name], *jnp.shape(value.array))
         return Lifted(jnp.broadcast_to(value.array, shape), value.axes)
 
+    def spread(self, value: Lifted, names: Sequence[str]) -> Any:
+        """``value``'s array with all of ``names`` as leading axes, in that order."""
+        if tuple(names) == value.axes:
+            return value.array
+        order = [value.axes.index(n) for n in names if n in value.axes]
+        named, ndim = len(order), jnp.ndim(value.array)
+        array = jnp.transpose(value.array, (*order, *range(len(value.axes), ndim)))
+        array = jnp.expand_dims(array, [i for i, n in enumerate(names) if n not in value.axes])
+        sizes = tuple(self.sizes[n] for n in names)
+        return jnp.broadcast_to(array, (*sizes, *jnp.shape(value.array)[named:]))
+
     def named(self, value: Lifted, name: str, at: int | None = None) -> Lifted:
         """``value`` with its axis ``at`` (the first unnamed one) under the name ``name``."""
         names = tuple(n for n in self.sizes if n in value.axes or n == name)

@@ -11,11 +11,13 @@ from vipp_transforms.callbacks import check_callbacks
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
+from vipp_transforms.loop_sums import check_steps, sum_loops
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.relaxed import check_relaxed
 from vipp_transforms.staging import Program, Traced, inline, trace
 from vipp_transforms.stopped import check_stopped
 from vipp_transforms.terms import Split, split
+from vipp_transforms.unrolling import NotSummedError, unrolling
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +54,40 @@ def plan(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
       SiteError: where no sound estimator exists for a site as asked.
       ValueError: where the value is not a real scalar.
     """
-    return derive(trace(fn, args, kwargs))
+    traced, planned = derive(fn, args, kwargs)
+    return _derived(traced) if planned is None else planned
 
 
-def derive(traced: Traced) -> Plan:
-    """The plan of a traced program."""
+def derive(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Traced, Plan | None]:
+    """The traced program and its plan, None if it draws nothing that is to be estimated.
+
+    A loop whose choices turn out not to be summed out in it is taken apart, and the program is
+    traced again.
+    """
+    why: dict[str, str] = {}
+    while True:
+        with unrolling(why):
+            traced = trace(fn, args, kwargs)
+            if not traced.draws():
+                return traced, None
+            try:
+                return traced, _derived(traced)
+            except NotSummedError as error:
+                why |= dict.fromkeys(error.names, error.why)
+
+
+def _derived(traced: Traced) -> Plan:
     check_keys(traced.closed)
-    program = inline(traced)
+    program = inline(traced, sum_loops)
     check_agreement(program)
     depends = Dependences(program)
-    check_stopped(program, depends)
+    check_stopped(program, depends.noted)
     parts = split(program, depends)
     elimination = eliminate(program, depends, parts)
+    check_steps(elimination)
     choices = choose(program, elimination)
     check_relaxed(program, choices)
-    check_callbacks(depends, choices)
+    check_callbacks(depends.noted, choices)
     return Plan(program, depends, parts, elimination, choices)

@@ -164,11 +164,11 @@ class Recursion:
             new = {}
             for i in chain.varying:
                 names = [self.on.get(n, n) for n in self._carry_names(i)]
-                new[i] = _spread(self.values, value_of(env, step.results[i]), names)
+                new[i] = self.values.axes.spread(value_of(env, step.results[i]), names)
             return new, carry
 
         first = {
-            i: _spread(self.values, self.values.env[step.carry[i]], self._carry_names(i))
+            i: self.values.axes.spread(self.values.env[step.carry[i]], self._carry_names(i))
             for i in chain.varying
         }
         return jax.lax.scan(forward, first, xs, reverse=chain.loop.reverse)[1]
@@ -194,13 +194,3 @@ def _top(joined: Joined, message: _Message) -> _Message:
 
 def _without(message: _Message, top: _Message) -> _Message:
     return replace(message, array=message.array - align(Factor(top.array, top.dims), message.dims))
-
-
-def _spread(values: FactorValues, x: Lifted, names: Sequence[str]) -> Any:
-    """A value's array with all of ``names`` as leading axes, in that order."""
-    order = [x.axes.index(n) for n in names if n in x.axes]
-    named, ndim = len(order), jnp.ndim(x.array)
-    array = jnp.transpose(x.array, (*order, *range(len(x.axes), ndim)))
-    array = jnp.expand_dims(array, [i for i, n in enumerate(names) if n not in x.axes])
-    sizes = tuple(values.axes.sizes[n] for n in names)
-    return jnp.broadcast_to(array, (*sizes, *jnp.shape(x.array)[named:]))

@@ -13,6 +13,7 @@ from vipp_transforms import _jax
 from vipp_transforms.control_flow import (
     Loop,
     holds_constants,
+    is_summed,
     opened,
     returning_draws,
     stays_loop,
@@ -28,6 +29,7 @@ from vipp_transforms.sites import (
 )
 
 Atom = Any  # a variable or a literal of a jaxpr
+Rewrite = Callable[[list[Any], Atom, set[Any], dict[Any, Any]], list[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,18 +149,28 @@ def stage(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     return inline(trace(fn, args, kwargs))
 
 
-def inline(traced: Traced) -> Program:
-    """Open the calls of a traced program, drop what nothing needs, and find its sites."""
+def inline(traced: Traced, rewrite: Rewrite | None = None) -> Program:
+    """Open the calls of a traced program, drop what nothing needs, and find its sites.
+
+    Args:
+      traced: the program.
+      rewrite: is given all equations, among them loops whose choices may be summed out, the atom
+        whose expectation is wanted, and whether a variable is a choice of a loop that stays one;
+        returns others without such loops, and adds the values of constants to ``env``.
+    """
     jaxpr, consts = _jax.open_jaxpr(traced.closed)
     env = dict(zip(jaxpr.constvars, consts, strict=True))
     env |= dict(zip(jaxpr.invars, traced.arrays, strict=True))
-    inliner = Inliner(env, loops=[])
+    inliner = Inliner(env, loops=[], keeps=None if rewrite is None else is_summed)
     scope: dict[Any, Any] = {}
     inliner.run(jaxpr.eqns, scope)
     out, *aux = (lookup(v, scope) for v in jaxpr.outvars)
     # a plain run prints once; a lifted one would print for every value that is tried
     plain = live(inliner.eqns, [out, *aux])
     eqns = [_jax.silent(e) for e in live(plain, [out, *aux], effects=False)]
+    if rewrite is not None and any(map(is_summed, eqns)):
+        drawn = {d.var for d in inliner.loops or []}
+        eqns = live(rewrite(live(eqns, [out]), out, drawn, env), [out])
     sites = sites_of(eqns, inliner.loops or [])
     inputs = tuple(jaxpr.invars)
     return Program(
@@ -200,6 +212,7 @@ class Inliner:
         unrolled.
       scan: what to do instead with a scan that has sites, given the inliner, the equation, its
         inputs and the scope to put its results into.
+      keeps: which equations to leave as they are.
     """
 
     def __init__(
@@ -207,10 +220,11 @@ class Inliner:
         env: dict[Any, Any],
         loops: list[_Drawn] | None,
         scan: Callable[..., None] | None = None,
+        keeps: Callable[[Any], bool] | None = None,
     ):
         self.env = env
         self.eqns: list[Any] = []
-        self.loops, self.scan = loops, scan
+        self.loops, self.scan, self.keeps = loops, scan, keeps
 
     def run(self, eqns: Any, scope: dict[Any, Any]) -> None:
         """Copy equations, and put the new names of what they compute into the scope."""
@@ -220,7 +234,9 @@ class Inliner:
                 scope[eqn.outvars[0]] = inputs[0]
             elif _jax.is_jit(eqn):
                 self._open(eqn, inputs, scope)
-            elif not templates_inside(eqn) and not holds_constants(eqn):
+            elif (self.keeps is not None and self.keeps(eqn)) or (
+                not templates_inside(eqn) and not holds_constants(eqn)
+            ):
                 outputs = [_jax.fresh_like(v) for v in eqn.outvars]
                 self.eqns.append(eqn.replace(invars=inputs, outvars=outputs))
                 scope.update(zip(eqn.outvars, outputs, strict=True))

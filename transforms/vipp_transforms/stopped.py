@@ -8,24 +8,30 @@ would credit the choice all the same. So the gradient would depend on the estima
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 
 from vipp_transforms import _jax, sites
-from vipp_transforms.dependence import Dependences
+from vipp_transforms.dependence import Dependence
 from vipp_transforms.errors import SiteError
 from vipp_transforms.staging import Program
 
 
-def check_stopped(program: Program, depends: Dependences) -> None:
+def check_stopped(program: Program, noted: Iterable[tuple[Any, Dependence]]) -> None:
     """Raise where the program stops the derivative of what depends on a choice.
 
     Functions of JAX, and of what is installed beside it, stop the derivatives of what their results
     don't depend on (the maximum in a logsumexp, say): that is their word, and is taken for it. So
     do distributions where they draw: a drawn value has no derivative but its estimator's.
+
+    Args:
+      program: whose sites it is.
+      noted: what its :class:`~vipp_transforms.dependence.Dependences` noted.
     """
     names = {site.index: site.name for site in program.sites.values()}
-    for eqn, dependence in depends.noted:
+    for eqn, dependence in noted:
         if eqn.primitive.name != "stop_gradient":
             continue
         caller, callers = _jax.stopped_by(eqn)

@@ -13,7 +13,7 @@ from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.plan import Plan, derive
-from vipp_transforms.staging import Program, live, trace
+from vipp_transforms.staging import Program, live
 
 
 def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,9 +51,9 @@ def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def estimate(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[jax.Array, Any, Updates]:
     """The :func:`surrogate` of ``fn`` at its arguments, and what :func:`run` returns besides."""
-    traced = trace(fn, args, kwargs)
-    if traced.draws():
-        return run(derive(traced))
+    traced, planned = derive(fn, args, kwargs)
+    if planned is not None:
+        return run(planned)
     check_keys(traced.closed)
     return *traced.evaluate(), {}
 

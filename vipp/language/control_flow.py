@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro
+from numpyro.handlers import substitute
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
@@ -16,6 +17,7 @@ import vipp_transforms as vt
 from vipp.language.keys import shared_key, wants_key
 from vipp_transforms._jax import trace_now
 from vipp_transforms.control_flow import MAX_UNROLLED
+from vipp_transforms.unrolling import reason_to_unroll
 
 
 class Scan(NamedTuple):
@@ -52,6 +54,26 @@ def within(msg: Any, handler: Callable[[], Messenger]) -> None:
         return body
 
     msg["args"] = tuple(under(x) if i in places else x for i, x in enumerate(msg["args"]))
+
+
+def hand_to_steps(msg: Any, values: Mapping[str, Any]) -> frozenset[str]:
+    """Have a ``scan`` go through the values given for the sites of all its steps; their names."""
+    scan, inside = scan_of(msg), msg["inside"]
+    if scan is None:
+        return frozenset()
+    names = values.keys() & inside.latent.keys() - {*inside.nested}
+    expected = {n: (scan.length, *inside.shapes[n]) for n in names}
+    sliced = {n: values[n] for n in sorted(names) if jnp.shape(values[n]) == expected[n]}
+    if not sliced:
+        return frozenset()
+
+    def step(carry: Any, entries: Any) -> Any:
+        x, given = entries
+        with substitute(data=given):
+            return scan.step(carry, x)
+
+    msg["args"] = (step, scan.carry, (scan.xs, sliced), scan.length, scan.reverse)
+    return frozenset(sliced)
 
 
 class sites(Messenger):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
@@ -352,6 +374,8 @@ class control_flow(Messenger):  # noqa: N801
             return
         estimator = inside.latent.get(site)
         who = f"site '{site}'" if estimator is None else f"site '{site}' with {estimator!r}"
+        why = reason_to_unroll(site)
+        who = who if why is None else f"{who}, as {why}"
         raise vt.SiteError(
             f"A scan of {steps} steps would have to be unrolled for {who}, expected at most "
             f"{MAX_UNROLLED} steps. Fix: use ScoreFunction(num_samples=2, "

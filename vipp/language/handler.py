@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from vipp.language.control_flow import control_flow, looped, sites
 from vipp.language.keys import seeded
 from vipp.language.state import per_lane
 from vipp_transforms.choices import default
+from vipp_transforms.unrolling import reason_to_unroll
 
 
 @contextmanager
@@ -30,8 +31,10 @@ class estimated(sites):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
 
     def process_message(self, msg: Any) -> None:
         """Draw the site, and have a scan unrolled of which a site asks for it."""
-        for name, estimator in msg["inside"].latent.items() if "inside" in msg else ():
-            if _needs_own_steps(estimator):
+        latent = msg["inside"].latent if "inside" in msg else {}
+        summed = _summed(latent)
+        for name, estimator in latent.items():
+            if _needs_own_steps(estimator) and name not in summed:
                 msg["unrolled_for"] = name
                 break
         super().process_message(msg)
@@ -114,9 +117,26 @@ def check_infer(msg: Any) -> None:
 
 def _needs_own_steps(estimator: Any) -> bool:
     """Whether an estimator can't be applied to all steps of a loop as lanes of one site."""
-    if not isinstance(estimator, vt.Estimator | vt.Policy) or _has_state(estimator):
+    if not _given(estimator) or _has_state(estimator):
         return False
     return not estimator.traits.direct and not estimator.traits.causal
+
+
+def _summed(latent: Mapping[str, Any]) -> list[str]:
+    """The sites of a loop that the engine may sum out in it."""
+    drawn = {n: e for n, e in latent.items() if not _direct(e)}
+    names = [n for n, e in drawn.items() if _given(e) and e.traits.exhaustive]
+    if len(names) < len(drawn) or any(reason_to_unroll(n) for n in names):
+        return []
+    return names
+
+
+def _given(estimator: Any) -> bool:
+    return isinstance(estimator, vt.Estimator | vt.Policy)
+
+
+def _direct(estimator: Any) -> bool:
+    return _given(estimator) and estimator.traits.direct
 
 
 def _has_state(estimator: Any) -> bool:

@@ -18,7 +18,7 @@ import vipp_transforms as vt
 from vipp.distributions.reparameterisation import drawn_with
 from vipp.distributions.wrappers import factor
 from vipp.language.around import taken_scan
-from vipp.language.control_flow import Scan, look_inside, sites
+from vipp.language.control_flow import Scan, hand_to_steps, look_inside, sites
 from vipp.programs.trace import Trace
 
 
@@ -53,7 +53,13 @@ class Given(substitute):
                 f"to the programs inside: vipp.{kind}(handler(program), ...)."
             )
         if "inside" in msg:
-            msg["inside"] = msg["inside"].given(self.data or ())
+            data = self.data or {}
+            handed = hand_to_steps(msg, data)
+            msg["inside"] = msg["inside"].given(data)
+            super().process_message(msg)
+            rest = {n: x for n, x in data.items() if n not in handed}
+            msg["kwargs"]["substitute_stack"][-1] = "substitute", rest
+            return
         super().process_message(msg)
         if self.given is not None and latent(msg) and msg["value"] is None and not imputed(msg):
             raise missing(msg["name"], self.given)

@@ -31,6 +31,7 @@ class Traits(NamedTuple):
         after it: plain draws, the log density their only potential.
       pathwise: whether it needs a distribution with a differentiable sampler.
       direct: whether a draw is ordinary JAX, so that the engine never sees it.
+      exhaustive: whether it sums over all values, so that choices may be summed out in any order.
     """
 
     biased: bool = False
@@ -39,6 +40,7 @@ class Traits(NamedTuple):
     causal: bool = False
     pathwise: bool = False
     direct: bool = False
+    exhaustive: bool = False
 
 
 class Axis(NamedTuple):

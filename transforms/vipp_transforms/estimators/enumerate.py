@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from vipp_transforms.estimators.base import (
     SiteInfo,
     Source,
     Term,
+    Traits,
     estimator,
 )
 
@@ -45,6 +47,7 @@ class Enumerate(Estimator):
       Obermeyer et al., *Tensor variable elimination for plated factor graphs*, 2019.
     """
 
+    traits: ClassVar[Traits] = Traits(exhaustive=True)
     max_evaluations: int = 65536
 
     def __post_init__(self) -> None:
