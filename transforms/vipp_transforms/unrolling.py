@@ -30,7 +30,7 @@ _REASONS = _Reasons()
 @contextlib.contextmanager
 def unrolling(why: Mapping[str, str]) -> Iterator[None]:
     """In here, loops with these choices are taken apart, each for its reason."""
-    before, _REASONS.by_name = _REASONS.by_name, why
+    before, _REASONS.by_name = _REASONS.by_name, {**_REASONS.by_name, **why}
     try:
         yield
     finally:
