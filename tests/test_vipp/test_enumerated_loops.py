@@ -126,25 +126,18 @@ def test_explained_as_one_site():
     assert [row.site for row in rows.rows] == ["z[t-1]", "z"]
 
 
-def test_other_draws_before_the_loop():
-    """Pathwise and score-function draws: given these, the estimate is that of the steps apart."""
+def test_a_pathwise_draw_before_the_loop():
+    """Given it, the estimate is that of the steps apart."""
 
     def model(xs):
         s = numpyro.sample("s", dist.Normal())
-        u = numpyro.sample("u", dist.Bernoulli(0.3))
-
-        def step(z, x):
-            z = numpyro.sample("z", dist.Bernoulli(logits=z - s))
-            numpyro.sample("x", dist.Normal(z + u * s, 1.0), obs=x)
-            return z, None
-
+        step = lambda z, x: (numpyro.sample("z", dist.Bernoulli(logits=z - s * x)), None)
         scan(step, 0, xs)
 
     def guide(xs):
         w = weights()
         s = numpyro.sample("s", dist.Normal(w[0, 0], 1.0))
-        u = vipp.sample("u", dist.Bernoulli(logits=w[0, 1]), vipp.ScoreFunction())
-        odds = lambda z, x: dist.Bernoulli(logits=w[1, 0] * z + w[1, 1] * x * s + u)
+        odds = lambda z, x: dist.Bernoulli(logits=w[1, 0] * z + w[1, 1] * x * s)
         scan(lambda z, x: (vipp.sample("z", odds(z, x), ENUMERATE), None), 0, xs)
 
     run = lambda: jax.jit(vipp.value_and_grad(vipp.ELBO(), model, guide))
@@ -152,6 +145,35 @@ def test_other_draws_before_the_loop():
     with unrolling({"z": "it is compared"}):
         want = run()(jax.random.key(3), PARAMS, XS)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5), got, want)
+
+
+def test_a_score_function_before_the_loop():
+    """Exact on average over its two values."""
+
+    def model(xs):
+        u = numpyro.sample("u", dist.Bernoulli(0.3))
+
+        def step(z, x):
+            z = numpyro.sample("z", dist.Bernoulli(logits=z - 0.3))
+            numpyro.sample("x", dist.Normal(z + u * 0.5, 1.0), obs=x)
+            return z, None
+
+        scan(step, 0, xs)
+
+    def guide(xs):
+        w = weights()
+        u = vipp.sample("u", dist.Bernoulli(logits=w[0, 1]), vipp.ScoreFunction())
+        odds = lambda z, x: dist.Bernoulli(logits=w[1, 0] * z + w[1, 1] * x + u)
+        scan(lambda z, x: (vipp.sample("z", odds(z, x), ENUMERATE), None), 0, xs)
+
+    want = jax.value_and_grad(over_all(model, guide, {"u": (), "z": (4,)}))(PARAMS)
+    run = jax.vmap(vipp.value_and_grad(vipp.ELBO(), model, guide), (0, None, None))
+    value, slope = jax.jit(run)(jax.random.split(jax.random.key(0), 16), PARAMS, XS)
+    low, high = value.argmin(), value.argmax()
+    weight = (want[0] - value[low]) / (value[high] - value[low])
+    np.testing.assert_allclose(weight, jax.nn.sigmoid(-PARAMS["w"][0, 1]), rtol=1e-4)
+    mean = slope["w"][low] + weight * (slope["w"][high] - slope["w"][low])
+    np.testing.assert_allclose(mean, want[1]["w"], rtol=1e-4, atol=1e-6)
 
 
 def test_a_state_that_counts_is_unrolled():
