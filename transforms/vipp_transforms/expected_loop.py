@@ -184,7 +184,7 @@ class ExpectedLoop:
 
         values = [self.axes.spread(Lifted(x), n) for x, n in zip(first, entering, strict=True)]
         return jax.lax.scan(
-            step, (self._uniform(), values), list(scanned),
+            jax.checkpoint(step, prevent_cse=False), (self._uniform(), values), list(scanned),
             length=self.steps.length, reverse=self.steps.reverse,
         )  # fmt: skip
 
@@ -257,8 +257,9 @@ class ExpectedLoop:
             before, here = tuple(kept), (*kept, *group.names)
             table = self._marginal(probs, here, group.classes, steps=steps)
             table = table.reshape(*table.shape[: table.ndim - len(here)], *self._flat(before), -1)
-            given = table.sum(-1, keepdims=True)
-            table = jnp.where(given > 0, table / jnp.where(given > 0, given, 1.0), 0.0)
+            if kept:
+                given = table.sum(-1, keepdims=True)
+                table = jnp.where(given > 0, table / jnp.where(given > 0, given, 1.0), 0.0)
             lead = int(steps)
             for done, other in zip(drawn, self.groups, strict=False):
                 at = {group.classes.index(c): other.classes.index(c) for c in other.classes}
