@@ -15,6 +15,7 @@ derived in the others.
 
 import math
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -339,7 +340,20 @@ class Mean(NamedTuple):
 def trace(fn, *args):
     """The jaxpr of ``fn(key, *args)`` for a batch of keys."""
     keys = jax.random.split(jax.random.key(0), BATCH)
-    return jax.make_jaxpr(lambda k: jax.vmap(lambda k: fn(k, *args))(k))(keys)
+    with mock.patch("vipp.language.keys.subsample", shuffled):
+        return jax.make_jaxpr(lambda k: jax.vmap(lambda k: fn(k, *args))(k))(keys)
+
+
+def shuffled(rng_key, size, subsample_size):
+    """A minibatch by uniform integers, drawn in a loop, which the engine leaves as it is."""
+
+    def swap(indices, step):
+        i, key = step
+        j = jax.random.randint(key, (), i, size)
+        return indices.at[jnp.array([i, j])].set(indices[jnp.array([j, i])]), None
+
+    steps = jnp.arange(subsample_size), jax.random.split(rng_key, subsample_size)
+    return jax.lax.scan(swap, jnp.arange(size), steps)[0][:subsample_size]
 
 
 def mean(closed, slope_from=None):
