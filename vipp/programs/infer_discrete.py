@@ -38,7 +38,8 @@ def infer_discrete(
 
     Returns:
       By name of the site, its values: one per sample along a leading axis, or a single one if no
-      site is kept.
+      site is kept. What has no finite support, and was left out as nothing depends on it, is not
+      among them.
 
     Raises:
       ValueError: if ``summed`` is no exact marginal, for another temperature, for a site without
@@ -65,15 +66,40 @@ def infer_discrete(
             f"infer_discrete: temperature must be 1 (draws) or 0 (the most probable value), got "
             f"{temperature!r}."
         )
-    bound = summed.bind(Binding({}, args, kwargs))
+    binding = Binding({}, args, kwargs)
+    if not samples:
+        keys = jax.random.split(rng_key, 1)
+        drawn = drawn_back(keys, summed, binding, {}, most_probable=temperature == 0)
+        return jax.tree.map(lambda x: x[0], drawn)
+    (number,) = {len(x) for x in samples.values()}
+    keys = jax.random.split(rng_key, number)
+    return drawn_back(keys, summed, binding, samples, most_probable=temperature == 0)
+
+
+def drawn_back(
+    keys: Any,
+    summed: Marginal,
+    binding: Binding,
+    samples: Mapping[str, Any],
+    *,
+    most_probable: bool,
+) -> dict[str, Any]:
+    """The sites that an exact marginal summed out, for every sample of those kept.
+
+    Args:
+      keys: PRNG keys, one per sample.
+      summed: an exact marginal.
+      binding: its parameters and arguments.
+      samples: of the sites kept, by name, each with a leading axis like that of ``keys``.
+      most_probable: whether to take the most probable values together, instead of draws.
+    """
+    bound = summed.bind(binding)
     assert isinstance(bound, ExactMarginalProgram)
 
     def one(key: Any, values: dict[str, Any]) -> dict[str, Any]:
         with seeded(rng_seed=key):
             densities = bound.densities(Trace(values))
-        return vt.infer(densities, jax.random.fold_in(key, 1), most_probable=temperature == 0)
+        return vt.infer(densities, jax.random.fold_in(key, 1), most_probable=most_probable)
 
-    if not samples:
-        return one(rng_key, {})
-    (number,) = {len(x) for x in samples.values()}
-    return jax.vmap(one)(jax.random.split(rng_key, number), dict(samples))
+    # outside of jit, one compilation instead of one for each of its operations
+    return jax.jit(jax.vmap(one))(keys, dict(samples))

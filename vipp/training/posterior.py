@@ -10,6 +10,10 @@ from numpyro.handlers import block, seed, substitute, trace
 from numpyro.infer import Predictive
 from numpyro.infer.autoguide import AutoGuide
 
+from vipp.programs.composed import Binding
+from vipp.programs.infer_discrete import drawn_back
+from vipp.programs.marginal import Marginal
+
 
 def draw_posterior(
     rng_key: Any,
@@ -17,6 +21,8 @@ def draw_posterior(
     guide: jax.tree_util.Partial,
     params: dict[str, Any],
     num_samples: int,
+    *,
+    discrete: bool = False,
 ) -> dict[str, jax.Array]:
     """Values of the model's latent and deterministic sites, ``num_samples`` in front.
 
@@ -26,18 +32,38 @@ def draw_posterior(
       guide: the guide with the arguments of both.
       params: parameter values, and mutable state, by name.
       num_samples: how many draws.
+      discrete: whether to draw what an exact marginal summed out, too.
+
+    Raises:
+      ValueError: if ``discrete`` is asked of a model that is no exact marginal.
     """
     args, kwargs = guide.args, guide.keywords
     key_guide, key_model = jax.random.split(rng_key)
     drawn = _draw_guide(key_guide, guide, params, num_samples)
     shapes = _sites_of(model, params, {n: x[0] for n, x in drawn.items()}, args, kwargs)
     latent = {n: x for n, x in drawn.items() if shapes.get(n) == "sample"}
+    if discrete:
+        summed = _exact(model)
+        keys = jax.random.split(jax.random.fold_in(key_model, 1), num_samples)
+        binding = Binding(params, args, kwargs)
+        latent |= drawn_back(keys, summed, binding, latent, most_probable=False)
+        model = summed.program  # what follows from the choices follows from these
     derived = [n for n, kind in shapes.items() if kind == "deterministic"]
     if not derived:
         return latent
     # what the guide draws and the model does not is of no importance to the model
     predict = Predictive(model, latent, params=params, return_sites=derived)
     return {**latent, **predict(key_model, *args, **kwargs)}
+
+
+def _exact(model: Any) -> Marginal:
+    if isinstance(model, Marginal) and model.exact:
+        return model
+    raise ValueError(
+        "sample_posterior(discrete=True) draws what the model summed out, got a model that is "
+        f"{type(model).__name__}, expected what vipp.marginal(program, keep, exact=True) returned. "
+        "Fix: train with such a model, or leave discrete out."
+    )
 
 
 def _draw_guide(

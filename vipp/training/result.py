@@ -42,22 +42,31 @@ class FitResult:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.params, self.losses, self.state, self.guide))
 
-    def sample_posterior(self, rng_key: jax.Array, num_samples: int = 1) -> dict[str, jax.Array]:
-        """Draw what the model leaves unknown from the trained guide, at the arguments of training.
+    def sample_posterior(
+        self, rng_key: jax.Array, num_samples: int = 1, *, discrete: bool = False
+    ) -> dict[str, jax.Array]:
+        r"""Draw what the model leaves unknown from the trained guide, at the arguments of training.
 
         The values are those of the model's latent sites, under the model's names, and of its
         ``deterministic`` sites at these. An autoguide is asked for its own posterior, which for
         ``AutoLaplaceApproximation``, say, is not what it trains with.
 
+        Of a model that :func:`vipp.marginal` summed sites ``d`` out of exactly, these can be drawn,
+        too, given each draw of the others; deterministic sites are then at these values:
+
+        .. math:: z \sim q(z), \quad d \sim p(d \mid z, x)
+
         Args:
           rng_key: a PRNG key.
           num_samples: how many draws.
+          discrete: whether to draw what was summed out.
 
         Returns:
           Values by site name, each with a leading axis of size ``num_samples``.
 
         Raises:
-          ValueError: if ``num_samples`` is not a positive int.
+          ValueError: if ``num_samples`` is not a positive int, or ``discrete`` is asked of a model
+            that is not ``vipp.marginal(..., exact=True)``.
 
         Example:
           >>> import jax, numpyro, numpyro.distributions as dist, optax, vipp
@@ -73,7 +82,9 @@ class FitResult:
         """
         positive_int("sample_posterior: num_samples", num_samples)
         params = {**self.params, **(self.state.mutable_state or {})}
-        return draw_posterior(rng_key, self.model, self.guide, params, num_samples)
+        return draw_posterior(
+            rng_key, self.model, self.guide, params, num_samples, discrete=discrete
+        )
 
 
 class NonFiniteError(FloatingPointError):
