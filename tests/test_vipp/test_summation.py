@@ -42,6 +42,7 @@ def test_random_plated_models(seed, reference):
 
 # -- chains ----------------------------------------------------------------------------------------
 
+KEY = jax.random.key(0)
 RNG = np.random.RandomState(0)
 A2, A3, B, W = (
     RNG.dirichlet(np.ones(s[-1]), size=s[:-1]) for s in ((2, 2), (3, 3), (2, 2, 2), (2, 3, 2))
@@ -281,6 +282,103 @@ def test_two_hundred_sites_without_a_loop():
     np.testing.assert_allclose(log_marginal(model), wanted, rtol=1e-4)
 
 
+# -- what may be summed out -------------------------------------------------------------------------
+
+
+PROBS, WEIGHTS, SEEN, LABELS = [0.2, 0.5, 0.3], [1.0, -0.5, 2.0], [True, False], [0, 1]
+
+
+def splits():
+    with numpyro.plate("N", 2):
+        counts = numpyro.sample("counts", dist.Multinomial(3, probs=jnp.array(PROBS)))
+        see(X[:2], counts @ jnp.array(WEIGHTS))
+
+
+def totals(total, **parameter):
+    def model():
+        with numpyro.plate("N", 2):
+            see(X[:2], numpyro.sample("count", dist.Binomial(total, **parameter)))
+
+    return model
+
+
+def labels_some_of_which_are_seen():
+    with numpyro.plate("N", 2):
+        label = dist.Bernoulli(jnp.array(0.3))
+        z = numpyro.sample("z", label, obs=jnp.array(LABELS), obs_mask=jnp.array(SEEN))
+        see(X[:2], z)
+
+
+def data_some_of_which_are_seen():
+    def step(z, given):
+        z = choose("z", A2, z)
+        coin = numpyro.sample("coin", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(1.0 * z, 1.0), obs=given[0], obs_mask=given[1])
+        return z, coin * given[0]
+
+    scan(step, 0, (X[:4], jnp.array([True, True, False, True])))
+
+
+def sum_data():
+    alpha = np.eye(2)[0]
+    for i, x in enumerate(X[:4]):
+        alpha = (alpha @ A2) * ([1, 1] if i == 2 else np.exp([normal(x, 0), normal(x, 1)]))
+    return np.log(alpha.sum())
+
+
+def sum_splits():
+    rows = [c for c in itertools.product(range(4), repeat=3) if sum(c) == 3]
+    ways = lambda c: (
+        6 / math.prod(map(math.factorial, c)) * math.prod(p**k for p, k in zip(PROBS, c))
+    )
+    return sum(
+        np.logaddexp.reduce([math.log(ways(c)) + normal(x, np.dot(c, WEIGHTS)) for c in rows])
+        for x in X[:2]
+    )
+
+
+def sum_totals(p=0.3):
+    term = lambda n, k: math.log(math.comb(n, k) * p**k * (1 - p) ** (n - k))
+    return sum(
+        np.logaddexp.reduce([term(n, k) + normal(x, k) for k in range(n + 1)])
+        for n, x in zip((3, 1), X)
+    )
+
+
+def sum_labels():
+    term = lambda z, x: math.log(0.3 if z else 0.7) + normal(x, z)
+    return term(0, X[0]) + np.logaddexp(term(0, X[1]), term(1, X[1]))
+
+
+SUPPORTS = {
+    "multinomial": (splits, sum_splits),
+    "a total for each lane": (totals(np.array([3, 1]), probs=0.3), sum_totals),
+    "a total for each lane, logits": (totals(np.array([3, 1]), logits=math.log(3 / 7)), sum_totals),
+    "data some of which are seen": (data_some_of_which_are_seen, sum_data),
+    "labels some of which are seen": (labels_some_of_which_are_seen, sum_labels),
+}
+
+
+def test_supports_in_double_precision(x64):
+    cases = {
+        **SUPPORTS,
+        "first order": CHAINS["first order"],
+        "lanes": CHAINS["lanes that an observation couples"],
+    }
+    got = jax.jit(lambda: {case: log_marginal(model) for case, (model, _) in cases.items()})()
+    assert {x.dtype for x in got.values()} == {jnp.dtype("float64")}
+    for case, (_, wanted) in cases.items():
+        np.testing.assert_allclose(got[case], wanted(), rtol=1e-12, err_msg=case)
+
+
+def test_gradient_where_totals_differ():
+    """A count that a lane cannot have is of probability zero, and has no gradient."""
+    total = jnp.array([3, 1])
+    slope = jax.jit(jax.grad(lambda p: log_marginal(totals(total, probs=p))))(0.3)
+    wanted = (sum_totals(0.3 + 1e-5) - sum_totals(0.3 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, wanted, rtol=1e-4)
+
+
 # -- derivatives -----------------------------------------------------------------------------------
 
 
@@ -347,6 +445,19 @@ def counting_to_300():
     )
 
 
+def under_an_array(handler):
+    def model():
+        with handler:
+            first_order()()
+
+    return model
+
+
+def a_number_that_matters():
+    w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+    see(0.1, w + numpyro.sample("z", dist.Bernoulli(0.3)))
+
+
 REFUSED = {
     "a part scaled": (scaled_in_part, "'z' and 'x' are summed over together but scaled differently"),
     "many lanes mixed": (many_lanes, r"'z' has lanes of shape \(20,\).*'x' depends on 20.*2\*\*20"),
@@ -354,6 +465,19 @@ REFUSED = {
     "many parents": (many_parents, "density of 'x' depends on sites 'z0'.*a table of 1073741824"),
     "a minibatch of a part": (subsampled_beside, "scaled differently"),
     "no chain": (counting_to_300, "'z' is drawn in a loop of 300 steps that is no finite chain"),
+    "totals of several multinomials": (
+        lambda: numpyro.factor(
+            "f", numpyro.sample("c", dist.Multinomial(np.array([3, 1]), jnp.array(PROBS))).max()
+        ),
+        "'c' cannot be summed out, as MultinomialProbs has no finite support",
+    ),
+    "an array scale around a scan": (
+        under_an_array(handlers.scale(scale=jnp.ones(6))), "scale or mask that is an array"
+    ),
+    "an array mask around a scan": (
+        under_an_array(handlers.mask(mask=jnp.ones(6, bool))), "scale or mask that is an array"
+    ),
+    "a number that matters": (a_number_that_matters, "'w' cannot be summed out, as Normal has no"),
     "a count without bound": (lambda: see(0.1, numpyro.sample("z", dist.Poisson(2.0))), "'z' cannot be summed"),
 }  # fmt: skip
 
@@ -426,6 +550,43 @@ def test_the_most_probable_lanes():
     )
     wanted = {"die": [3, 1, 2], "pair": [1, 0], "unseen": [[0, 1]] * 3}
     assert {n: x.tolist() for n, x in got.items()} == wanted
+
+
+def test_a_trained_guide_draws_what_was_summed_out():
+    def model(x):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+        logit = numpyro.param("logit", -0.5)
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(logits=logit))
+            numpyro.deterministic("mean", mu * z)
+            see(x, mu * z)
+
+    def guide(x):
+        numpyro.sample("mu", dist.Normal(numpyro.param("loc", 0.7), 1e-5))
+
+    summed, arguments = vipp.marginal(model, ["mu"], exact=True), (optax.sgd(0.1), 3, X[:3])
+    result = vipp.fit(KEY, vipp.ELBO(), summed, guide, *arguments, progress_bar=False)
+    draws = result.sample_posterior(KEY, 10_000, discrete=True)
+    assert set(draws) == {"mu", "z", "mean"}
+    assert (draws["mean"] == draws["mu"][:, None] * draws["z"]).all()
+    mu, logit = float(draws["mu"][0]), float(result.params["logit"])
+    wanted = [sigmoid(logit + normal(x, mu) - normal(x, 0)) for x in X[:3]]
+    np.testing.assert_allclose(draws["z"].mean(0), wanted, atol=0.025)
+
+
+def test_a_model_that_summed_nothing_out_has_nothing_to_draw_back():
+    alone = lambda: numpyro.sample("mu", dist.Normal(numpyro.param("loc", 0.0), 1.0))
+    fitted = vipp.fit(KEY, vipp.ELBO(), alone, alone, optax.sgd(0.1), 1, progress_bar=False)
+    with pytest.raises(ValueError, match="expected what vipp.marginal"):
+        fitted.sample_posterior(KEY, discrete=True)
+
+
+def test_what_nothing_depends_on_has_no_values_to_be_summed():
+    """A number that is not seen has mass one, and is not drawn back; a choice is."""
+    summed = vipp.marginal(data_some_of_which_are_seen, [], exact=True)
+    draws = vipp.infer_discrete(KEY, summed, {}, temperature=0)
+    assert {n: x.shape for n, x in draws.items()} == {"z": (4,), "coin": (4,)}
+    assert not draws["coin"].any()
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ def factor_graph(fn: Callable[[], list[Density]], *, barren: bool = False) -> Fa
     while True:
         program, loops = peel(traced, wanted)
         depends = Dependences(program)
-        members = _members(program, depends, loops)
+        lanes = _lanes(program, loops)
+        members = _summable(_members(program, depends, loops), lanes, barren)
         chains = {
             n: chain_of(loop, [_atoms(m) for m in members if (m.loop, m.step) == (n, loop.first)])
             for n, loop in enumerate(loops)
@@ -158,7 +159,6 @@ def factor_graph(fn: Callable[[], list[Density]], *, barren: bool = False) -> Fa
         if not more:
             break
         wanted |= more
-    lanes = _lanes(program, loops)
     groups = _groups(members if barren else _without_barren(members, lanes))
     joined = [join_lanes(g, lanes) for g in groups]
     return FactorGraph(program, loops, depends, lanes, chains, groups, joined)
@@ -207,7 +207,6 @@ def _members(program: Program, depends: Dependences, loops: Sequence[Peeled]) ->
             for var, site in program.sites.items():
                 if site.template.name == density.name:
                     loop, step = in_loop.get(var, (None, 0))
-                    _check_support(site)
                     at = Member(
                         density, _label(density.name, loop, step), None, None, site.lane_shape,
                         axes_of(depends.log_prob(site)), site, loop, step,
@@ -246,13 +245,14 @@ def _label(name: str, loop: int | None, step: int) -> str:
     return name if loop is None else f"{name}[{step}]"
 
 
-def _check_support(site: Site) -> None:
-    if site.template.support is None:
-        raise SiteError(
-            f"marginal(exact=True): site '{site.template.name}' cannot be summed out, as "
-            f"{site.template.kind} has no finite support that is known before compilation. Fix: "
-            "keep it, or integrate it out with importance weights (exact=False)."
-        )
+def _unsupported(site: Site) -> SiteError:
+    return SiteError(
+        f"marginal(exact=True): site '{site.template.name}' cannot be summed out, as "
+        f"{site.template.kind} has no finite support that is known before compilation. Fix: give "
+        "a total or a bound as a number outside of compiled code (a Multinomial: one for all "
+        "lanes, with few splits), keep the site, or integrate it out with importance weights "
+        "(exact=False)."
+    )
 
 
 def _atoms(member: Member) -> list[Any]:
@@ -290,10 +290,27 @@ def _lanes(program: Program, loops: Sequence[Peeled]) -> dict[int, LaneAxes]:
 # -- groups --------------------------------------------------------------------------------------
 
 
-def _without_barren(members: list[Member], lanes: dict[int, LaneAxes]) -> list[Member]:
+def _summable(members: list[Member], lanes: dict[int, LaneAxes], barren: bool) -> list[Member]:
+    """Leave out sites without a finite support that nothing else depends on; no others may be."""
+    infinite = lambda m: m.site is not None and m.site.template.support is None
+    left = _without_barren(members, lanes, infinite)
+    needed = left if barren else _without_barren(members, lanes)
+    for member in needed:
+        if member.site is not None and member.site.template.support is None:
+            raise _unsupported(member.site)
+    return left
+
+
+def _without_barren(
+    members: list[Member],
+    lanes: dict[int, LaneAxes],
+    droppable: Callable[[Member], bool] = lambda m: m.site is not None,
+) -> list[Member]:
     """Leave out the sites that nothing else depends on: what is summed over them is one."""
     left = list(members)
-    families = dict.fromkeys(lanes[m.site.index].family for m in members[::-1] if m.site)
+    families = dict.fromkeys(
+        lanes[m.site.index].family for m in members[::-1] if m.site and droppable(m)
+    )
     for family in families:
         own = [m for m in left if m.site and lanes[m.site.index].family == family]
         others = [m for m in left if not any(m is o for o in own)]

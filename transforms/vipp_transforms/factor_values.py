@@ -70,8 +70,11 @@ class FactorValues:
         eqns = [e for e in self.program.eqns if id(e) not in changing]
         made = {v for chain in chains for e in chain.eqns for v in e.outvars}
         needed = [a for group in self.graph.groups for m in group for a in atoms_of(m)]
+        factors = list(needed)
         for chain in chains:
-            needed += [v for e in chain.eqns for v in e.invars]
+            results = [chain.step.results[i] for i in chain.needed]
+            in_use = live(list(chain.eqns), [*factors, *results])
+            needed += [v for e in in_use for v in e.invars]
             needed += [*chain.inputs(), *chain.loop.xs]
             needed += [chain.step.results[i] for i in chain.varying]
         return without_keys(self.program.sites, eqns), [

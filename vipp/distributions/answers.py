@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from vipp.distributions.edges import hold_support
+from vipp.distributions.finite import finite_support
 from vipp.distributions.implicit import Implicit
 from vipp.distributions.quantiles import has_quantile, quantile
 from vipp.distributions.reparameterisation import reparameterised
@@ -45,6 +47,12 @@ class Answering(Described):
     def kind(self) -> str:
         """The class of the distribution that a user wrote."""
         return kind(self.fn)
+
+    @property
+    def support(self) -> np.ndarray | None:
+        """All values of one lane, or of all lanes together where they differ."""
+        listed = super().support
+        return finite_support(self.fn) if listed is None else listed
 
     @property
     def pathwise(self) -> bool:
