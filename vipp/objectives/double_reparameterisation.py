@@ -58,7 +58,10 @@ def weigh_doubly_reparameterised(
 
     def again(key: Any, z: Trace, weight: jax.Array) -> Any:
         moved = {
-            n: _scale_gradient(z[n], at_values(weight, site, names)) for n, site in sites.items()
+            # the path has the weight w here, and w once more from the gradient of log mean exp:
+            # w squared in all (Tucker et al. 2019, equation 8)
+            n: _scale_gradient(z[n], at_values(weight, site, names))
+            for n, site in sites.items()
         }
         with seeded(rng_seed=key):
             # deterministic sites follow, with the parameters' gradient of their own

@@ -125,6 +125,7 @@ def FilteringBound(  # noqa: N802
         state, gained = jax.vmap(move)(keys, state, closed_over, own_xs)
         log_w = log_w + gained
         total = jax.nn.logsumexp(log_w, axis=0)
+        # what was gained up to here is counted in total; the particles go on with their shares
         index, log_w = ancestors(chosen, log_w - total, resample, resampling_gradient, softness)
         kept = (state, closed_over, own_xs)
         if index is not None:

@@ -83,6 +83,7 @@ def ReweightedWakeSleep(  # noqa: N802
     model = log_mean_exp(weights.log_p - constant(weights.log_q))
     value = weights.total(model)
     if not _is_zero(wake):
+        # the posterior's expectation of log q by self-normalised weights: biased for K finite
         normalised = constant(jax.nn.softmax(weights.log_w, axis=0))
         value = value + wake * gradient_only(weights.total((normalised * weights.log_q).sum(0)))
     if not _is_zero(sleep):

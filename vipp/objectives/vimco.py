@@ -56,7 +56,9 @@ def VIMCO(  # noqa: N802
     weights = weigh(p, q.constant(), num_particles, per_plate)
     log_w = weights.log_w
     bound = log_mean_exp(log_w)
+    # the second sum of the gradient comes of the bound itself, whose weights are not constants
     learning_signal = jax.lax.stop_gradient(bound - _without(log_w))
+    # of the draws' scores alone: a guide's factor has no draw to be credited with
     score = (learning_signal * weights.score).sum(0)
     return weights.total(bound + gradient_only(score))
 

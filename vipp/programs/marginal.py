@@ -203,6 +203,7 @@ class MarginalProgram(AbstractProgram):
         first = _Weighed.of(of_p, of_q, auxiliary)
         log_w = first.log_w[None]
         if self.num_particles > 1:
+            # what was drawn along is one of the particles, so that E[1/w] = 1/p(kept)
             others = replicate(lambda: self._particle(kept).log_w, self.num_particles - 1)
             log_w = jnp.concatenate([log_w, others])
         return kept, self._densities(first, log_w)
@@ -211,6 +212,7 @@ class MarginalProgram(AbstractProgram):
         """The estimated density of the kept values, with what does not depend on the others."""
         check_given(self._name, self.keep, trace, "integrated out")
         kept = only(trace, self.keep)
+        # all drawn anew given the kept values, so that E[w] = p(kept)
         all_: _Weighed = replicate(lambda: self._particle(kept), self.num_particles)
         first = jax.tree.map(lambda x: x[0] if isinstance(x, jax.Array) else x, all_)
         return self._densities(first, all_.log_w)

@@ -144,6 +144,7 @@ class NormalizedProgram(AbstractProgram):
         index = sample(INDEX, dist.Categorical(logits=logits), self.estimator)
         chosen = {n: all_.choose(n, x, index) for n, x in drawn.values.items()}
         same = {n: x[0] for n, x in drawn.subsamples.items()}
+        # E[1/w] = 1/q: the chosen one's own weight is among those averaged
         log_density = _take(all_.log_p, index) - log_mean_exp(all_.log_w)
         density = one_density("normalize", log_density, all_.names, all_.sites)
         return replace(drawn, values=chosen, subsamples=same), [density]
@@ -156,6 +157,7 @@ class NormalizedProgram(AbstractProgram):
         log_w = given.log_w[None]
         if self.num_particles > 1:
             draw = lambda: self._weigh(*self.proposal.simulate_sites()).log_w
+            # E[w] = q: the values given take one particle's place, the others are drawn
             log_w = jnp.concatenate([log_w, replicate(draw, self.num_particles - 1)])
         log_density = given.log_p - log_mean_exp(log_w)
         return [one_density("normalize", log_density, given.names, given.sites)]
