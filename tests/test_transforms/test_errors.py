@@ -78,23 +78,26 @@ def test_the_value_must_be_a_real_scalar(value, got):
 
 
 def inside(construct, body, t):
-    """``body(carry)`` in a construct of JAX's own."""
+    """``body(carry, key)`` in a construct of JAX's own, with a key for each step."""
+    keys = jax.random.split(KEY, 2)
+    branch = lambda c, key: lax.cond(c > 0, body, lambda c, key: c, c, key)
     return {
-        "scan": lambda: lax.scan(lambda c, _: (body(c), None), t, None, 2)[0],
-        "while": lambda: lax.while_loop(lambda c: c < 2, body, t),
-        "cond": lambda: lax.cond(t > 0, body, lambda c: c, t),
-        "checkpoint": lambda: jax.checkpoint(body)(t),
-        "scan of cond": lambda: lax.scan(
-            lambda c, _: (lax.cond(c > 0, body, lambda c: c, c), None), t, None, 2
+        "scan": lambda: lax.scan(lambda c, key: (body(c, key), None), t, keys)[0],
+        "while": lambda: lax.while_loop(
+            lambda s: s[0] < 2, lambda s: (body(*s), jax.random.split(s[1])[0]), (t, KEY)
         )[0],
+        "cond": lambda: branch(t, KEY),
+        "checkpoint": lambda: jax.checkpoint(body)(t, KEY),
+        "scan of cond": lambda: lax.scan(lambda c, key: (branch(c, key), None), t, keys)[0],
     }[construct]()
 
 
 @pytest.mark.parametrize("estimator", [vt.Enumerate(), vt.ScoreFunction(), vt.Automatic()])
 def test_a_site_inside_a_while_loop(estimator):
     match = r"Site 'z' is drawn inside 'while'.*Pathwise.*Fix: .*outside"
+    body = lambda c, key: c + vt.sample(key, dist.Bernoulli(T), estimator, name="z")
     with pytest.raises(vt.SiteError, match=match):
-        run(lambda t: inside("while", lambda c: c + draw(dist.Bernoulli(t), estimator), t))
+        run(lambda t: inside("while", body, t))
 
 
 @pytest.mark.parametrize("construct", ["scan", "cond", "checkpoint", "scan of cond"])
@@ -103,10 +106,10 @@ def test_a_pathwise_site_inside_control_flow(construct):
 
     def program(t):
         z = draw(dist.Bernoulli(t), vt.Enumerate(), name="outside")
-        noise = lambda c: vt.sample(KEY, dist.Normal(c, 2.0), vt.Pathwise(), name="x")
+        noise = lambda c, key: vt.sample(key, dist.Normal(c, 2.0), vt.Pathwise(), name="x")
         return inside(construct, noise, t + z)
 
-    shift = lambda c: c + 2.0 * jax.random.normal(KEY)
+    shift = lambda c, key: c + 2.0 * jax.random.normal(key)
     low, high = (inside(construct, shift, T + z) for z in (0.0, 1.0))
     value, grad = jax.value_and_grad(lambda t: run(program, t))(T)
     np.testing.assert_allclose(value, 0.7 * low + 0.3 * high, rtol=1e-5)
