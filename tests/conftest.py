@@ -36,6 +36,9 @@ ITEMS = pytest.StashKey[list]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Mark the rows that are not in the quick set (support/quick.py) before ``-m`` selects."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):  # an example shows how to call, and is no law
+            item.add_marker("thorough")
     tables = (item for item in items if hasattr(item, "callspec"))
     for _, rows in itertools.groupby(tables, lambda item: (item.path, item.originalname)):
         rows = list(rows)

@@ -394,6 +394,7 @@ def test_value_and_gradient(name, kind):
         check(drawn, exact(name))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["accumulating", "two_sites", "two_loops"])
 def test_lanes_inside_and_around(name):
     """Under vmap, each lane its own keys and parameters: the mean of the lanes' expectations."""
@@ -487,6 +488,7 @@ def test_pathwise_in_loops_costs_nothing():
     assert not vt.plan(fn, 0.5, KEY).program.sites
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lengths", [(10, 100, 1000)])
 def test_compile_time_does_not_grow_with_the_loop(lengths):
     """The program has as many equations whatever the number of steps; operations are linear."""
@@ -546,6 +548,7 @@ SKIPPED = {fn.__name__.strip("_"): fn for fn in (_root, _log, _nested, _in_a_loo
 SKIPPING = [vt.Enumerate(), vt.ScoreFunction(), vt.ScoreFunction(2, "leave_one_out")]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", SKIPPED)
 @pytest.mark.parametrize("estimator", SKIPPING, ids=["enumerate", "score", "leave one out"])
 def test_a_branch_not_taken_gets_no_gradient(name, estimator):
@@ -610,6 +613,7 @@ NO_NUMBER_ROWS = [
 ]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("program, name", NO_NUMBER_ROWS)
 def test_a_branch_not_taken_makes_no_numbers(program, name):
     make, estimator = NO_NUMBERS[name]
@@ -634,6 +638,7 @@ CALLED = {
 }  # fmt: skip
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", CALLED)
 @pytest.mark.parametrize("estimator", SKIPPING, ids=["enumerate", "score", "leave one out"])
 def test_what_is_only_called_is_called_once(name, estimator):
@@ -663,6 +668,7 @@ RESULTS = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_callback_for_its_result(name):
     callback, way_out = RESULTS[name]

@@ -61,12 +61,14 @@ def check(objective, model, guide):
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float64")}
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=label)
 def test_objectives(objective, x64):
     program = looped if isinstance(objective, vipp.FilteringBound) else flat
     check(objective, program(False), program(True))
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=label)
 def test_estimators(estimator, x64):
     guide = flat(True) if estimator is None else vipp.with_estimators(flat(True), {"c": estimator})

@@ -110,6 +110,7 @@ def over_all(model, guide, shapes):
     return lambda params: jax.vmap(lambda o: term(params, o))(outcomes).sum()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("case", CASES)
 def test_bounds_are_exact(case):
     model, guide, shapes = CASES[case]
@@ -126,6 +127,7 @@ def test_explained_as_one_site():
     assert [row.site for row in rows.rows] == ["z[t-1]", "z"]
 
 
+@pytest.mark.thorough
 def test_a_pathwise_draw_before_the_loop():
     """Given it, the estimate is that of the steps apart."""
 
@@ -147,6 +149,7 @@ def test_a_pathwise_draw_before_the_loop():
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5), got, want)
 
 
+@pytest.mark.thorough
 def test_a_score_function_before_the_loop():
     """Exact on average over its two values."""
 
@@ -176,6 +179,7 @@ def test_a_score_function_before_the_loop():
     np.testing.assert_allclose(mean, want[1]["w"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_state_that_counts_is_unrolled():
     """The odds depend on all steps before: no chain, and few enough steps."""
 

@@ -94,6 +94,7 @@ PLATED = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("case", PLATED)
 def test_the_bound_is_the_sum_of_the_bounds_of_each(case, reference, bound_and_grad):
     objective = vipp.FilteringBound(num_particles=2, resampling_gradient=True)
@@ -116,6 +117,7 @@ def test_elements_that_a_state_mixes_are_resampled_together():
         loss("N")
 
 
+@pytest.mark.thorough
 def test_a_latent_value_outside_of_the_plate(bound_and_grad):
     """It belongs to a particle of all elements: these are resampled together."""
 
@@ -142,6 +144,7 @@ def test_a_latent_value_outside_of_the_plate(bound_and_grad):
         asked.loss(jax.random.key(0), {}, program(True), program(False))
 
 
+@pytest.mark.thorough
 def test_all_ways_to_resample_in_plates():
     """The likelihood of all is estimated without bias: two plates, one latent value before."""
     xs = jnp.linspace(-1.0, 2.0, 8).reshape(2, 2, 2)  # steps, and two plates

@@ -232,6 +232,7 @@ def test_samples_have_the_models_own_names():
     np.testing.assert_allclose(draws["z"], 5.0 + 2.0 * draws["z_decentered"], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_many_sites_are_packed():
     """A guide of many scalar sites trains as it does under SVI, in one packed loop."""
 

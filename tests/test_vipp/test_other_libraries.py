@@ -76,6 +76,7 @@ class Counted(Shifted):
         return jnp.floor(super().sample(key, sample_shape)).astype(int)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("kind", "moves"),
     [(Shifted, True), (Unlisted, True), (Held, False), (Chosen, False), (Rejected, False),
@@ -153,6 +154,7 @@ def test_what_is_no_pytree_is_drawn_pathwise_lane_by_lane(kind):
     assert abs(slope.mean() - 1.0) < 1e-4
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", [Coin, HiddenCoin, Bare, Broken])
 def test_what_is_no_pytree_is_refused_by_other_estimators(kind):
     def run(p):
@@ -171,6 +173,7 @@ def guide():
     flow_sample("z", register_params("flow", FLOW))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "objective", [vipp.ELBO(), vipp.IWAE(num_particles=4), vipp.ELBO(stick_the_landing=True)]
 )

@@ -50,7 +50,7 @@ def values_and_gradients(row):
 
 
 # the reference evaluates a component of a mixture outside its support
-@pytest.mark.few(24)
+@pytest.mark.few(12)
 @pytest.mark.filterwarnings("ignore:Out-of-support values:UserWarning")
 @pytest.mark.parametrize("name", ROWS)
 def test_expected_gradient_in_every_parameter(name, reference):
@@ -131,6 +131,7 @@ def test_a_sampler_that_declares_no_parameters_is_not_trusted():
     assert not reparameterised(Rejection().expand([3]).to_event(1))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kappa", [1e-3, 0.3, 2.0, 20.0, 300.0, 1e4])
 def test_von_mises_moves_as_quadrature_says(kappa, x64):
     """The derivative in the concentration, to 1e-6, out to five standard deviations."""
@@ -148,6 +149,7 @@ def test_von_mises_moves_as_quadrature_says(kappa, x64):
     np.testing.assert_allclose(got[1], want[1], atol=1e-6 * float(abs(want[1]).max()))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "fn", [dist.VonMises(2.5, 1.4), dist.Beta(0.6, 2.2), dist.StudentT(1.3, 0.2, 0.9)]
 )

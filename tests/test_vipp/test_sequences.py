@@ -78,6 +78,7 @@ def bound(params, particles=1):
     return (jnp.exp(log_q[picks].sum(1)) * values).sum()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ESTIMATORS)
 def test_elbo_of_a_chain(kind, reference, bound_and_grad):
     guide = proposal(ESTIMATORS[kind])
@@ -91,6 +92,7 @@ def test_elbo_of_a_chain(kind, reference, bound_and_grad):
         reference.check_unbiased(drawn, wanted)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("objective", [vipp.IWAE(num_particles=2), vipp.VIMCO(num_particles=2)])
 def test_several_particles_of_a_chain(objective, reference, bound_and_grad):
     drawn = bound_and_grad(objective, chain, proposal(None), PARAMS, XS, keys=150_000)
@@ -128,6 +130,7 @@ def test_reward_to_go_reaches_the_model(bound_and_grad):
     assert ratio > 50, ratio
 
 
+@pytest.mark.thorough
 def test_a_pathwise_guide_next_to_discrete_choices(reference, bound_and_grad):
     """A switching model: in each step a regime, then a Gaussian."""
 
@@ -210,6 +213,7 @@ def test_plates_inside_a_scan(reference, bound_and_grad):
     reference.check_unbiased(drawn, wanted)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["default", "score", "enumerate"])
 def test_a_branch(kind, reference, bound_and_grad):
     def program(probs, estimator=None):
@@ -247,6 +251,7 @@ def test_a_branch(kind, reference, bound_and_grad):
         reference.check_unbiased(drawn, wanted)
 
 
+@pytest.mark.thorough
 def test_hidden_markov_model_of_500_steps():
     """Exact elimination is the forward algorithm."""
     table = jax.nn.softmax(jax.random.normal(jax.random.key(0), (4, 4)))
@@ -272,6 +277,7 @@ def test_hidden_markov_model_of_500_steps():
     np.testing.assert_allclose(got, logsumexp(alpha), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_attend_infer_repeat_chain(reference, bound_and_grad):
     """Three slots: one is present only if the one before is; what is present has a position."""
 
@@ -324,6 +330,7 @@ FILTERS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", FILTERS)
 def test_the_likelihood_estimate_is_unbiased(kind, bound_and_grad):
     objective = vipp.FilteringBound(num_particles=3, **FILTERS[kind])
@@ -342,6 +349,7 @@ def test_without_resampling_it_is_iwae(reference, bound_and_grad):
     reference.check_unbiased(drawn, jax.value_and_grad(bound)(PARAMS, 2))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_resampling_gradient_makes_it_unbiased(soft, reference, bound_and_grad):
     """Two particles, two steps: all draws and ancestors by brute force."""
@@ -418,6 +426,7 @@ def simulated(length=100):
     return jnp.asarray(xs, jnp.float32)
 
 
+@pytest.mark.thorough
 def test_filtering_comes_closest_to_the_kalman_likelihood(bound_and_grad):
     xs = simulated()
     params = {"gains": jnp.array([0.6, 0.4]), "scale": jnp.array(0.4)}
@@ -434,6 +443,7 @@ def test_filtering_comes_closest_to_the_kalman_likelihood(bound_and_grad):
     assert exact - means[2] < 1.5
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::vipp.BiasedObjectiveWarning")
 def test_fitting_by_filtering():
     xs = simulated(60)
@@ -447,6 +457,7 @@ def test_fitting_by_filtering():
     assert exact - 4 < -result.losses[-100:].mean() < exact + 0.5
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::vipp.BiasedObjectiveWarning")
 def test_deep_markov_model_learns():
     """Neural transitions and emissions on a noisy sine."""
@@ -499,6 +510,7 @@ def test_deep_markov_model_learns():
         assert result.losses[-50:].mean() < 0.5 * result.losses[:10].mean()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("length", [64, 1_000])
 def test_a_long_enumerated_guide(length, bound_and_grad):
     """Five states, summed out in the loop: the sum over all paths by dynamic programming."""
@@ -543,6 +555,7 @@ def test_a_long_enumerated_guide(length, bound_and_grad):
 SEEN = jnp.array([True, False, True])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", ["mask", "obs_mask"])
 @pytest.mark.parametrize(
     "objective", [vipp.FilteringBound(num_particles=1_000), vipp.IWAE(num_particles=1_000)]
@@ -568,6 +581,7 @@ def test_missing_observations(how, objective, bound_and_grad):
     np.testing.assert_allclose(value.mean(), kalman(XS, SEEN), atol=0.06)
 
 
+@pytest.mark.thorough
 def test_filtering_with_unknown_dynamics(bound_and_grad):
     """A latent before the scan is resampled with the particle whose steps it governs."""
 
@@ -716,6 +730,7 @@ def test_filtering_with_a_branch_before_the_scan(bound_and_grad):
 ANY = {**ESTIMATORS, "disarm": vipp.DisARM()}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("nested", [False, True], ids=["one loop", "a loop in a loop"])
 @pytest.mark.parametrize("kind", ["enumerate", "disarm", "leave one out"])
 def test_an_expectation_over_loops(kind, nested, reference):
@@ -781,6 +796,7 @@ def minibatch_pair(place, estimator=None):
     return minibatch_in(place, of_model), minibatch_in(place, of_guide)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("place", ["scan", "nested scan", "cond", "scope"])
 @pytest.mark.parametrize("bound_of", [vipp.ELBO(), vipp.IWAE(num_particles=1)], ids=repr)
 def test_a_minibatch_inside(place, bound_of, bound_and_grad, reference):
@@ -804,6 +820,7 @@ def test_a_hidden_minibatch_is_refused():
         vipp.ELBO().loss(jax.random.key(0), {}, model, guide)
 
 
+@pytest.mark.thorough
 def test_each_particle_of_an_elbo_has_its_own_minibatch(bound_and_grad):
     """As numpyro.infer.Trace_ELBO: what the minibatch adds to the spread falls with particles."""
 

@@ -33,6 +33,7 @@ def normal(x, mean):
     return -0.5 * (float(x) - mean) ** 2 - 0.5 * math.log(2 * math.pi)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(12))
 def test_random_plated_models(seed, reference):
     spec = plated.specification(seed)
@@ -208,12 +209,14 @@ CHAINS = {
 }  # fmt: skip
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("case", CHAINS)
 def test_chains(case):
     model, wanted = CHAINS[case]
     np.testing.assert_allclose(log_marginal(model), wanted(), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_sequences_of_different_lengths_in_a_plate():
     xs, lengths, first = RNG.randn(6, 3), [6, 2, 4], np.array([0.5, 0.3, 0.2])
 
@@ -249,6 +252,7 @@ def hidden_markov(xs):
     scan(step, 0, xs)
 
 
+@pytest.mark.thorough
 def test_a_long_chain_costs_to_compile_what_a_short_one_does():
     """Equations do not grow with the number of steps; single precision stays right."""
     p = vipp.marginal(hidden_markov, ["p"], exact=True)
@@ -270,6 +274,7 @@ def test_a_long_chain_costs_to_compile_what_a_short_one_does():
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_two_hundred_sites_without_a_loop():
     def model():
         z = 0
@@ -552,6 +557,7 @@ def test_the_most_probable_lanes():
     assert {n: x.tolist() for n, x in got.items()} == wanted
 
 
+@pytest.mark.thorough
 def test_a_trained_guide_draws_what_was_summed_out():
     def model(x):
         mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
@@ -632,6 +638,7 @@ STANDING = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", STANDING)
 def test_log_density_under_numpyro(case):
     program, values = STANDING[case](SUMMED)
@@ -640,6 +647,7 @@ def test_log_density_under_numpyro(case):
     assert [n for n, s in record.items() if s["type"] == "sample"] == ["mu", "w", "summed_out"]
 
 
+@pytest.mark.thorough
 def test_guides_and_predictions_of_numpyro():
     for guide in (AutoNormal(SUMMED), AutoLaplaceApproximation(SUMMED)):
         svi = SVI(SUMMED, guide, optax.adam(0.01), Trace_ELBO())
@@ -648,6 +656,7 @@ def test_guides_and_predictions_of_numpyro():
     assert {n: x.shape for n, x in draws.items() if n != "summed_out"} == {"mu": (3,), "w": (3, 4)}
 
 
+@pytest.mark.thorough
 def test_nuts_of_a_change_point():
     """Rates before and after a change whose time is summed out."""
     counts = jnp.array([2.0, 3.0, 1.0, 9.0, 11.0, 8.0])

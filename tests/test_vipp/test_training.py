@@ -148,6 +148,7 @@ def test_an_error_of_a_callback_loses_nothing():
     same(error.value.result, train(10))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("held_out", [None, (X + 50.0,)])
 def test_early_stopping_has_the_best_parameters(held_out):
     """A step size at which the mean is left behind: the best look is not the last."""
@@ -216,6 +217,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "batches", "stopping"])
 def test_a_run_that_was_killed_goes_on_bit_by_bit(settings, tmp_path):
     folder = {"checkpoint": str(tmp_path / "run"), "checkpoint_every": 8, "log_every": 5}
