@@ -15,7 +15,7 @@ import numpy as np
 import numpyro.distributions as dist
 from _common import compiled, counted, paired, table
 
-from vipp.distributions.densities import exact
+from vipp.distributions.densities import guarded
 
 ROWS, PIXELS = 64, 784
 
@@ -25,7 +25,7 @@ def numpyro_form(logits: Any, value: Any) -> jax.Array:
 
 
 def vipp_form(logits: Any, value: Any) -> jax.Array:
-    return exact(dist.Bernoulli(logits=logits)).log_prob(value)
+    return guarded(dist.Bernoulli(logits=logits)).log_prob(value)
 
 
 def logaddexp_form(logits: Any, value: Any) -> jax.Array:

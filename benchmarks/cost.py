@@ -20,7 +20,7 @@ from _common import apply, compiled, counted, dense, paired, table, verdict
 from numpyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 
 import vipp
-from vipp.distributions.densities import exact
+from vipp.distributions.densities import guarded
 
 PIXELS, HIDDEN, LATENT, BATCH = 784, 200, 20, 64
 stop = jax.lax.stop_gradient
@@ -67,7 +67,7 @@ def same_form(loss: Any) -> Any:
 
     def rewritten(*args: Any) -> Any:
         kept = FORM["bernoulli"]
-        FORM["bernoulli"] = lambda logits: exact(dist.Bernoulli(logits=logits))
+        FORM["bernoulli"] = lambda logits: guarded(dist.Bernoulli(logits=logits))
         try:
             return loss(*args)
         finally:
