@@ -32,7 +32,7 @@ def _no_collection():
     gc.enable()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("_no_collection")
 @pytest.mark.parametrize("batch", range(0, len(SEEDS), BATCH))
 def test_random_programs(batch):

@@ -566,7 +566,7 @@ def traced(name):
 checked = set()  # equations recur; only indices make a difference
 
 
-@pytest.mark.few(36)
+@pytest.mark.few(20)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_claims_survive_perturbation(name):
     for eqn, values, run in equations(traced(name), PROGRAMS[name][1:]):

@@ -44,7 +44,7 @@ def plain(estimate):
     return [one(THETA, k) for k in KEYS]
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 def test_jit(estimate, plain):
     close(jax.value_and_grad(estimate)(THETA, KEYS[0]), plain[0])
 
@@ -74,6 +74,7 @@ def test_forward_and_reverse_mode_agree(estimate, plain):
     close(jax.jit(jax.jacfwd(estimate))(THETA, KEYS[0]), plain[0][1])
 
 
+@pytest.mark.few(1)
 def test_gradient_of_gradient(estimate):
     reverse = jax.jit(jax.jacrev(jax.grad(estimate)))(THETA, KEYS[0])
     close(reverse, jax.jit(jax.hessian(estimate))(THETA, KEYS[0]))

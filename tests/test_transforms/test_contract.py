@@ -185,6 +185,7 @@ def test_every_estimator_is_in_a_table():
         assert re.search(rf"\bvt\.{made.__name__}\(", text), f"{made.__name__} is not in {file}"
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_single_precision(exact, estimator):
     row = ESTIMATORS[estimator]

@@ -140,7 +140,7 @@ ALLOW = pytest.mark.rank_promotion("allow")  # what NumPyro does with events
 CASES = [pytest.param(c, marks=[ALLOW] if c[1] in EVENTS else [], id=label(c)) for c in cases()]
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("case", CASES)
 def test_estimator_is_unbiased(exact, case):
     context, family, name, around = case

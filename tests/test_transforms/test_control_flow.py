@@ -380,7 +380,7 @@ SOME = {"automatic": ("in_branch", "markov", "upstream"), "measure valued": ("th
 ROWS = [(name, kind) for name in PROGRAMS for kind in ESTIMATORS if name in SOME.get(kind, [name])]
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name, kind", ROWS)
 def test_value_and_gradient(name, kind):
     run = jax.value_and_grad(estimate(name, ESTIMATORS[kind]))
@@ -394,7 +394,7 @@ def test_value_and_gradient(name, kind):
         check(drawn, exact(name))
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["accumulating", "two_sites", "two_loops"])
 def test_lanes_inside_and_around(name):
     """Under vmap, each lane its own keys and parameters: the mean of the lanes' expectations."""
@@ -613,7 +613,7 @@ NO_NUMBER_ROWS = [
 ]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("program, name", NO_NUMBER_ROWS)
 def test_a_branch_not_taken_makes_no_numbers(program, name):
     make, estimator = NO_NUMBERS[name]

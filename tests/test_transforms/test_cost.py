@@ -74,7 +74,7 @@ ROWS = {  # evaluations where lanes are apart, and together
 BACKWARD = {"pathwise", "rebar", "gumbel", "straight", "reinmax", "reste", "sparse"}
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ROWS)
 def test_operations_are_those_of_the_evaluations(name):
     make, estimator, *counts = ROWS[name]

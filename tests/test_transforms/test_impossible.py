@@ -53,7 +53,7 @@ def test_nothing_comes_of_what_cannot_be(exact, program, estimator):
     exact.check(program, THETA, default=ESTIMATORS[estimator], grids=grids, orders=1)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "estimator",
     [vt.REBAR(), vt.GumbelSoftmax(), vt.GumbelSoftmax(5.0), vt.ReinMax(), vt.SparseMixer(),
@@ -73,7 +73,7 @@ def test_a_category_that_cannot_be_is_no_part_of_a_relaxation(estimator):
     assert 0 <= value <= THETA[2] + 1e-6  # nothing of the last one
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "estimator",
     [vt.DisARM(), vt.ARM(), vt.ARMS(3), vt.REBAR(), vt.ReSTE(), vt.MeasureValued()],

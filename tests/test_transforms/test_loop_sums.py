@@ -240,7 +240,7 @@ def exact(program):
     return lambda theta: jnp.nansum(jax.vmap(lambda o: run(theta, o))(all_outcomes))
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("program", SUMMED + UNROLLED)
 def test_value_and_derivatives(program):
     """Value, gradient and second derivative; one row of the table for all steps, where it can be."""

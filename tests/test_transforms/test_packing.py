@@ -55,7 +55,7 @@ PROGRAMS = [families, chain, vectors, inner, constants]
 XS = [jnp.float32(0.3 * i - 0.7) for i in range(SIZE)]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fn", PROGRAMS, ids=lambda fn: fn.__name__)
 def test_the_same_results_and_derivatives(fn):
     key = jax.random.key(1)

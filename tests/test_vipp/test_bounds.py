@@ -133,6 +133,7 @@ def on_minibatch(objective, guide):
     return jax.jit(evaluate)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("particles", [None, 2])
 def test_subsampled_plate_on_every_minibatch(particles, reference):
     """Exact on each of the 6 index sets; their average is the bound on all data."""

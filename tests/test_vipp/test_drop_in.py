@@ -46,7 +46,7 @@ def bound(svi, result, model, guide, *args, particles=4000):
     return float(value(result.params))
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [autoguide.AutoNormal, autoguide.AutoMultivariateNormal])
 def test_eight_schools_reaches_the_bound_of_trace_elbo(kind):
     guide = kind(eight_schools)
@@ -94,7 +94,7 @@ def nnx_vae():
     return vae(lambda: nnx_module("decoder", decoder), lambda: nnx_module("encoder", encoder))
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [flax_vae, nnx_vae])
 def test_vae_reaches_the_bound_of_trace_elbo(make):
     model, guide = make()
@@ -232,7 +232,7 @@ FEATURES = {
 }
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")
 @pytest.mark.parametrize("name", FEATURES)
 def test_same_bound_and_gradient_as_trace_elbo(name):
@@ -290,6 +290,7 @@ def batch_norm():
     return vae(decoder, encoder, size=24)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("loss", [vipp.ELBO(), vipp.IWAE(num_particles=1)], ids=str)
 @pytest.mark.parametrize("guide", [counting_guide, counting_both])
 def test_mutable_counters(loss, guide):

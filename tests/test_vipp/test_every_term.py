@@ -212,7 +212,7 @@ def test_all_terms_are_weighed(objective, formula, reference, bound_and_grad):
     agree(got, jax.value_and_grad(exact)(RICH))
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "objective, formula",
     [
@@ -317,7 +317,7 @@ def by_quadrature(guide, particles):
     return bound
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("guide", PATHWISE, ids=lambda g: g.__name__)
 def test_sticking_the_landing_keeps_what_is_no_draw(guide, reference, bound_and_grad):
     wanted = jax.value_and_grad(by_quadrature(guide, 1))(M)
@@ -339,7 +339,7 @@ def test_double_reparameterisation_keeps_what_is_no_draw(guide, reference, bound
     reference.check_unbiased(drawn, jax.value_and_grad(by_quadrature(guide, 2))(M))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("guide", PATHWISE, ids=lambda g: g.__name__)
 def test_constant_draws_keep_what_is_no_draw(guide, reference, bound_and_grad):
     for objective, particles in ((vipp.VIMCO(**K2), 2), (vipp.VarGrad(**K2), 1)):
@@ -374,7 +374,7 @@ AUTOGUIDES = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", AUTOGUIDES)
 def test_autoguides_have_one_bound(name, reference, bound_and_grad):
     guide = AUTOGUIDES[name](regression)

@@ -104,6 +104,7 @@ def test_the_bound_is_the_sum_of_the_bounds_of_each(case, reference, bound_and_g
     reference.check_unbiased(drawn, jax.value_and_grad(of_all)(PARAMS))
 
 
+@pytest.mark.thorough
 def test_elements_that_a_state_mixes_are_resampled_together():
     """A bound over everything then, and it is said so; to ask for more is refused."""
     model, guide = chains(shared=True)[0], chains(shared=True)[1]
@@ -204,6 +205,7 @@ def switched_off(run):
     return lambda: numpyro.handlers.mask(run, mask=False)()
 
 
+@pytest.mark.thorough
 def test_handlers_around_the_scan_reach_its_steps():
     """With one particle it is the ELBO: of given states, data, scales and masks, too."""
     zs = {"z": jnp.array([[0, 1], [1, 1]])}

@@ -198,6 +198,7 @@ def test_unknown_initial_values():
         train(1, init_params={"sdd": 1.0})
 
 
+@pytest.mark.thorough
 def test_a_mean_posterior_is_not_its_mode():
     """Of an autoguide that trains with something else than its posterior."""
 

@@ -68,6 +68,7 @@ def from_outside(baseline):
 # -- learned baselines ---------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("program", "name", "values"),
     [

@@ -79,6 +79,7 @@ def test_inverse_density_is_unbiased_given_the_draw(kind, z):
     np.testing.assert_allclose(exact_mean(weighted), 1.0, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["default, K=3", "proposal, K=2"])
 def test_more_particles_estimate_better(kind):
     def second_moment(**config):
@@ -116,7 +117,7 @@ NESTED = {
 }  # fmt: skip
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("case", NESTED)
 def test_marginals_of_marginals(case):
     program, config = NESTED[case]
@@ -341,6 +342,7 @@ def test_elbo_of_a_normalized_guide_on_plates(estimator, bound_and_grad, referen
     reference.check_unbiased(drawn, jax.value_and_grad(exact)(params))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("z, y", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_laws_of_normalize(z, y):
     bound = vipp.normalize(coin_model, coin_guide, 2).bind(vipp.programs.composed.Binding(AB))
@@ -379,6 +381,7 @@ def test_coin_posterior():
     np.testing.assert_allclose(draws.std(), 0.0896, atol=0.003)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["normalize", "IWAE"])
 def test_coin_evidence(kind):
     guide, objective = coin_prior, vipp.IWAE(num_particles=300)

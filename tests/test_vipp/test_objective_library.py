@@ -327,6 +327,7 @@ def test_a_schedule_needs_its_count_of_steps():
 # -- doubly reparameterised -----------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_double_reparameterisation_is_unbiased(reference, bound_and_grad):
     plain = bound_and_grad(vipp.IWAE(num_particles=3), continuous, normal, NORMAL, keys=1_000_000)
     objective = vipp.IWAE(num_particles=3, doubly_reparameterised=True)
@@ -376,7 +377,7 @@ SAME = [
 ]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("q", [normal, guide])
 @pytest.mark.parametrize("one, other", SAME, ids=repr)
 def test_identities(one, other, q, bound_and_grad):

@@ -272,7 +272,7 @@ def agree(got, want):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=2e-4, atol=2e-5), got, want)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", CASES)
 def test_elbo(name, reference, bound_and_grad):
     """Enumerated, and the score function's expectation over its own draws, both exactly."""
@@ -283,6 +283,7 @@ def test_elbo(name, reference, bound_and_grad):
     agree(reference.mean(vipp.ELBO(), model, guide, params, draws=2), exact)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CASES)
 def test_iwae(name, reference, bound_and_grad):
     model, guide, params, plates = CASES[name]()

@@ -264,6 +264,7 @@ def exact_squares(l, scale):
     return (3 * p * (1 - p) + 9 * p**2) * scale
 
 
+@pytest.mark.thorough
 def test_expectation_composes_with_jit_vmap_and_grad():
     estimate = vipp.expectation(squares)
     l = jnp.array([0.0, 0.7, -1.3])

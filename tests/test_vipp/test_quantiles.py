@@ -48,7 +48,7 @@ def made(name):
     )
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", [*ROWS, *OTHERS])
 def test_uniform_numbers_make_draws(name):
     """Every marginal, and the correlation of ranks, against the distribution's own sampler."""

@@ -78,7 +78,7 @@ def bound(params, particles=1):
     return (jnp.exp(log_q[picks].sum(1)) * values).sum()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ESTIMATORS)
 def test_elbo_of_a_chain(kind, reference, bound_and_grad):
     guide = proposal(ESTIMATORS[kind])
@@ -92,7 +92,7 @@ def test_elbo_of_a_chain(kind, reference, bound_and_grad):
         reference.check_unbiased(drawn, wanted)
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", [vipp.IWAE(num_particles=2), vipp.VIMCO(num_particles=2)])
 def test_several_particles_of_a_chain(objective, reference, bound_and_grad):
     drawn = bound_and_grad(objective, chain, proposal(None), PARAMS, XS, keys=150_000)
@@ -330,7 +330,7 @@ FILTERS = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", FILTERS)
 def test_the_likelihood_estimate_is_unbiased(kind, bound_and_grad):
     objective = vipp.FilteringBound(num_particles=3, **FILTERS[kind])
@@ -343,13 +343,14 @@ def test_the_likelihood_estimate_is_unbiased(kind, bound_and_grad):
     assert abs(weights.mean() - evidence) < 4 * error
 
 
+@pytest.mark.thorough
 def test_without_resampling_it_is_iwae(reference, bound_and_grad):
     objective = vipp.FilteringBound(num_particles=2, resample="none")
     drawn = bound_and_grad(objective, chain, proposal(None), PARAMS, XS, keys=150_000)
     reference.check_unbiased(drawn, jax.value_and_grad(bound)(PARAMS, 2))
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_resampling_gradient_makes_it_unbiased(soft, reference, bound_and_grad):
     """Two particles, two steps: all draws and ancestors by brute force."""
@@ -555,7 +556,7 @@ def test_a_long_enumerated_guide(length, bound_and_grad):
 SEEN = jnp.array([True, False, True])
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["mask", "obs_mask"])
 @pytest.mark.parametrize(
     "objective", [vipp.FilteringBound(num_particles=1_000), vipp.IWAE(num_particles=1_000)]

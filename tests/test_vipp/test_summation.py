@@ -33,7 +33,7 @@ def normal(x, mean):
     return -0.5 * (float(x) - mean) ** 2 - 0.5 * math.log(2 * math.pi)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(12))
 def test_random_plated_models(seed, reference):
     spec = plated.specification(seed)
@@ -209,7 +209,7 @@ CHAINS = {
 }  # fmt: skip
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("case", CHAINS)
 def test_chains(case):
     model, wanted = CHAINS[case]
@@ -387,6 +387,7 @@ def test_gradient_where_totals_differ():
 # -- derivatives -----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_second_derivatives_and_impossible_values():
     def model():
         q = numpyro.sample("q", dist.Uniform(0.0, 1.0))
@@ -487,6 +488,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case):
     model, message = REFUSED[case]
