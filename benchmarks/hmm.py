@@ -34,9 +34,8 @@ def by_hand(params, xs):
     return -parts.sum()
 
 
-def by_vipp(params, xs):
-    """The same by ``marginal(exact=True)``."""
-    states = len(params["means"])
+def chain(params, start):
+    """A hidden Markov model whose state before the first step is what ``start()`` gives."""
 
     def model(xs):
         logits, means = (numpyro.param(n, params[n]) for n in ("logits", "means"))
@@ -46,8 +45,17 @@ def by_vipp(params, xs):
             numpyro.sample("x", dist.Normal(means[z], 1.0), obs=x)
             return z, None
 
-        scan(step, numpyro.sample("z0", dist.Categorical(probs=jnp.full(states, 1 / states))), xs)
+        scan(step, start(), xs)
 
+    return model
+
+
+def by_vipp(params, xs):
+    """The same by ``marginal(exact=True)``."""
+    states = len(params["means"])
+
+    start = lambda: numpyro.sample("z0", dist.Categorical(probs=jnp.full(states, 1 / states)))
+    model = chain(params, start)
     summed = vipp.marginal(model, keep=[], exact=True)
     return vipp.ELBO().loss(jax.random.key(0), params, summed, lambda xs: None, xs)
 
@@ -69,15 +77,7 @@ def bound_by_hand(params, xs):
 def bound_by_vipp(params, xs):
     """The same by ``Enumerate`` in the guide's scan."""
 
-    def model(xs):
-        logits, means = (numpyro.param(n, params[n]) for n in ("logits", "means"))
-
-        def step(z, x):
-            z = numpyro.sample("z", dist.Categorical(logits=logits[z]))
-            numpyro.sample("x", dist.Normal(means[z], 1.0), obs=x)
-            return z, None
-
-        scan(step, 0, xs)
+    model = chain(params, lambda: 0)
 
     def guide(xs):
         table = numpyro.param("guide", params["guide"])

@@ -6,7 +6,6 @@ import itertools
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -36,12 +35,7 @@ class Batches:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._closed.set()
         while not self._ready.empty():  # a thread that waits to put one sees that it is over
             self._ready.get_nowait()

@@ -8,7 +8,6 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -77,12 +76,7 @@ class Checkpoints:
             ) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._checkpointer.close()
         self._lock.close()
 
