@@ -56,7 +56,7 @@ notebooks: $(VENV)/.installed-notebooks  ## execute the notebooks in place
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
 clean:  ## remove what the targets made, environments included
-	rm -rf $(VENV) $(VENV)-oldest .ci-venv .ci-venv-newest .ci-out build dist site outputs
+	rm -rf $(VENV) $(VENV)-oldest .cache .ci-venv .ci-venv-newest .ci-out build dist site outputs
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

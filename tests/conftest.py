@@ -1,7 +1,9 @@
 """Settings for the whole session: CPU, no network, deterministic, strict where that is possible."""
 
+import gc
 import itertools
 import os
+import pathlib
 import socket
 
 from compilation import xla_flags
@@ -15,6 +17,14 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+
+# what one process has compiled, the others and the next run need not: half of a test's time
+if jax.config.jax_compilation_cache_dir is None:
+    folder = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+gc.set_threshold(200_000, 50, 1000)  # traces are many small objects, most of them alive
 
 hypothesis.settings.register_profile(
     "vipp", derandomize=True, deadline=None, max_examples=50, database=None

@@ -46,7 +46,7 @@ def plain(estimate):
 
 @pytest.mark.thorough
 def test_jit(estimate, plain):
-    close(jax.value_and_grad(estimate)(THETA, KEYS[0]), plain[0])
+    close(jax.jit(jax.value_and_grad(estimate))(THETA, KEYS[0]), plain[0])
 
 
 def test_vmap_over_keys(estimate, plain):
@@ -139,7 +139,7 @@ def test_an_estimate_inside_a_program(exact):
         return (1 - p) * f(0) + p * f(1)
 
     got = exact.estimate(outer, THETA, orders=1)
-    close((got.value, got.grad), jax.value_and_grad(truth)(THETA))
+    close((got.value, got.grad), jax.jit(jax.value_and_grad(truth))(THETA))
 
 
 # -- lanes of vmap are independent, whatever the estimator and whatever was mapped ------------

@@ -412,7 +412,9 @@ def test_lanes_inside_and_around(name):
     value, slope = jax.jit(jax.vmap(run, in_axes=(None, 0)))(
         thetas, jax.random.split(jax.random.key(1), 60_000)
     )
-    wanted = [jax.value_and_grad(functools.partial(outcomes, PROGRAMS[name]))(t) for t in thetas]
+    wanted = [
+        jax.jit(jax.value_and_grad(functools.partial(outcomes, PROGRAMS[name])))(t) for t in thetas
+    ]
     want = sum(v for v, _ in wanted), jnp.concatenate([g for _, g in wanted])
     check((value, slope.reshape(-1, 6)), want)
 
@@ -561,7 +563,7 @@ def test_a_branch_not_taken_gets_no_gradient(name, estimator):
         return SKIPPED[name](x, draw), None
 
     got = jax.jit(jax.value_and_grad(lambda x: vt.surrogate(f)(x)[0]))(0.0)
-    want = jax.value_and_grad(lambda x: SKIPPED[name](x, lambda k, x: 0.5))(0.0)
+    want = jax.jit(jax.value_and_grad(lambda x: SKIPPED[name](x, lambda k, x: 0.5)))(0.0)
     np.testing.assert_allclose(got, want)
 
 
@@ -622,7 +624,7 @@ def test_a_branch_not_taken_makes_no_numbers(program, name):
         draw = lambda k, p: 1.0 * vt.sample(k, Answering(make(p)), estimator, name="z")
         return program(x, draw), None
 
-    got = jax.value_and_grad(lambda x: vt.surrogate(f)(x)[0])(-1.0)
+    got = jax.jit(jax.value_and_grad(lambda x: vt.surrogate(f)(x)[0]))(-1.0)
     np.testing.assert_allclose(got, (-1.0, 0.0), atol=1e-6)
 
 
@@ -649,7 +651,7 @@ def test_what_is_only_called_is_called_once(name, estimator):
         used = CALLED[name](z, lambda z: seen.append(float(z)))
         return 3.0 * z + (0.0 if used is None else 0.0 * used), None
 
-    value, slope = jax.value_and_grad(lambda p: vt.surrogate(f)(p)[0])(0.5)
+    value, slope = jax.jit(jax.value_and_grad(lambda p: vt.surrogate(f)(p)[0]))(0.5)
     jax.effects_barrier()
     assert len(seen) == 1 and seen[0] in (0.0, 1.0)
     if isinstance(estimator, vt.Enumerate):

@@ -111,7 +111,7 @@ def test_a_pathwise_site_inside_control_flow(construct):
 
     shift = lambda c, key: c + 2.0 * jax.random.normal(key)
     low, high = (inside(construct, shift, T + z) for z in (0.0, 1.0))
-    value, grad = jax.value_and_grad(lambda t: run(program, t))(T)
+    value, grad = jax.jit(jax.value_and_grad(lambda t: run(program, t)))(T)
     np.testing.assert_allclose(value, 0.7 * low + 0.3 * high, rtol=1e-5)
     np.testing.assert_allclose(grad, 1 + high - low, rtol=1e-5)
 
@@ -135,7 +135,7 @@ def test_differentiating_inside_what_does_not_reach_a_site():
         z = draw(dist.Bernoulli(t), vt.Enumerate())
         return jax.grad(lambda s: s**2 * z)(t)
 
-    value, grad = jax.value_and_grad(lambda t: run(program, t))(T)
+    value, grad = jax.jit(jax.value_and_grad(lambda t: run(program, t)))(T)
     np.testing.assert_allclose((value, grad), (0.18, 1.2), rtol=1e-5)
 
 

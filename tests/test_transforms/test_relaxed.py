@@ -146,6 +146,6 @@ def test_an_estimator_that_keeps_the_values_may_compare():
 
 def test_a_density_of_an_impossible_category():
     d = vipp.OneHotCategorical(probs=jnp.array([0.0, 0.25, 0.75]))
-    slope = jax.grad(d.log_prob)(jnp.array([0.0, 1.0, 0.0]))
+    slope = jax.jit(jax.grad(d.log_prob))(jnp.array([0.0, 1.0, 0.0]))
     np.testing.assert_allclose(slope, [0.0, np.log(0.25), np.log(0.75)], rtol=1e-6)
     assert d.log_prob(jnp.array([1.0, 0.0, 0.0])) == -jnp.inf

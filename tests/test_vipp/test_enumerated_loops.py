@@ -114,7 +114,7 @@ def over_all(model, guide, shapes):
 @pytest.mark.parametrize("case", CASES)
 def test_bounds_are_exact(case):
     model, guide, shapes = CASES[case]
-    want = jax.value_and_grad(over_all(model, guide, shapes))(PARAMS)
+    want = jax.jit(jax.value_and_grad(over_all(model, guide, shapes)))(PARAMS)
     for objective in OBJECTIVES:
         got = jax.jit(vipp.value_and_grad(objective, model, guide))(jax.random.key(0), PARAMS, XS)
         jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6), got, want)
@@ -169,7 +169,7 @@ def test_a_score_function_before_the_loop():
         odds = lambda z, x: dist.Bernoulli(logits=w[1, 0] * z + w[1, 1] * x + u)
         scan(lambda z, x: (vipp.sample("z", odds(z, x), ENUMERATE), None), 0, xs)
 
-    want = jax.value_and_grad(over_all(model, guide, {"u": (), "z": (4,)}))(PARAMS)
+    want = jax.jit(jax.value_and_grad(over_all(model, guide, {"u": (), "z": (4,)})))(PARAMS)
     run = jax.vmap(vipp.value_and_grad(vipp.ELBO(), model, guide), (0, None, None))
     value, slope = jax.jit(run)(jax.random.split(jax.random.key(0), 16), PARAMS, XS)
     low, high = value.argmin(), value.argmax()

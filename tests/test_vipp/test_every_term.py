@@ -209,7 +209,7 @@ FORMULAS = [
 def test_all_terms_are_weighed(objective, formula, reference, bound_and_grad):
     exact = reference.bound(rich_model, rich_guide, particles=2, plates=("N",), formula=formula)
     got = bound_and_grad(objective, rich_model, rich_guide, RICH)
-    agree(got, jax.value_and_grad(exact)(RICH))
+    agree(got, jax.jit(jax.value_and_grad(exact))(RICH))
 
 
 @pytest.mark.thorough
@@ -227,7 +227,7 @@ def test_all_terms_are_weighed_where_draws_are_constants(
 ):
     exact = reference.bound(rich_model, rich_guide, particles=2, plates=("N",), formula=formula)
     drawn = bound_and_grad(objective, rich_model, rich_guide, RICH, keys=800_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(exact)(RICH))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(RICH))
 
 
 def test_beta_counts_all_of_the_guide(reference, bound_and_grad):
@@ -320,7 +320,7 @@ def by_quadrature(guide, particles):
 @pytest.mark.few(1)
 @pytest.mark.parametrize("guide", PATHWISE, ids=lambda g: g.__name__)
 def test_sticking_the_landing_keeps_what_is_no_draw(guide, reference, bound_and_grad):
-    wanted = jax.value_and_grad(by_quadrature(guide, 1))(M)
+    wanted = jax.jit(jax.value_and_grad(by_quadrature(guide, 1)))(M)
     for beta in (1.0, jnp.array(1.0)):  # two ways through the objective
         objective = vipp.ELBO(stick_the_landing=True, beta=beta)
         drawn = bound_and_grad(objective, quadratic, guide, M, keys=80_000)
@@ -336,7 +336,7 @@ def test_double_reparameterisation_keeps_what_is_no_draw(guide, reference, bound
             objective.loss(KEY, M, quadratic, guide)
         return
     drawn = bound_and_grad(objective, quadratic, guide, M, keys=80_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(by_quadrature(guide, 2))(M))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(by_quadrature(guide, 2)))(M))
 
 
 @pytest.mark.few(1)
@@ -344,7 +344,9 @@ def test_double_reparameterisation_keeps_what_is_no_draw(guide, reference, bound
 def test_constant_draws_keep_what_is_no_draw(guide, reference, bound_and_grad):
     for objective, particles in ((vipp.VIMCO(**K2), 2), (vipp.VarGrad(**K2), 1)):
         drawn = bound_and_grad(objective, quadratic, guide, M, keys=300_000)
-        reference.check_unbiased(drawn, jax.value_and_grad(by_quadrature(guide, particles))(M))
+        reference.check_unbiased(
+            drawn, jax.jit(jax.value_and_grad(by_quadrature(guide, particles)))(M)
+        )
 
 
 def test_an_estimated_density_is_not_scored_again():
@@ -585,7 +587,7 @@ def test_a_guide_of_no_sites(objective, bound_and_grad):
     """Every lower bound is the evidence."""
     evidence = lambda params: dist.Normal(params["m"], 1.0).log_prob(LOCS).sum()
     got = bound_and_grad(objective, no_latents, NOTHING, M)
-    agree(got, jax.value_and_grad(evidence)(M))
+    agree(got, jax.jit(jax.value_and_grad(evidence))(M))
 
 
 def test_programs_of_no_sites(bound_and_grad):

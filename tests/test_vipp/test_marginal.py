@@ -54,7 +54,7 @@ KINDS = {
 
 def exact_mean(fn):
     """The expectation of a value that finite choices decide: every site is enumerated."""
-    return float(vipp.expectation(fn)(jax.random.key(0)))
+    return float(jax.jit(vipp.expectation(fn))(jax.random.key(0)))
 
 
 @pytest.mark.few(3)
@@ -187,8 +187,8 @@ def test_exact_gradient():
     )
     m = jnp.array([0.5, -0.7])
     with handlers.seed(rng_seed=0):
-        got = jax.grad(p)(m)
-    np.testing.assert_allclose(got, jax.grad(log_joint)(m), rtol=1e-4)
+        got = jax.jit(jax.grad(p))(m)
+    np.testing.assert_allclose(got, jax.jit(jax.grad(log_joint))(m), rtol=1e-4)
 
 
 def test_subsampled_mixture_is_scaled():
@@ -240,7 +240,7 @@ def test_one_bound_per_element_with_a_marginal_guide(bound_and_grad):
 
     guide = vipp.marginal(guide, ["z"], exact=True)
     got = bound_and_grad(vipp.IWAE(num_particles=2), model, guide, params)
-    value, slope = jax.value_and_grad(wanted)(params["l"])
+    value, slope = jax.jit(jax.value_and_grad(wanted))(params["l"])
     np.testing.assert_allclose(got[0], value, rtol=1e-4)
     np.testing.assert_allclose(got[1]["l"], slope, rtol=1e-3, atol=1e-5)
 
@@ -273,7 +273,7 @@ def forward_algorithm(means):
 def test_hidden_markov_model_is_the_forward_algorithm(bound_and_grad):
     model = vipp.marginal(hidden_markov, [], exact=True)
     got = bound_and_grad(vipp.ELBO(), model, lambda xs: None, {"means": MEANS}, SERIES)
-    value, slope = jax.value_and_grad(forward_algorithm)(MEANS)
+    value, slope = jax.jit(jax.value_and_grad(forward_algorithm))(MEANS)
     np.testing.assert_allclose(got[0], value, rtol=1e-5)
     np.testing.assert_allclose(got[1]["means"], slope, rtol=1e-4, atol=1e-5)
 
@@ -339,7 +339,7 @@ def test_elbo_of_a_normalized_guide_on_plates(estimator, bound_and_grad, referen
     exact = reference.bound(model, guide, particles=3, plates=("N",))
     normalized = vipp.normalize(model, guide, 3, estimator)
     drawn = bound_and_grad(vipp.ELBO(), model, normalized, params, keys=250_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(exact)(params))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(params))
 
 
 @pytest.mark.few(1)

@@ -47,8 +47,8 @@ def test_simulate_and_log_density_agree():
 
 def test_call_returns_the_return_value():
     q = vipp.Program(coin, {}, (0.7,))
-    value, slope = jax.value_and_grad(
-        vipp.expectation(lambda l: vipp.Program(coin, {"l": l})()), argnums=1
+    value, slope = jax.jit(
+        jax.value_and_grad(vipp.expectation(lambda l: vipp.Program(coin, {"l": l})()), argnums=1)
     )(KEY, 0.7)
     p = jax.nn.sigmoid(0.7)
     np.testing.assert_allclose((value, slope), (10 * p, 10 * p * (1 - p)), rtol=1e-5)
@@ -61,7 +61,7 @@ def test_stop_gradient_makes_parameters_constant():
         return q() + 3.0 * q.stop_gradient()()
 
     p = jax.nn.sigmoid(0.7)
-    value, slope = jax.value_and_grad(vipp.expectation(both), argnums=1)(KEY, 0.7)
+    value, slope = jax.jit(jax.value_and_grad(vipp.expectation(both), argnums=1))(KEY, 0.7)
     np.testing.assert_allclose((value, slope), (40 * p, 10 * p * (1 - p)), rtol=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_stick_the_landing_is_unbiased(bound_and_grad, reference):
         return jnp.log(p["s"] / 0.5) - variance / 2 + 0.5
 
     drawn = bound_and_grad(sticking(), model, normal_guide, params, keys=20_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(exact)(params))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(params))
 
 
 def test_stick_the_landing_with_a_discrete_site(bound_and_grad):
@@ -273,12 +273,14 @@ def test_expectation_composes_with_jit_vmap_and_grad():
     exact = jax.vmap(jax.value_and_grad(exact_squares, argnums=(0, 1)), (0, None))(l, 2.0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, exact)
     np.testing.assert_allclose(
-        jax.hessian(estimate, argnums=1)(KEY, 0.3, 2.0),
-        jax.hessian(exact_squares)(0.3, 2.0),
+        jax.jit(jax.hessian(estimate, argnums=1))(KEY, 0.3, 2.0),
+        jax.jit(jax.hessian(exact_squares))(0.3, 2.0),
         rtol=1e-4,
     )
     np.testing.assert_allclose(
-        jax.jacfwd(estimate, argnums=1)(KEY, 0.3, 2.0), jax.grad(exact_squares)(0.3, 2.0), rtol=1e-4
+        jax.jit(jax.jacfwd(estimate, argnums=1))(KEY, 0.3, 2.0),
+        jax.jit(jax.grad(exact_squares))(0.3, 2.0),
+        rtol=1e-4,
     )
 
 

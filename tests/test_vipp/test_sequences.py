@@ -84,7 +84,7 @@ def test_elbo_of_a_chain(kind, reference, bound_and_grad):
     guide = proposal(ESTIMATORS[kind])
     keys = 4 if kind == "enumerate" else 60_000
     drawn = bound_and_grad(vipp.ELBO(), chain, guide, PARAMS, XS, keys=keys)
-    wanted = jax.value_and_grad(bound)(PARAMS)
+    wanted = jax.jit(jax.value_and_grad(bound))(PARAMS)
     if kind == "enumerate":
         same = lambda g, w: np.testing.assert_allclose(g[0], w, rtol=1e-4, atol=1e-5)
         jax.tree.map(same, drawn, wanted)
@@ -96,7 +96,7 @@ def test_elbo_of_a_chain(kind, reference, bound_and_grad):
 @pytest.mark.parametrize("objective", [vipp.IWAE(num_particles=2), vipp.VIMCO(num_particles=2)])
 def test_several_particles_of_a_chain(objective, reference, bound_and_grad):
     drawn = bound_and_grad(objective, chain, proposal(None), PARAMS, XS, keys=150_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(bound)(PARAMS, 2))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(bound))(PARAMS, 2))
 
 
 def test_reward_to_go_reaches_the_model(bound_and_grad):
@@ -180,7 +180,7 @@ def test_a_pathwise_guide_next_to_discrete_choices(reference, bound_and_grad):
         return total
 
     drawn = bound_and_grad(vipp.ELBO(), model, guide, theta, XS[:2], keys=300_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(exact)(theta))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(theta))
 
 
 def test_plates_inside_a_scan(reference, bound_and_grad):
@@ -207,7 +207,7 @@ def test_plates_inside_a_scan(reference, bound_and_grad):
 
     xs = jnp.stack([XS, XS], 1)
     params = {"theta": PARAMS["theta"]}
-    wanted = jax.value_and_grad(lambda p: 2 * bound({**PARAMS, **p}))(params)
+    wanted = jax.jit(jax.value_and_grad(lambda p: 2 * bound({**PARAMS, **p})))(params)
     guide = both(None, vipp.ScoreFunction(num_samples=2, baseline="leave_one_out"))
     drawn = bound_and_grad(vipp.ELBO(), both(None), guide, params, xs, keys=60_000)
     reference.check_unbiased(drawn, wanted)
@@ -240,7 +240,7 @@ def test_a_branch(kind, reference, bound_and_grad):
             total += (0.4 if b else 0.6) * qz * value
         return total
 
-    wanted = jax.value_and_grad(exact)(t)
+    wanted = jax.jit(jax.value_and_grad(exact))(t)
     model = program(jnp.array([0.3, 0.8]))
     keys = 4 if kind == "enumerate" else 150_000
     drawn = bound_and_grad(vipp.ELBO(), model, program(None, ESTIMATORS[kind]), t, keys=keys)
@@ -315,7 +315,7 @@ def test_attend_infer_repeat_chain(reference, bound_and_grad):
         return total
 
     drawn = bound_and_grad(vipp.ELBO(), model, guide, params, keys=150_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(exact)(params))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(params))
 
 
 # -- filtering bounds ------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_the_likelihood_estimate_is_unbiased(kind, bound_and_grad):
 def test_without_resampling_it_is_iwae(reference, bound_and_grad):
     objective = vipp.FilteringBound(num_particles=2, resample="none")
     drawn = bound_and_grad(objective, chain, proposal(None), PARAMS, XS, keys=150_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(bound)(PARAMS, 2))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(bound))(PARAMS, 2))
 
 
 @pytest.mark.thorough
@@ -384,7 +384,7 @@ def test_the_resampling_gradient_makes_it_unbiased(soft, reference, bound_and_gr
         num_particles=2, resampling_gradient=True, resample="soft" if soft else "multinomial"
     )
     drawn = bound_and_grad(objective, chain, proposal(None), PARAMS, XS[:2], keys=200_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(exact)(PARAMS))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(PARAMS))
 
 
 def kalman(xs, seen=None):
@@ -747,7 +747,7 @@ def test_an_expectation_over_loops(kind, nested, reference):
     params = {"p": jnp.array(0.3)}
     drawn = run(jax.random.split(jax.random.key(0), keys), params)
     moment = lambda q: tosses * q["p"] * (1 - q["p"]) + (tosses * q["p"]) ** 2
-    wanted = jax.value_and_grad(moment)(params)
+    wanted = jax.jit(jax.value_and_grad(moment))(params)
     if kind == "enumerate":
         same = lambda g, w: np.testing.assert_allclose(g[0], w, rtol=1e-5)
         jax.tree.map(same, drawn, wanted)
@@ -812,7 +812,7 @@ def test_a_minibatch_inside(place, bound_of, bound_and_grad, reference):
         return total.sum()
 
     drawn = bound_and_grad(bound_of, model, guide, params, keys=3_000)
-    reference.check_unbiased(drawn, jax.value_and_grad(exact)(params))
+    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(params))
 
 
 def test_a_hidden_minibatch_is_refused():

@@ -201,7 +201,8 @@ def test_a_label_outside_the_support_has_no_density(name):
 
     def loss(objective):
         value = lambda p, y: objective.loss(KEY, p, model, lambda y: None, y)
-        return jax.vmap(jax.value_and_grad(value), (None, 0))({"w": jnp.float32(0.3)}, labels)
+        each = jax.jit(jax.vmap(jax.value_and_grad(value), (None, 0)))
+        return each({"w": jnp.float32(0.3)}, labels)
 
     labels = jnp.asarray(labels)
     with warnings.catch_warnings():
