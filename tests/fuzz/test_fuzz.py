@@ -21,7 +21,7 @@ SLOW = {
     201, 204, 205, 208, 211, 212,
 }  # fmt: skip
 SEEDS = sorted({*range(216)} - SLOW)
-BATCH = 15
+BATCH = 10
 
 
 @pytest.fixture

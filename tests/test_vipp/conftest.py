@@ -166,7 +166,7 @@ def _check_mean(drawn, exact, bias):
         np.testing.assert_array_less(np.abs(g.mean(0) - w), 4.5 * error + 1e-5 * (1 + size))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reference():
     """The brute-force references."""
     return SimpleNamespace(
