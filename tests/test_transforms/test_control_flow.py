@@ -412,9 +412,8 @@ def test_lanes_inside_and_around(name):
     value, slope = jax.jit(jax.vmap(run, in_axes=(None, 0)))(
         thetas, jax.random.split(jax.random.key(1), 60_000)
     )
-    wanted = [
-        jax.jit(jax.value_and_grad(functools.partial(outcomes, PROGRAMS[name])))(t) for t in thetas
-    ]
+    exactly = jax.jit(jax.value_and_grad(functools.partial(outcomes, PROGRAMS[name])))
+    wanted = [exactly(t) for t in thetas]
     want = sum(v for v, _ in wanted), jnp.concatenate([g for _, g in wanted])
     check((value, slope.reshape(-1, 6)), want)
 

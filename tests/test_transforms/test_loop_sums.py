@@ -234,7 +234,7 @@ def exact(program):
         return jnp.exp(given.log_prob) * jnp.where(given.log_prob > -jnp.inf, value, 0.0)
 
     probe = Given(np.zeros(64, int))
-    program(THETA, probe)
+    jax.eval_shape(lambda t: program(t, probe), THETA)
     count = sum(map(math.prod, probe.shapes))
     all_outcomes = jnp.array(list(itertools.product(range(2), repeat=count)))
     return lambda theta: jnp.nansum(jax.vmap(lambda o: run(theta, o))(all_outcomes))

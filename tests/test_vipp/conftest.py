@@ -184,9 +184,10 @@ def bound_and_grad():
 
     def evaluate(objective, model, guide, params, *args, keys=None):
         one = vipp.value_and_grad(objective, model, guide)
+        each = lambda key, params, args: one(key, params, *args)  # data is no constant to fold
         if keys is None:
-            return jax.jit(lambda k, p: one(k, p, *args))(jax.random.key(7), params)
-        run = jax.jit(jax.vmap(lambda k, p: one(k, p, *args), in_axes=(0, None)))
-        return run(jax.random.split(jax.random.key(11), keys), params)
+            return jax.jit(each)(jax.random.key(7), params, args)
+        run = jax.jit(jax.vmap(each, in_axes=(0, None, None)))
+        return run(jax.random.split(jax.random.key(11), keys), params, args)
 
     return evaluate

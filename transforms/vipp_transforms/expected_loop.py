@@ -23,7 +23,7 @@ from vipp_transforms.loop_parts import Parts, made
 from vipp_transforms.marginal_choice import Marginal, chosen
 from vipp_transforms.sites import lifting, sample, sample_p
 from vipp_transforms.staging import Site
-from vipp_transforms.unrolling import NotSummedError
+from vipp_transforms.unrolling import NotSummed
 from vipp_transforms.windows import Windows
 
 MAX_TABLE = 2**24  # entries for one step
@@ -79,8 +79,8 @@ class ExpectedLoop:
       windows: of the loop.
       number: of the loop.
 
-    Raises:
-      NotSummedError: if a step's table would be too large.
+    Attributes:
+      refusal: why it is none that can be run, or None.
     """
 
     def __init__(self, windows: Windows, number: int):
@@ -98,27 +98,29 @@ class ExpectedLoop:
         }
         self.lanes = tuple(lanes)
         self.sizes = {**self.axes.sizes, **lanes}
-        if math.prod(self.sizes.values()) > MAX_TABLE:
-            self._refuse("a table of all choices that a step depends on would be too large")
         self.groups = self._groups()
+        self.refusal = self._refusal()
 
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(s.template.name for s in self.windows.sites))
 
-    def _refuse(self, why: str) -> None:
-        raise NotSummedError(self._names, why)
+    def _refusal(self) -> NotSummed | None:
+        if math.prod(self.sizes.values()) > MAX_TABLE:
+            why = "a table of all choices that a step depends on would be too large"
+            return NotSummed(self._names, why)
+        nested = all(
+            {*one.classes} <= {*other.classes}
+            for one, other in zip(self.groups, self.groups[1:], strict=False)
+        )
+        return None if nested else NotSummed(self._names, "its choices have lanes that cross")
 
     def _groups(self) -> list[_Group]:
         found: dict[tuple[str, ...], list[str]] = {}
         for name in self.past:
             plates = self.windows.joined.plates_of[str(_number(name))]
             found.setdefault(tuple(c for c in self.lanes if c in plates), []).append(name)
-        groups = [_Group(tuple(v), k) for k, v in sorted(found.items(), key=lambda kv: len(kv[0]))]
-        for one, other in zip(groups, groups[1:], strict=False):
-            if not {*one.classes} <= {*other.classes}:
-                self._refuse("its choices have lanes that cross")
-        return groups
+        return [_Group(tuple(v), k) for k, v in sorted(found.items(), key=lambda kv: len(kv[0]))]
 
     # -- forward -----------------------------------------------------------------------------------
 

@@ -23,11 +23,13 @@ from vipp_transforms.lane import MIXED
 from vipp_transforms.loop_fusion import fuse_followers, needed_of, open_steps, with_totals
 from vipp_transforms.staging import Inliner
 from vipp_transforms.stopped import check_stopped
-from vipp_transforms.unrolling import NotSummedError
+from vipp_transforms.unrolling import NotSummed
 from vipp_transforms.windows import Windows, windows
 
 
-def sum_loops(eqns: list[Any], out: Any, drawn: set[Any], env: dict[Any, Any]) -> list[Any]:
+def sum_loops(
+    eqns: list[Any], out: Any, drawn: set[Any], env: dict[Any, Any]
+) -> list[Any] | NotSummed:
     """Equations with their loops of finite choices replaced by loops without choices.
 
     Args:
@@ -36,8 +38,8 @@ def sum_loops(eqns: list[Any], out: Any, drawn: set[Any], env: dict[Any, Any]) -
       drawn: the choices of the loops that stay loops.
       env: the values of constants; new ones are added.
 
-    Raises:
-      NotSummedError: if one of them is no chain.
+    Returns:
+      The equations, or which loop is no chain.
     """
     number = 0
     while (at := next((i for i, e in enumerate(eqns) if is_summed(e)), None)) is not None:
@@ -45,8 +47,13 @@ def sum_loops(eqns: list[Any], out: Any, drawn: set[Any], env: dict[Any, Any]) -
         steps, before, after = fuse_followers(open_steps(eqns[at]), eqns[at + 1 :], may)
         wanted = {v for e in after for v in e.invars if not isinstance(v, _jax.Literal)} | {out}
         found = windows(needed_of(with_totals(needed_of(steps, wanted)), wanted))
+        if isinstance(found, NotSummed):
+            return found
         _check(found)
-        eqns = [*eqns[:at], *before, *_replaced(found, number, env), *after]
+        loop = ExpectedLoop(found, number)
+        if loop.refusal is not None:
+            return loop.refusal
+        eqns = [*eqns[:at], *before, *_replaced(loop, env), *after]
         number += 1
     return eqns
 
@@ -58,11 +65,11 @@ def _check(found: Windows) -> None:
     check_callbacks(found.noted(), choices)
 
 
-def _replaced(found: Windows, number: int, env: dict[Any, Any]) -> list[Any]:
+def _replaced(loop: ExpectedLoop, env: dict[Any, Any]) -> list[Any]:
     """The equations that compute what the loop computed."""
-    operands, results = found.steps.operands, found.steps.results
+    operands, results = loop.steps.operands, loop.steps.results
     shaped = [_jax.shaped(v.aval) for v in operands]
-    closed, _ = _jax.trace(ExpectedLoop(found, number).run, *shaped)
+    closed, _ = _jax.trace(loop.run, *shaped)
     inliner = Inliner(env, loops=None)
     made = inliner.splice(closed, operands, (), {})
     copy, _ = _jax.trace(lambda x: [jnp.copy(x)], jnp.zeros(()))
@@ -76,12 +83,8 @@ def _copied(copy: Any, atom: Any, outvar: Any) -> Any:
     return eqn.replace(invars=[atom], outvars=[outvar])
 
 
-def check_steps(elimination: Elimination) -> None:
-    """Raise where a term depends on several steps together of a loop that is summed out.
-
-    Raises:
-      NotSummedError: naming its choices.
-    """
+def several_steps(elimination: Elimination) -> NotSummed | None:
+    """The loop that is summed out of which a term depends on several steps together, if any."""
     tags = {
         s.site.index: tag
         for s in elimination.steps if isinstance(tag := s.site.template.estimator, SummedInLoop)
@@ -93,7 +96,8 @@ def check_steps(elimination: Elimination) -> None:
             sizes = {s.site.index: s.site.lane_shape for s in elimination.steps}
             if not _of_one_step(own, tags, sizes):
                 names = tags[next(iter(own))].names
-                raise NotSummedError(names, "what is to be averaged depends on several steps")
+                return NotSummed(names, "what is to be averaged depends on several steps")
+    return None
 
 
 def _of_one_step(

@@ -11,13 +11,13 @@ from vipp_transforms.callbacks import check_callbacks
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
-from vipp_transforms.loop_sums import check_steps, sum_loops
+from vipp_transforms.loop_sums import several_steps, sum_loops
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.relaxed import check_relaxed
 from vipp_transforms.staging import Program, Traced, inline, trace
 from vipp_transforms.stopped import check_stopped
 from vipp_transforms.terms import Split, split
-from vipp_transforms.unrolling import NotSummedError, unrolling
+from vipp_transforms.unrolling import NotSummed, unrolling
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,10 @@ def plan(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
       ValueError: where the value is not a real scalar.
     """
     traced, planned = derive(fn, args, kwargs)
-    return _derived(traced) if planned is None else planned
+    if planned is None:
+        planned = _derived(traced)
+    assert isinstance(planned, Plan)  # without a draw there is no loop to take apart
+    return planned
 
 
 def derive(
@@ -72,21 +75,25 @@ def derive(
             traced = trace(fn, args, kwargs)
             if not traced.draws():
                 return traced, None
-            try:
-                return traced, _derived(traced)
-            except NotSummedError as error:
-                why |= dict.fromkeys(error.names, error.why)
+            planned = _derived(traced)
+            if isinstance(planned, Plan):
+                return traced, planned
+            why |= dict.fromkeys(planned.names, planned.why)
 
 
-def _derived(traced: Traced) -> Plan:
+def _derived(traced: Traced) -> Plan | NotSummed:
     check_keys(traced.closed)
     program = inline(traced, sum_loops)
+    if isinstance(program, NotSummed):
+        return program
     check_agreement(program)
     depends = Dependences(program)
     check_stopped(program, depends.noted)
     parts = split(program, depends)
     elimination = eliminate(program, depends, parts)
-    check_steps(elimination)
+    joint = several_steps(elimination)
+    if joint is not None:
+        return joint
     choices = choose(program, elimination)
     check_relaxed(program, choices)
     check_callbacks(depends.noted, choices)

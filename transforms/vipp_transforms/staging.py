@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,10 @@ from vipp_transforms.sites import (
     lane_log_prob,
     sample_p,
 )
+from vipp_transforms.unrolling import NotSummed
 
 Atom = Any  # a variable or a literal of a jaxpr
-Rewrite = Callable[[list[Any], Atom, set[Any], dict[Any, Any]], list[Any]]
+Rewrite = Callable[[list[Any], Atom, set[Any], dict[Any, Any]], list[Any] | NotSummed]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,14 +150,19 @@ def stage(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     return inline(trace(fn, args, kwargs))
 
 
-def inline(traced: Traced, rewrite: Rewrite | None = None) -> Program:
+@overload
+def inline(traced: Traced) -> Program: ...
+@overload
+def inline(traced: Traced, rewrite: Rewrite) -> Program | NotSummed: ...
+def inline(traced: Traced, rewrite: Rewrite | None = None) -> Program | NotSummed:
     """Open the calls of a traced program, drop what nothing needs, and find its sites.
 
     Args:
       traced: the program.
       rewrite: is given all equations, among them loops whose choices may be summed out, the atom
         whose expectation is wanted, and whether a variable is a choice of a loop that stays one;
-        returns others without such loops, and adds the values of constants to ``env``.
+        returns others without such loops, and adds the values of constants to ``env``, or says
+        which loop has to be taken apart: so does then this function.
     """
     jaxpr, consts = _jax.open_jaxpr(traced.closed)
     env = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -170,7 +176,10 @@ def inline(traced: Traced, rewrite: Rewrite | None = None) -> Program:
     eqns = [_jax.silent(e) for e in live(plain, [out, *aux], effects=False)]
     if rewrite is not None and any(map(is_summed, eqns)):
         drawn = {d.var for d in inliner.loops or []}
-        eqns = live(rewrite(live(eqns, [out]), out, drawn, env), [out])
+        rewritten = rewrite(live(eqns, [out]), out, drawn, env)
+        if isinstance(rewritten, NotSummed):
+            return rewritten
+        eqns = live(rewritten, [out])
     sites = sites_of(eqns, inliner.loops or [])
     inputs = tuple(jaxpr.invars)
     return Program(

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 
-class NotSummedError(Exception):
-    """A loop whose choices cannot be summed out in a loop.
+class NotSummed(NamedTuple):
+    """That the choices of a loop cannot be summed out in a loop.
 
-    Args:
+    Attributes:
       names: of its choices.
       why: a clause.
     """
 
-    def __init__(self, names: Iterable[str], why: str):
-        super().__init__(why)
-        self.names, self.why = tuple(names), why
+    names: tuple[str, ...]
+    why: str
 
 
 class _Reasons(threading.local):

@@ -17,7 +17,7 @@ from vipp_transforms.estimators.enumerate import joint_size
 from vipp_transforms.lane_classes import AxesOf, Joined, LaneAxes, axes_of, join_lanes
 from vipp_transforms.loop_fusion import Steps
 from vipp_transforms.staging import Program, Site, sites_of
-from vipp_transforms.unrolling import NotSummedError
+from vipp_transforms.unrolling import NotSummed
 
 MAX_LAG = 4  # steps back that a step may look
 
@@ -78,11 +78,10 @@ def step_sites(steps: Steps) -> list[Site]:
     return list(sites_of(list(steps.eqns), []).values())
 
 
-def windows(steps: Steps) -> Windows:
-    """Find out what the values of a loop depend on.
+def windows(steps: Steps) -> Windows | NotSummed:
+    """Find out what the values of a loop depend on, or why it is no chain.
 
     Raises:
-      NotSummedError: if a step depends on more and more choices.
       SiteError: naming a choice without a finite support.
     """
     sites = tuple(step_sites(steps))
@@ -91,20 +90,29 @@ def windows(steps: Steps) -> Windows:
     inputs += [s.var for s in steps.scanned]
     program = Program(steps.env, steps.eqns, steps.eqns, by_var, None, (), None, tuple(inputs))
     check_agreement(program)
-    depends, entering = _to_fixed_point(steps, program)
+    found = _to_fixed_point(steps, program)
+    if found is None:
+        names = tuple(s.template.name for s in sites)
+        return NotSummed(names, "what it carries depends on more and more choices")
+    depends, entering = found
     values = _values(steps, sites, depends, entering)
     count, deepest = len(sites), max((n for v in values for n in v.depends), default=0)
     lanes = {
         n: LaneAxes(n % count, str(n), sites[n % count].lane_shape) for n in range(deepest + 1)
     }
     joined = join_lanes(values, lanes)
-    return Windows(
-        steps, program, sites, depends, tuple(frozenset(d) for d in entering),
-        tuple(_info(s, joined) for s in sites), joined,
-    )  # fmt: skip
+    infos = tuple(_info(s, joined) for s in sites)
+    for site, info in zip(sites, infos, strict=True):
+        estimator: Any = site.template.estimator
+        if info.support is not None and joint_size(info) > estimator.max_evaluations:
+            return NotSummed((site.template.name,), "a step depends on too many lanes together")
+        estimator.validate(info)
+    each = tuple(frozenset(d) for d in entering)
+    return Windows(steps, program, sites, depends, each, infos, joined)
 
 
-def _to_fixed_point(steps: Steps, program: Program) -> tuple[Dependences, list[Dependence]]:
+def _to_fixed_point(steps: Steps, program: Program) -> tuple[Dependences, list[Dependence]] | None:
+    """What the carried values depend on, or None if that is more with every step."""
     count = len(program.sites)
     entering: list[Dependence] = [{} for _ in steps.carried]
     while True:
@@ -117,10 +125,7 @@ def _to_fixed_point(steps: Steps, program: Program) -> tuple[Dependences, list[D
         if grown == entering:
             return depends, entering
         if any(n >= count * (MAX_LAG + 1) for found in grown for n in found):
-            raise NotSummedError(
-                [s.template.name for s in program.sites.values()],
-                "what it carries depends on more and more choices",
-            )
+            return None
         entering = grown
 
 
@@ -140,9 +145,4 @@ def _info(site: Site, joined: Joined) -> SiteInfo:
     """What is known of a choice, its lanes mixed where some value mixes them."""
     mixing = [joined.mixed.get((site.index, j)) for j in range(len(site.lane_shape))]
     flags = tuple(by is not None for by in mixing)
-    estimator: Any = site.template.estimator
-    info = site.template.placed(site.name, site.lane_shape, flags)
-    if info.support is not None and joint_size(info) > estimator.max_evaluations:
-        raise NotSummedError([site.template.name], "a step depends on too many lanes together")
-    estimator.validate(info)
-    return info
+    return site.template.placed(site.name, site.lane_shape, flags)
