@@ -104,6 +104,30 @@ def test_the_bound_is_the_sum_of_the_bounds_of_each(case, reference, bound_and_g
     reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(of_all))(PARAMS))
 
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("resample", ["soft", "none", "multinomial", "systematic"])
+def test_particles_of_which_none_is_possible(resample):
+    """The estimate of the evidence is unbiased: it is nought where they all end."""
+
+    def model():
+        def step(c, _):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.factor("f", jnp.where(z == 1, 0.0, -jnp.inf))
+            return c, None
+
+        scan(step, 0.0, None, length=3)
+
+    def guide():
+        step = lambda c, _: (c, vipp.sample("z", dist.Bernoulli(0.5), vipp.ScoreFunction()))
+        scan(step, 0.0, None, length=3)
+
+    objective = vipp.FilteringBound(num_particles=2, resample=resample)
+    one = jax.jit(jax.vmap(lambda key: -objective.loss(key, {}, model, guide)))
+    estimates = np.exp(one(jax.random.split(jax.random.key(0), 20_000)))
+    error = estimates.std() / 20_000**0.5
+    assert abs(estimates.mean() - 0.125) < 4 * error < 0.01
+
+
 @pytest.mark.thorough
 def test_elements_that_a_state_mixes_are_resampled_together():
     """A bound over everything then, and it is said so; to ask for more is refused."""

@@ -91,6 +91,29 @@ def test_bound_is_its_expectation(name, expectation, bound_and_grad):
     jax.tree.map(close, got, expectation(name))
 
 
+def impossible(x=X):
+    w = numpyro.param("w", 0.8)
+    with numpyro.plate("N", 2):
+        z = numpyro.sample("z", dist.Categorical(probs=jnp.array([0.65, 0.35, 0.0])))
+        numpyro.sample("x", dist.Normal(2.0 * w * z, 1.0), obs=x)
+
+
+def never_drawn(x=X):
+    p = jax.nn.sigmoid(numpyro.param("l", jnp.zeros(2)))
+    with numpyro.plate("N", 2):
+        fn = dist.Categorical(probs=jnp.stack([1 - p, p, 0 * p], -1))
+        vipp.sample("z", fn, vipp.Enumerate())
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_choice_that_is_never_made_counts_nothing(name, expectation, bound_and_grad):
+    """Of what is enumerated, what has probability 0 in guide and model: no gradient is NaN."""
+    got = bound_and_grad(BOUNDS[name][0], impossible, never_drawn, PARAMS)
+    close = lambda g, w: np.testing.assert_allclose(g, w, rtol=3e-4, atol=3e-5)
+    jax.tree.map(close, got, expectation(name))
+
+
 @pytest.mark.few(3)
 @pytest.mark.parametrize("name", BOUNDS)
 def test_bound_from_draws_is_unbiased(name, expectation, reference, bound_and_grad):

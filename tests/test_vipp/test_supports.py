@@ -176,8 +176,8 @@ def test_in_a_scan(moving):
 
 TWO = lambda w: jnp.stack([w, 1 - w])
 OUTSIDE = {
-    "Bernoulli": (lambda w: dist.Bernoulli(w), [-1.0, 2.0]),
-    "Bernoulli, by logits": (lambda w: dist.Bernoulli(logits=w), [-1.0, 2.0]),
+    "Bernoulli": (lambda w: dist.Bernoulli(w), [-1.0, 2.0, 0.5]),
+    "Bernoulli, by logits": (lambda w: dist.Bernoulli(logits=w), [-1.0, 2.0, 0.5]),
     "Binomial": (lambda w: dist.Binomial(3, w), [-1.0, 4.0, 0.5]),
     "Binomial, by logits": (lambda w: dist.Binomial(3, logits=w), [-1.0, 4.0, 0.5]),
     "Categorical": (lambda w: dist.Categorical(TWO(w)), [-1, 2]),
@@ -187,7 +187,7 @@ OUTSIDE = {
     "Poisson": (lambda w: dist.Poisson(w), [-1.0, 0.5]),
     "Multinomial": (lambda w: dist.Multinomial(2, TWO(w)), [[1.0, 2.0], [3.0, -1.0]]),
     "lanes of an event": (
-        lambda w: dist.Bernoulli(logits=w).expand([2]).to_event(1), [[0.0, 2.0], [-1.0, 1.0]],
+        lambda w: dist.Bernoulli(logits=w).expand([2]).to_event(1), [[0.0, 2.0], [-1.0, 1.0], [0.5, 1.0]],
     ),
 }  # fmt: skip
 

@@ -24,16 +24,22 @@ def _softplus_jvp(primals: Any, tangents: Any) -> Any:
     return _softplus(x), jax.nn.sigmoid(x) * dx
 
 
-def _where_relaxed(value: Any, log_prob: jax.Array) -> jax.Array:
-    """``log_prob`` from zero to one, where it is linear in the value; no label lies outside.
+class _Drawn:
+    """From zero to one: estimators that relax a choice score the model there."""
 
-    Estimators that relax a choice score the model there, where NumPyro's validation says ``-inf``.
-    """
-    # what goes straight through is zero or one but for rounding
-    return jnp.where(jnp.abs(value - 0.5) <= 0.501, log_prob, -jnp.inf)
+    def _inside(self, value: jax.Array) -> jax.Array:
+        # what goes straight through is zero or one but for rounding
+        return jnp.abs(value - 0.5) <= 0.501
 
 
-class _BernoulliLogits(dist.BernoulliLogits):
+class _Observed:
+    """Labels are zero or one, as NumPyro says."""
+
+    def _inside(self, value: jax.Array) -> jax.Array:
+        return (value == 0) | (value == 1)
+
+
+class _BernoulliLogits(_Drawn, dist.BernoulliLogits):
     """A Bernoulli whose log probability has the right gradient at logits of exactly zero.
 
     NumPyro's (0.22) differentiates ``max(x, 0)`` and ``abs(x)`` separately there, and a
@@ -43,7 +49,11 @@ class _BernoulliLogits(dist.BernoulliLogits):
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         logits = _finite(self.logits)
         value = jnp.asarray(value, jnp.result_type(logits))
-        return _where_relaxed(value, value * logits - _softplus(logits))
+        return jnp.where(self._inside(value), value * logits - _softplus(logits), -jnp.inf)
+
+
+class _ObservedLogits(_Observed, _BernoulliLogits):
+    """Defined at zero and one."""
 
 
 @jax.custom_jvp
@@ -58,7 +68,7 @@ def _x_log_y_jvp(primals: Any, tangents: Any) -> Any:
     return _x_log_y(x, y), jnp.log(y) * dx + jnp.where(x == 0, 0.0, x / y) * dy
 
 
-class _BernoulliProbs(dist.BernoulliProbs):
+class _BernoulliProbs(_Drawn, dist.BernoulliProbs):
     """A Bernoulli whose log probability has a gradient where the probability is zero or one.
 
     Defined between zero and one.
@@ -68,7 +78,11 @@ class _BernoulliProbs(dist.BernoulliProbs):
         probs = clamp_probs(self.probs)
         value = jnp.asarray(value, probs.dtype)
         linear = _x_log_y(value, probs) + _x_log_y(1 - value, 1 - probs)
-        return _where_relaxed(value, linear)
+        return jnp.where(self._inside(value), linear, -jnp.inf)
+
+
+class _ObservedProbs(_Observed, _BernoulliProbs):
+    """Defined at zero and one."""
 
 
 class _BinomialLogits(dist.BinomialLogits):
@@ -89,16 +103,23 @@ def _finite(logits: Any, times: Any = 1) -> jax.Array:
     return jnp.clip(logits, -limit, limit)
 
 
-def guarded(fn: Any) -> Any:
-    """``fn``, a Bernoulli or Binomial replaced by one that is right at all logits and values."""
+def guarded(fn: Any, *, observed: bool = False) -> Any:
+    """``fn``, a Bernoulli or Binomial replaced by one that is right at all logits and values.
+
+    Args:
+      fn: a distribution.
+      observed: whether it is to score data: a choice that is drawn may be relaxed.
+    """
     if type(fn) is dist.BernoulliLogits:
-        return _BernoulliLogits(fn.logits, validate_args=False)
+        logits = _ObservedLogits if observed else _BernoulliLogits
+        return logits(fn.logits, validate_args=False)
     if type(fn) is dist.BernoulliProbs:
-        return _BernoulliProbs(fn.probs, validate_args=False)
+        probs = _ObservedProbs if observed else _BernoulliProbs
+        return probs(fn.probs, validate_args=False)
     if type(fn) is dist.BinomialLogits:
         return _BinomialLogits(fn.logits, fn.total_count, validate_args=False)
     if isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
-        base = guarded(fn.base_dist)
+        base = guarded(fn.base_dist, observed=observed)
         if base is not fn.base_dist:
             fn = copy.copy(fn)
             fn.base_dist = base

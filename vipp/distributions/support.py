@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import constraints
 from numpyro.util import not_jax_tracer
@@ -33,6 +34,7 @@ def reaches_outside(a: Any, b: Any) -> bool:
     points = _INTEGERS if one.is_discrete else _POINTS
     columns = points.reshape((-1,) + (1,) * max(len(a.shape()), len(b.shape())))
     with jax.ensure_compile_time_eval():
+        columns = jnp.asarray(columns)  # NumPy cannot compare with what is traced
         inside = [c(columns) for c in (one, other)]
         if not all(map(not_jax_tracer, inside)):
             return False  # bounds that are not known yet

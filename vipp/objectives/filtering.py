@@ -19,6 +19,7 @@ from vipp.programs.particles import Particles, begin, joined, part
 from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.steps import Sequence, take_apart
 from vipp.programs.support import check_same_support
+from vipp.programs.weights import log_sum_exp
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -124,9 +125,11 @@ def FilteringBound(  # noqa: N802
         keys = jax.random.split(key, num_particles)
         state, gained = jax.vmap(move)(keys, state, closed_over, own_xs)
         log_w = log_w + gained
-        total = jax.nn.logsumexp(log_w, axis=0)
-        # what was gained up to here is counted in total; the particles go on with their shares
-        index, log_w = ancestors(chosen, log_w - total, resample, resampling_gradient, softness)
+        total = log_sum_exp(log_w)
+        # what was gained up to here is counted in total; the particles go on with their shares,
+        # equal ones where none of them is possible
+        shares = jnp.where(total == -jnp.inf, -math.log(num_particles), log_w - total)
+        index, log_w = ancestors(chosen, shares, resample, resampling_gradient, softness)
         kept = (state, closed_over, own_xs)
         if index is not None:
             leaves, treedef = jax.tree.flatten(kept)

@@ -129,7 +129,7 @@ def site_densities(trace: Mapping[str, Any]) -> list[SiteDensity]:
 
 def site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensity:
     """The density of one sample site of a NumPyro trace."""
-    fn, value = guarded(site["fn"]), site["value"]
+    fn, value = guarded(site["fn"], observed=site["is_observed"]), site["value"]
     _check_shape(site)
     intermediates = site["intermediates"]
     log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)

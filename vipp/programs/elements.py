@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from vipp.programs.densities import SiteDensity, joint_per_plate, subsampling
 from vipp.programs.particles import Begun, Particles
-from vipp.programs.weights import enclosing_plates
+from vipp.programs.weights import enclosing_plates, of_possible_draws
 from vipp_transforms import _jax
 from vipp_transforms.dependence import Dependence, follow, join, mixed, relabel
 from vipp_transforms.lane import MIXED, Apart, Step
@@ -44,6 +44,7 @@ class Moved:
     @staticmethod
     def of(of_p: list[SiteDensity], of_q: list[SiteDensity]) -> Moved:
         """What is weighed, of all densities."""
+        of_p, of_q = of_possible_draws(of_p, of_q)
         counted = lambda sites: [s.counted() for s in sites]
         random = [s for s in of_q if s.random]
         drawn = [[s.value, *jax.tree.leaves(s.intermediates)] for s in random]

@@ -153,7 +153,7 @@ class NormalizedProgram(AbstractProgram):
         """The values given, scored among other particles."""
         of_q = self.proposal.log_density_sites(trace)
         check_anywhere("normalize: the proposal", of_q, self.target.log_density_sites(trace))
-        given = self._weigh(trace, of_q)
+        given = self._weigh(trace, of_q, drawn=False)
         log_w = given.log_w[None]
         if self.num_particles > 1:
             draw = lambda: self._weigh(*self.proposal.simulate_sites()).log_w
@@ -162,10 +162,10 @@ class NormalizedProgram(AbstractProgram):
         log_density = given.log_p - log_mean_exp(log_w)
         return [one_density("normalize", log_density, given.names, given.sites)]
 
-    def _weigh(self, drawn: Trace, of_q: list[SiteDensity]) -> _Particle:
-        of_p = self.target.log_density_sites(drawn)
+    def _weigh(self, values: Trace, of_q: list[SiteDensity], *, drawn: bool = True) -> _Particle:
+        of_p = self.target.log_density_sites(values)
         check_same_support("normalize, its proposal", of_p, of_q)
-        w = weigh_sites(of_p, of_q)
+        w = weigh_sites(of_p, of_q, drawn=drawn)
         facts = [s.facts() for s in (*of_p, *of_q)]
         return _Particle(w.log_p, w.log_p - w.log_q, w.names, facts)
 

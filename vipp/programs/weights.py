@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -60,11 +60,17 @@ class Weighed:
 
 
 def weigh_sites(
-    of_p: list[SiteDensity], of_q: list[SiteDensity], per_plate: Any = "auto"
+    of_p: list[SiteDensity],
+    of_q: list[SiteDensity],
+    per_plate: Any = "auto",
+    *,
+    drawn: bool = True,
 ) -> Weighed:
-    """The densities of a draw under two programs; see :func:`enclosing_plates`."""
+    """The densities under two programs of values, ``drawn`` from the second of them or not."""
     both = [*of_p, *of_q]
     names = enclosing_plates(per_plate, both)
+    if drawn:
+        of_p, of_q = of_possible_draws(of_p, of_q)
     log_p, log_q = joint_per_plate(of_p, names), joint_per_plate(of_q, names)
     shape = jnp.broadcast_shapes(log_p.shape, log_q.shape)  # a program may have no sites
     log_p, log_q = jnp.broadcast_to(log_p, shape), jnp.broadcast_to(log_q, shape)
@@ -94,9 +100,43 @@ def apart_from(
     return sites[:start], sites[start:]
 
 
+def of_possible_draws(
+    of_p: list[SiteDensity], of_q: list[SiteDensity]
+) -> tuple[list[SiteDensity], list[SiteDensity]]:
+    """The densities, without those of a choice that the guide makes with probability 0.
+
+    Only an estimator that tries all values makes it, and gives it no weight. But minus infinity
+    less minus infinity is no number, and no number times no weight has no derivative backwards.
+    """
+    cannot = {
+        s.name: s.log_prob == -jnp.inf for s in of_q if s.random and s.fn is not None and _finite(s)
+    }
+
+    def possible(site: SiteDensity) -> SiteDensity:
+        here = cannot.get(site.name)
+        if site.observed or here is None or here.shape != site.log_prob.shape:
+            return site
+        return replace(site, log_prob=jnp.where(here, 0.0, site.log_prob))
+
+    return [possible(s) for s in of_p], [possible(s) for s in of_q]
+
+
+def _finite(site: SiteDensity) -> bool:
+    return site.fn.support is not None and site.fn.support.is_discrete
+
+
+def log_sum_exp(log_w: jax.Array) -> jax.Array:
+    """The logarithm of the sum of ``exp(log_w)`` along the first axis.
+
+    Where all of them are minus infinity, so is it, and is a constant.
+    """
+    none = jnp.all(log_w == -jnp.inf, axis=0)
+    return jnp.where(none, -jnp.inf, jax.nn.logsumexp(jnp.where(none, 0.0, log_w), axis=0))
+
+
 def log_mean_exp(log_w: jax.Array) -> jax.Array:
     """The logarithm of the mean of ``exp(log_w)`` along the first axis."""
-    return log_w[0] if len(log_w) == 1 else jax.nn.logsumexp(log_w, axis=0) - math.log(len(log_w))
+    return log_w[0] if len(log_w) == 1 else log_sum_exp(log_w) - math.log(len(log_w))
 
 
 def log_power_mean(log_w: jax.Array, power: Any) -> jax.Array:
