@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import core as jax_core
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
 
 Literal = core.Literal
 Var = core.Var
@@ -183,6 +184,14 @@ def fresh_like(var: Any) -> Any:
 def is_dropped(var: Any) -> bool:
     """Whether an output is unused by construction."""
     return type(var).__name__ == "DropVar"
+
+
+def without_unread(eqn: Any) -> Any:
+    """The equation without operands that nothing inside of it reads, such as those of a branch."""
+    if eqn.primitive not in pe.dce_rules or eqn.effects:
+        return eqn
+    read, smaller = pe.dce_rules[eqn.primitive]([True] * len(eqn.outvars), eqn)
+    return eqn if smaller is None or all(read) else smaller
 
 
 @functools.cache

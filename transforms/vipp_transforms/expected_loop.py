@@ -201,7 +201,8 @@ class ExpectedLoop:
         """Before the first step there is no choice: nothing depends on which one it was."""
         shape = tuple(self.sizes[n] for n in (*self.past, *self.lanes))
         values = math.prod(self.sizes[n] for n in self.past)
-        dtype = jnp.result_type(*(s.log_prob.out_avals[0].dtype for s in self.windows.sites))
+        dtypes = [s.log_prob.out_avals[0].dtype for s in self.windows.sites]
+        dtype = jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
         return jnp.full(shape, 1.0 / values, dtype)
 
     def _node(self, site: Site) -> Node:

@@ -204,7 +204,7 @@ def needed_of(steps: Steps, wanted: Iterable[Any]) -> Steps:
       wanted: variables outside.
     """
     wanted = set(wanted)
-    pairs = [(e, _without_key(e)) for e in steps.eqns]
+    pairs = [(e, _without_key(e)) for e in map(_jax.without_unread, steps.eqns)]
     whole = {id(bare): e for e, bare in pairs}
     stacked = tuple(s for s in steps.stacked if s.whole in wanted)
     totals = tuple(t for t in steps.totals if t.last in wanted)

@@ -98,7 +98,8 @@ def windows(steps: Steps) -> Windows | NotSummed:
     values = _values(steps, sites, depends, entering)
     count, deepest = len(sites), max((n for v in values for n in v.depends), default=0)
     lanes = {
-        n: LaneAxes(n % count, str(n), sites[n % count].lane_shape) for n in range(deepest + 1)
+        n: LaneAxes(n % count, str(n), sites[n % count].lane_shape)
+        for n in range(deepest + 1 if sites else 0)
     }
     joined = join_lanes(values, lanes)
     infos = tuple(_info(s, joined) for s in sites)
