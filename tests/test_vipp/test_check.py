@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro.contrib.control_flow import cond, scan
 from numpyro.infer.autoguide import AutoNormal
 
 import vipp
@@ -189,6 +190,25 @@ def test_a_mistake_is_told(mistake):
         vipp.check(mistake.model, mistake.guide, vipp.ELBO(), *mistake.args)
     assert caught.value.site == mistake.site
     assert f"'{mistake.site}'" in str(caught.value) and "Fix: " in str(caught.value)
+
+
+def in_a_scan(*_):
+    scan(lambda c, _: (c, numpyro.sample("mu", dist.Normal(param("a", 0.0)))), 0.0, None, length=2)
+
+
+def in_a_branch(*_):
+    draw = lambda _: numpyro.sample("mu", dist.Normal(param("a", 0.0)))
+    cond(True, draw, draw, 0.0)
+
+
+@pytest.mark.parametrize("guide", [in_a_scan, in_a_branch], ids=lambda f: f.__name__)
+def test_a_parameter_of_a_step_is_refused(guide):
+    """NumPyro gives it no value, or stops at it with a KeyError."""
+    refused = pytest.raises(vipp.SiteError, match="Parameter 'a' is declared in the body.*Fix: ")
+    with refused:
+        vipp.check(regression, guide, vipp.ELBO(), X)
+    with refused:
+        vipp.ELBO().loss(jax.random.key(0), {"a": 0.0}, guide, guide)
 
 
 def masked(x):

@@ -12,6 +12,7 @@ import numpyro
 from numpyro.handlers import trace
 
 from vipp.diagnostics.mistake import CheckError
+from vipp.language.control_flow import own_sites, within
 
 Site = Mapping[str, Any]  # one of NumPyro's messages
 
@@ -40,7 +41,9 @@ class Watched(trace):
         self.what, self.look = what, look
 
     def process_message(self, msg: Any) -> None:
-        """Refuse a second site of a name."""
+        """Refuse a second site of a name, and a parameter in the body of a loop."""
+        if msg["type"] == "control_flow":
+            within(msg, lambda: own_sites(in_body=True))
         if msg["type"] in ("sample", "deterministic") and msg["name"] in self.trace:
             raise CheckError(
                 msg["name"],

@@ -221,7 +221,14 @@ class _own_keys(Messenger):  # noqa: N801
 
 
 class own_sites(Messenger):  # noqa: N801
-    """Refuses a site under a JAX transformation that began inside a program scored by its trace."""
+    """Refuses a site under a JAX transformation that began inside a program scored by its trace.
+
+    And a parameter in the body of a ``scan`` or ``cond``, which the values outside do not reach.
+    """
+
+    def __init__(self, *, in_body: bool = False):
+        super().__init__()
+        self.in_body = in_body
 
     def __enter__(self) -> None:
         self.began = trace_now()
@@ -230,7 +237,13 @@ class own_sites(Messenger):  # noqa: N801
     def process_message(self, msg: Any) -> None:
         """Look at the site."""
         if msg["type"] == "control_flow":
-            within(msg, own_sites)
+            within(msg, lambda: own_sites(in_body=True))
+        elif msg["type"] == "param" and self.in_body:
+            raise vt.SiteError(
+                f"Parameter '{msg['name']}' is declared in the body of a scan or cond, expected "
+                "outside of it, where it gets its value. Fix: call numpyro.param before, and use "
+                "what it returns inside."
+            )
         elif msg["type"] == "sample" and trace_now() != self.began:
             raise vt.SiteError(
                 f"Site '{msg['name']}' of a model or guide stands under a JAX transformation (jit, "
