@@ -1,9 +1,13 @@
 """``stop_gradient`` of what was drawn: refused, but where the result does not depend on it."""
 
+import functools
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import paramax
 import pytest
 
 import vipp_transforms as vt
@@ -34,10 +38,30 @@ REFUSED = {
     "in a checkpoint": lambda z, t: jax.checkpoint(lambda z: stop(z) * z)(z),
     "in a loop": lambda z, t: jax.lax.fori_loop(0, 3, lambda i, c: c + stop(c) + z, 0.0),
     "in a branch": lambda z, t: jax.lax.cond(t > 0, lambda: stop(z), lambda: z),
+    "handed to vmap": lambda z, t: jax.vmap(stop)(z[None])[0],
+    "handed to vmap by vmap": lambda z, t: jax.vmap(jax.vmap(stop))(z[None, None])[0, 0],
+    "handed to vectorize": lambda z, t: jnp.vectorize(stop)(z),
+    "handed to a checkpoint": lambda z, t: jax.checkpoint(stop)(z),
+    "handed to a scan": lambda z, t: jax.lax.scan(lambda c, x: (stop(c), x), z, None, length=2)[0],
+    "handed to a branch, under vmap": lambda z, t: jax.vmap(
+        lambda x: jax.lax.cond(x > 0, stop, jnp.sin, x * z)
+    )(jnp.array([-1.0, 2.0])).sum(),
+    "handed to a tree": lambda z, t: jax.tree_util.tree_map(stop, {"a": z})["a"],
+    "in part": lambda z, t: functools.partial(stop)(z),
+    "handed to another library": lambda z, t: eqx.filter_jit(stop)(z),
+    "as a layer": lambda z, t: eqx.nn.Sequential([eqx.nn.Lambda(stop)])(z[None])[0],
+    "a library's own word": lambda z, t: paramax.unwrap(paramax.non_trainable(z)),
+    "an argument without a derivative": lambda z, t: _without_derivative(z, t),
     "in another's parameter": lambda z, t: (
         1.0 * vt.sample(KEY, dist.Bernoulli(logits=stop(z)), vt.Enumerate(), name="y")
     ),
 }
+
+
+def _without_derivative(z, t):
+    times = jax.custom_jvp(lambda a, b: a * b, nondiff_argnums=(0,))
+    times.defjvp(lambda a, primals, tangents: (a * primals[0], a * tangents[0]))
+    return times(z, t)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -69,6 +93,14 @@ ALLOWED = {
     "softmax": lambda z, t: jax.nn.softmax(jnp.stack([z, t, 0.5 * z]))[2],
     "log_softmax": lambda z, t: jax.nn.log_softmax(jnp.stack([z, t]))[0],
     "solve": lambda z, t: jnp.linalg.solve(MATRIX + z * t, jnp.stack([z, t])).sum(),
+    "logsumexp, handed to vmap": lambda z, t: jax.vmap(jax.nn.logsumexp)(
+        jnp.stack([z, t, 2 * z, t])[:, None]).sum(),
+    "logsumexp, handed to another library": lambda z, t: eqx.filter_jit(jax.nn.logsumexp)(
+        jnp.stack([z, t])),
+    "logaddexp": lambda z, t: jnp.logaddexp(z, t),
+    "a mixture's density": lambda z, t: dist.MixtureSameFamily(
+        dist.Categorical(logits=jnp.stack([z, t])), dist.Normal(jnp.stack([t, z]), 1.0)
+    ).log_prob(0.4),
     "branch under vmap": lambda z, t: jax.vmap(
         lambda x: jax.lax.cond(x * z > 0, jnp.exp, jnp.sin, x * t))(jnp.array([-1.0, 2.0])).sum(),
     "a truncated draw": lambda z, t: t * jax.random.truncated_normal(KEY, z, z + 1e-6),

@@ -134,6 +134,41 @@ def test_a_literal_used_twice_counts_twice():
     np.testing.assert_allclose(total, value, rtol=1e-6)
 
 
+def _loop(step):
+    return jax.lax.scan(step, 0.0, jax.random.split(KEY, 3))
+
+
+def _choice(theta, key=KEY):
+    return vt.sample(key, dist.Bernoulli(logits=theta), vt.Enumerate(), name="z") * 1.0
+
+
+NUMBERS = {  # what depends on no choice: the value and slope at 0.4
+    "a number": (2.0, 0.0, lambda t: (_choice(t), 2.0)[1]),
+    "in a jit": (2.0, 0.0, lambda t: jax.jit(lambda: (_choice(t), 2.0)[1])()),
+    "in a checkpoint": (2.0, 0.0, lambda t: jax.checkpoint(lambda t: (_choice(t), 2.0)[1])(t)),
+    "an argument": (0.4, 1.0, lambda t: (_choice(t), t)[1]),
+    "a derivative of a constant": (
+        0.0, 0.0, lambda t: jax.grad(lambda x: vt.constant(x * _choice(t)))(1.0),
+    ),
+    "a loop's last": (2.0, 0.0, lambda t: _loop(lambda c, k: ((_choice(t, k), 2.0)[1], None))[0]),
+    "a loop's steps": (6.0, 0.0, lambda t: _loop(lambda c, k: (_choice(t, k), 2.0))[1].sum()),
+    "a loop's total": (
+        1.2, 3.0, lambda t: _loop(lambda c, k: (c + t, _choice(t, k)))[0],
+    ),
+    "a loop's recursion": (
+        0.624, 2.28, lambda t: _loop(lambda c, k: ((_choice(t, k), c * t + t)[1], None))[0],
+    ),
+}  # fmt: skip
+
+
+def test_a_value_that_depends_on_no_choice():
+    rows = [fn for *_, fn in NUMBERS.values()]
+    both = lambda fn: jax.value_and_grad(lambda t: vt.surrogate(lambda t: (fn(t), None))(t)[0])
+    got = np.array(jax.jit(lambda t: [both(fn)(t) for fn in rows])(0.4))
+    for name, (*expected, _), found in zip(NUMBERS, NUMBERS.values(), got, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
+
+
 def test_terms_part_through_lower_precision():
     half = lambda x: x.astype(jnp.float16).astype(jnp.float32)
     value, total, leaves = decomposed(lambda: half(jnp.sin(draw("a", 3)).sum() + draw("bb")) * 2.0)

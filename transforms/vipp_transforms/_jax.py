@@ -123,25 +123,11 @@ def _silent_param(value: Any) -> Any:
     return value.replace(eqns=eqns, effects=frozenset().union(*(e.effects for e in eqns)))
 
 
-# Where JAX calls functions that it was handed, and the rules of stop_gradient itself.
-_MACHINERY = (
-    "_src/core.py", "/ad.py", "/api_util.py", "/batching.py", "/lax.py", "/linear_util.py",
-    "/loops.py", "/tree.py", "/tree_util.py",
-)  # fmt: skip
-
-
-def stopped_by(eqn: Any) -> tuple[str | None, list[tuple[str, str]]]:
-    """Who called ``stop_gradient``: the function's file, if it was called by any, and all callers.
-
-    Each caller is its file and its name, innermost first.
-    """
+def callers(eqn: Any) -> list[tuple[str, str]]:
+    """The functions that an equation was made under, innermost first: file and qualified name."""
     traceback = eqn.source_info.traceback
     frames = [] if traceback is None else traceback.frames
-    names = [frame.function_name for frame in frames]
-    start = names.index("stop_gradient") if "stop_gradient" in names else 0
-    files = [pathlib.PurePath(frame.file_name).as_posix() for frame in frames[start:]]
-    first = next((file for file in files if not file.endswith(_MACHINERY)), None)
-    return first, list(zip(files, names[start:], strict=True))
+    return [(pathlib.PurePath(f.file_name).as_posix(), f.function_name) for f in frames]
 
 
 def is_tracer(value: Any) -> bool:

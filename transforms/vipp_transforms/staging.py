@@ -80,7 +80,7 @@ class Program:
       eqns: equations in order, among them one per site; without those that only have an effect.
       plain: those of one plain run, with such effects as printing.
       sites: by the variable of the drawn value.
-      out: the atom whose expectation is wanted.
+      out: the variable whose expectation is wanted.
       aux: atoms of the auxiliary outputs.
       aux_tree: their structure.
       inputs: the variables that are no constants.
@@ -159,10 +159,10 @@ def inline(traced: Traced, rewrite: Rewrite | None = None) -> Program | NotSumme
 
     Args:
       traced: the program.
-      rewrite: is given all equations, among them loops whose choices may be summed out, the atom
-        whose expectation is wanted, and whether a variable is a choice of a loop that stays one;
-        returns others without such loops, and adds the values of constants to ``env``, or says
-        which loop has to be taken apart: so does then this function.
+      rewrite: is given all equations, among them loops whose choices may be summed out, the
+        variable whose expectation is wanted, and whether a variable is a choice of a loop that
+        stays one; returns others without such loops, and adds the values of constants to
+        ``env``, or says which loop has to be taken apart: so does then this function.
     """
     jaxpr, consts = _jax.open_jaxpr(traced.closed)
     env = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -170,7 +170,8 @@ def inline(traced: Traced, rewrite: Rewrite | None = None) -> Program | NotSumme
     inliner = Inliner(env, loops=[], keeps=None if rewrite is None else is_summed)
     scope: dict[Any, Any] = {}
     inliner.run(jaxpr.eqns, scope)
-    out, *aux = (lookup(v, scope) for v in jaxpr.outvars)
+    value, *aux = (lookup(v, scope) for v in jaxpr.outvars)
+    out = _variable(value, env)
     # a plain run prints once; a lifted one would print for every value that is tried
     plain = live(inliner.eqns, [out, *aux])
     eqns = [_jax.silent(e) for e in live(plain, [out, *aux], effects=False)]
@@ -205,6 +206,15 @@ def check_scalar(value: Any) -> None:
         "The value whose expectation is wanted must be a real scalar (a float of shape ()), "
         f"got {got} in a {type(value).__name__}. Fix: sum or average over the remaining axes."
     )
+
+
+def _variable(atom: Atom, env: dict[Any, Any]) -> Any:
+    """The atom, or if it is a number, a variable with that value."""
+    if not isinstance(atom, _jax.Literal):
+        return atom
+    var: Any = _jax.fresh_like(atom)
+    env[var] = jnp.asarray(atom.val, var.aval.dtype)
+    return var
 
 
 def lookup(atom: Any, scope: dict[Any, Any]) -> Any:

@@ -63,7 +63,7 @@ def split(program: Program, depends: Dependences) -> Split:
     gains = _gains(program, depends, linear, held)
     producer = {v: e for e in program.eqns for v in e.outvars}
     active, leaves, opened = {program.out: None}, [], []
-    if isinstance(program.out, _jax.Literal) or program.out not in producer:
+    if program.out not in producer:
         return Split((), (program.out,), (False,))
     for eqn in reversed(program.eqns):
         if not any(v in active for v in eqn.outvars):
