@@ -21,6 +21,17 @@ def planned(estimator, fn, distribution=None):
     return vt.plan(lambda: (jnp.sum(fn(vt.sample(KEY, d, estimator, name="z")) * 1.0), None))
 
 
+def _own(fn):
+    """``fn``, said to have the derivative one."""
+    call = jax.custom_jvp(fn)
+    call.defjvp(lambda primals, tangents: (call(*primals), tangents[0]))
+    return call
+
+
+_spike, _rounded = _own(lambda z: jnp.where(z > 0.5, 3.0, 1.0)), _own(lambda z: jnp.round(z))
+_spike_backwards = jax.custom_vjp(lambda z: jnp.where(z > 0.5, 3.0, 1.0))
+_spike_backwards.defvjp(lambda z: (_spike_backwards(z), None), lambda _, slope: (slope,))
+
 DECIDES = {
     "a comparison": ("gt", lambda z: jnp.where(z > 0.5, 3.0, 1.0)),
     "with one of the choices": ("eq", lambda z: jnp.where(z == 1, 3.0, 1.0)),
@@ -42,6 +53,27 @@ DECIDES = {
     ),
     "how often": ("lt", lambda z: lax.while_loop(lambda c: c < 3 * z, lambda c: c + 1.0, 0.0)),
     "in lanes": ("gt", lambda z: jax.vmap(lambda a: jnp.where(a * z > 0.3, a, 2.0))(STEPS)),
+    "in a library's loop": ("lt_to", lambda z: jnp.digitize(z, STEPS[:2] - 0.5)),
+    "in a library's search": ("le_to", lambda z: jnp.searchsorted(STEPS[:2] + 0.2, z)),
+    "how often, counted": ("gt", lambda z: lax.fori_loop(0, 3, lambda i, c: c + (z > 0.3), 0)),
+    "in a loop of integers": (
+        "gt",
+        lambda z: lax.while_loop(lambda c: c[1] < 3, lambda c: (c[0] + (z > 0.5), c[1] + 1), (0, 0))[0],
+    ),
+    "in a branch of integers": (
+        "gt", lambda z: lax.cond(jnp.array(True), lambda z: (z > 0.5).astype(int), lambda z: 1, z),
+    ),
+    "in a map": ("gt", lambda z: lax.map(lambda a: a > 0.5, z * STEPS)),
+    "in a reduction": ("reduce", lambda z: lax.reduce(
+        (z * STEPS, STEPS), (-1.0, 0.0),
+        lambda a, b: (jnp.maximum(a[0], b[0]), jnp.where(a[0] > b[0], a[1], b[1])), (0,))[1]),
+    "with a derivative of its own": ("gt", lambda z: _spike(z)),
+    "with a derivative of its own, in lanes": ("gt", lambda z: jax.vmap(_spike)(z * STEPS)),
+    "with a derivative of its own, in a loop": (
+        "gt", lambda z: lax.scan(lambda c, x: (c + _spike(x * z), None), 0.0, STEPS)[0],
+    ),
+    "with a derivative of its own, backwards": ("gt", lambda z: _spike_backwards(z)),
+    "rounded, with a derivative of its own": ("round", lambda z: _rounded(z)),
     "in a call": ("gt", jax.checkpoint(lambda z: jnp.where(z > 0.5, 1.0, 2.0))),
     "a jump that a softmax hides from equal entries": (
         "gt", lambda z: jax.nn.softmax(jnp.where(z * STEPS > 0.5, 3.0, 1.0))[0],
@@ -63,6 +95,18 @@ HARMLESS = {
     "sort": lambda z: jnp.sort(jnp.stack([z, 0.5, 1 - z]))[0],
     "median": lambda z: jnp.median(jnp.stack([z, 0.5, 1 - z])),
     "xlogy": lambda z: jax.scipy.special.xlogy(z, 0.3),
+    "xlogy of itself": lambda z: jax.scipy.special.xlogy(z, z),
+    "entropy": jax.scipy.special.entr,
+    "relative entropy": lambda z: jax.scipy.special.rel_entr(z + 0.1, 0.5),
+    "gelu": jax.nn.gelu,
+    "silu": lambda z: jax.nn.silu(z - 0.5),
+    "relu6": lambda z: jax.nn.relu6(8 * z),
+    "softplus": jax.nn.softplus,
+    "logaddexp": lambda z: jnp.logaddexp(z, 0.3),
+    "sinc": jnp.sinc,
+    "softmax": lambda z: jax.nn.softmax(two(z)),
+    "one of two results": lambda z: jnp.linalg.slogdet(jnp.eye(2) * (1 + z))[1],
+    "a sine with a derivative of its own": _own(jnp.sin),
     "not a number": jnp.nan_to_num,
     "logsumexp": lambda z: jax.nn.logsumexp(two(z)),
     "solve": lambda z: jnp.linalg.solve(jnp.eye(2) * (1 + z), jnp.ones(2)),

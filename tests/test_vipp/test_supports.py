@@ -210,3 +210,32 @@ def test_a_label_outside_the_support_has_no_density(name):
         (ours, slope), (theirs, _) = loss(vipp.ELBO()), loss(Trace_ELBO())
     assert (ours == jnp.inf).all() and (theirs == jnp.inf).all()
     assert not np.isnan(slope["w"]).any()
+
+
+HALVES = jnp.array([0.3, 0.7])
+NO_INDEX = {  # whether it is observed, its distribution, and what the guide draws it with
+    "REBAR": (False, dist.Categorical(HALVES), vipp.REBAR()),
+    "GumbelSoftmax": (False, dist.Categorical(logits=HALVES), vipp.GumbelSoftmax()),
+    "in lanes": (False, dist.Categorical(HALVES).expand([2]).to_event(1), vipp.REBAR()),
+    "ordered": (False, dist.OrderedLogistic(0.2, jnp.array([0.1])), vipp.REBAR()),
+    "a label": (True, dist.Categorical(HALVES), vipp.Enumerate()),
+}
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", NO_INDEX)
+def test_a_value_that_is_no_index_is_refused(name):
+    observed, of_z, estimator = NO_INDEX[name]
+
+    def model():
+        numpyro.sample("z", of_z, obs=jnp.zeros(of_z.shape()) if observed else None)
+
+    def guide(logit):
+        if not observed:
+            drawn = dist.Bernoulli(logits=logit).expand(of_z.shape()).to_event(len(of_z.shape()))
+            vipp.sample("z", drawn, estimator)
+
+    expected = "convert the data" if observed else "make it a Bernoulli .*in both programs"
+    loss = lambda logit: vipp.ELBO().loss(KEY, {}, model, lambda: guide(logit))
+    with pytest.raises(vipp.SiteError, match=f"'z': .* as an index, .*float32.*Fix: {expected}"):
+        jax.eval_shape(loss, 0.4)

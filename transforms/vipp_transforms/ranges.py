@@ -26,6 +26,7 @@ def range_of(eqn: Any, ranges: list[Range]) -> Range:
 
 def decided(name: str, one: Range, two: Range) -> bool:
     """Whether a comparison has the same outcome for all values in two closed ranges."""
+    name = name.removesuffix("_to")  # in the total order
     if name in ("eq", "ne"):
         return one[1] < two[0] or one[0] > two[1]
     if name in ("lt", "ge"):
@@ -93,6 +94,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "mul": _products,
     "neg": lambda eqn, x: (-x[1], -x[0]),
     "reduce_sum": _sum,
+    "select_n": lambda eqn, which, *cases: _union(eqn, *cases),
     "sub": lambda eqn, x, y: (x[0] - y[1], x[1] - y[0]),
     "tanh": _increasing(math.tanh),
 }  # fmt: skip

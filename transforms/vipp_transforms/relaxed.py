@@ -18,12 +18,12 @@ from vipp_transforms.choices import Choice
 from vipp_transforms.errors import RelaxedDecisionWarning, SiteError
 from vipp_transforms.reach import Labels, Walk, spread
 from vipp_transforms.sites import sample_p
-from vipp_transforms.staging import Program, live, without_calls
+from vipp_transforms.staging import Program, live, lookup, without_calls
 from vipp_transforms.switches import COMPARISONS, JUMPS, Equations
 
-# their author says what the derivative is
-_CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
-_PIVOTED = frozenset({"lu"})  # continuous, whatever the pivots
+_CONTROL = frozenset({"cond", "scan", "while"})
+# continuous, whatever the pivots
+_PIVOTED = frozenset({"custom_linear_solve", "lu"})
 _NONE: Labels = frozenset()
 
 
@@ -64,19 +64,25 @@ class _Decisions:
     def __init__(self, program: Program, sites: Mapping[Any, int]):
         self.found: dict[int, str] = {}
         self._met = Equations()
-        eqns = live(list(program.eqns), [program.out])
-        self._met.add(eqns, [program.out])
-        env = {v: frozenset({index}) for v, index in sites.items()}
-        self._met.ranges.update((v, (0.0, 1.0)) for v in sites)
+        scope: dict[Any, Any] = {}
+        eqns, _ = self._open(live(list(program.eqns), [program.out]), [program.out], scope)
+        drawn = {lookup(v, scope): index for v, index in sites.items()}
+        env = {v: frozenset({index}) for v, index in drawn.items()}
+        self._met.ranges.update((v, (0.0, 1.0)) for v in drawn)
         walk = Walk(self._known, self._opened)
         for eqn in eqns:
-            if not any(v in sites for v in eqn.outvars):
+            if not any(v in drawn for v in eqn.outvars):
                 spread([eqn], env, walk)
 
     def _opened(self, jaxpr: Any) -> tuple[Any, Any]:
-        eqns, outputs = without_calls(jaxpr)
-        self._met.add(eqns, outputs)
-        return eqns, outputs
+        return self._open(jaxpr.eqns, jaxpr.outvars, {})
+
+    def _open(self, eqns: Any, outputs: Any, scope: dict[Any, Any]) -> tuple[Any, Any]:
+        opened = without_calls(eqns, scope)
+        outs = [lookup(v, scope) for v in outputs]
+        needed = live(opened, outs, effects=False)  # a call may return what nothing reads
+        self._met.add(needed, outs)
+        return needed, outs
 
     def _known(self, eqn: Any, operands: list[Labels]) -> list[Labels] | None:
         """The labels of an equation's results, if it is known not to be looked into."""
@@ -84,11 +90,11 @@ class _Decisions:
         self._met.follow(eqn)
         if eqn.primitive is sample_p:
             return [_NONE]  # another choice: its density knows the parameters
-        if name in _CUSTOM:
-            return [reached] * len(eqn.outvars)
         if name == "is_finite":
             return [_NONE]
-        if not _jax.sub_jaxprs(eqn) and self._decides(eqn, operands):
+        if name in _CONTROL:
+            return None
+        if self._decides(eqn, operands):
             for index in reached:
                 self.found.setdefault(index, name)
         if name in _PIVOTED or not any(_is_float(v) for v in eqn.outvars):
@@ -101,6 +107,8 @@ class _Decisions:
             return not self._met.decides_nothing(eqn)
         if name == "sort":  # what goes along with a sorted key jumps
             return any(operands[: eqn.params["num_keys"]]) and len(operands) > 1
+        if any(e.primitive.name in COMPARISONS | JUMPS for e in _jax.equations_inside(eqn)):
+            return name not in _PIVOTED
         discrete = [v for v in eqn.outvars if not _is_float(v) and self._met.used(v)]
         return bool(discrete) and name not in _PIVOTED
 

@@ -188,11 +188,15 @@ def inline(traced: Traced, rewrite: Rewrite | None = None) -> Program | NotSumme
     )  # fmt: skip
 
 
-def without_calls(jaxpr: Any) -> tuple[list[Any], list[Any]]:
-    """The equations of a jaxpr with its jit calls opened, and its outputs."""
-    inliner, scope = Inliner({}, loops=None), {}
-    inliner.run(jaxpr.eqns, scope)
-    return inliner.eqns, [lookup(v, scope) for v in jaxpr.outvars]
+def without_calls(eqns: Any, scope: dict[Any, Any]) -> list[Any]:
+    """Equations with all calls opened, those with derivatives of their own, too.
+
+    ``scope`` is given the new names of what they compute.
+    """
+    is_call = lambda eqn: _jax.called(eqn) is not None
+    inliner = Inliner({}, loops=None, keeps=lambda eqn: True, opens=is_call)
+    inliner.run(eqns, scope)
+    return inliner.eqns
 
 
 def check_scalar(value: Any) -> None:
@@ -232,6 +236,7 @@ class Inliner:
       scan: what to do instead with a scan that has sites, given the inliner, the equation, its
         inputs and the scope to put its results into.
       keeps: which equations to leave as they are.
+      opens: which calls to open.
     """
 
     def __init__(
@@ -240,10 +245,11 @@ class Inliner:
         loops: list[_Drawn] | None,
         scan: Callable[..., None] | None = None,
         keeps: Callable[[Any], bool] | None = None,
+        opens: Callable[[Any], bool] = _jax.is_jit,
     ):
         self.env = env
         self.eqns: list[Any] = []
-        self.loops, self.scan, self.keeps = loops, scan, keeps
+        self.loops, self.scan, self.keeps, self.opens = loops, scan, keeps, opens
 
     def run(self, eqns: Any, scope: dict[Any, Any]) -> None:
         """Copy equations, and put the new names of what they compute into the scope."""
@@ -251,7 +257,7 @@ class Inliner:
             inputs = [lookup(v, scope) for v in eqn.invars]
             if eqn.primitive is lane_key_p:
                 scope[eqn.outvars[0]] = inputs[0]
-            elif _jax.is_jit(eqn):
+            elif self.opens(eqn):
                 self._open(eqn, inputs, scope)
             elif (self.keeps is not None and self.keeps(eqn)) or (
                 not templates_inside(eqn) and not holds_constants(eqn)

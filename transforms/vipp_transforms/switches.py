@@ -18,9 +18,10 @@ import numpy as np
 from vipp_transforms import _jax
 from vipp_transforms.ranges import ANY, Range, decided, range_of
 
-COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})
+COMPARISONS = frozenset({"eq", "eq_to", "ge", "gt", "le", "le_to", "lt", "lt_to", "ne"})
 JUMPS = frozenset({"ceil", "floor", "nextafter", "rem", "round", "sign"})
 _SHAPED = frozenset({"broadcast_in_dim", "copy", "reshape", "squeeze"})
+_KEPT = _SHAPED | {"convert_element_type"}
 _ELEMENTWISE = COMPARISONS | JUMPS | _SHAPED | frozenset(
     "abs add and cbrt clamp convert_element_type cos digamma div erf erfc erf_inv "
     "exp exp2 expm1 integer_pow is_finite lgamma log log1p logistic max min mul neg not or pow "
@@ -62,6 +63,9 @@ class Equations:
     def _range(self, atom: Any) -> Range:
         if _is_literal(atom):
             return (float(atom.val), float(atom.val)) if np.ndim(atom.val) == 0 else ANY
+        maker = self._makers.get(atom)
+        if atom not in self.ranges and maker is not None and maker.primitive.name in _KEPT:
+            return self._range(maker.invars[0])
         return self.ranges.get(atom, ANY)
 
     def decides_nothing(self, eqn: Any) -> bool:
@@ -123,7 +127,9 @@ class Equations:
         if any(math.prod(v.aval.shape) == 0 for v in (root, *targets)):
             return False
         trials = [_values(free, seed) for seed in range(_TRIALS)]
-        return all(_is_smooth(jump, jax.vmap(lambda r, t=t: at(r, t))) for t in trials)
+        fns = [jax.vmap(lambda r, t=t: at(r, t)) for t in trials]
+        grids = [_GRID] if self._range(root) == ANY else [np.clip(_GRID, *self._range(root)), _GRID]
+        return any(all(_is_smooth(jump, fn, grid) for fn in fns) for grid in grids)
 
     def _behind(self, targets: Iterable[Any], root: Any) -> list[Any]:
         """The elementwise equations behind the targets, up to ``root``, in order."""
@@ -167,22 +173,22 @@ def _values(atoms: list[Any], seed: int) -> list[Any]:
     return [jnp.full(v.aval.shape, some(v), v.aval.dtype) for v in atoms]
 
 
-def _is_smooth(jump: Any, at: Any) -> bool:
+def _is_smooth(jump: Any, at: Any, grid: np.ndarray) -> bool:
     """Whether the last of the values ``at`` is continuous where the one before it changes.
 
-    Where it changes is bracketed on a grid, then narrowed down.
+    Where it changes is bracketed on the grid, then narrowed down.
     """
 
     def run(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         *operands, out, value = (np.asarray(x) for x in at(jnp.asarray(points, jnp.float32)))
         return _level(jump, operands, out), value
 
-    level, _ = run(_GRID)
+    level, _ = run(grid)
     flips = np.flatnonzero(level[1:] != level[:-1])
     if not len(flips):
         return False
     flips = flips[np.linspace(0, len(flips) - 1, _FLIPS).astype(int)]  # always as many: one shape
-    low, high, start = _GRID[flips], _GRID[flips + 1], level[flips]
+    low, high, start = grid[flips], grid[flips + 1], level[flips]
     rows = np.arange(_FLIPS)
     for _ in range(_NARROWINGS):
         points = np.linspace(low, high, _POINTS, axis=1)

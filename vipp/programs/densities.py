@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import Delta
 
+import vipp_transforms as vt
 from vipp.distributions.densities import guarded
 from vipp.distributions.lanes import lane_distribution
 from vipp.distributions.wrappers import factor, masked
@@ -132,8 +133,7 @@ def site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensi
     fn, value = guarded(site["fn"], observed=site["is_observed"]), site["value"]
     _check_shape(site)
     intermediates = site["intermediates"]
-    log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
-    log_prob = jnp.asarray(log_prob)
+    log_prob = jnp.asarray(_log_prob(site, fn))
     if log_prob.ndim < len(fn.batch_shape):
         log_prob = jnp.broadcast_to(log_prob, fn.batch_shape)
     frames = site["cond_indep_stack"]
@@ -143,6 +143,41 @@ def site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensi
     fixed = isinstance(factor(fn), Delta)
     density = SiteDensity(site["name"], log_prob, site["scale"], plates, ratios, *about, fixed)
     return replace(density, intermediates=intermediates)
+
+
+def _log_prob(site: Mapping[str, Any], fn: Any) -> Any:
+    value, intermediates = site["value"], site["intermediates"]
+    try:
+        return fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    except TypeError as error:
+        if intermediates or not _takes_indices(fn, value):
+            raise
+        raise _index_expected(site) from error
+
+
+def _takes_indices(fn: Any, value: Any) -> bool:
+    """Whether a density that fails at floats is one of integers."""
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        return False
+    try:
+        jax.eval_shape(lambda: fn.log_prob(jnp.asarray(value).astype(int)))
+    except TypeError:
+        return False
+    return True
+
+
+def _index_expected(site: Mapping[str, Any]) -> vt.SiteError:
+    what = (
+        f"Site '{site['name']}': {type(site['fn']).__name__} takes the value as an index, expected "
+        f"integers, got {jnp.result_type(site['value'])}"
+    )
+    if site["is_observed"]:
+        return vt.SiteError(f"{what}. Fix: convert the data, obs.astype(int).")
+    return vt.SiteError(
+        f"{what}: a relaxed value (REBAR, GumbelSoftmax and the like) is none. Fix: make it a "
+        "Bernoulli or a OneHotCategorical in both programs, or use an estimator that keeps the "
+        "values: LocalExpectation(), or ScoreFunction(num_samples=2, baseline='leave_one_out')."
+    )
 
 
 def _full_size(site: Mapping[str, Any], trace: Mapping[str, Any], frame: Any) -> int:
