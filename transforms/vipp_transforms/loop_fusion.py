@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import jax
-
 from vipp_transforms import _jax
 from vipp_transforms.sites import sample_p
 from vipp_transforms.staging import Inliner, live
@@ -227,28 +225,6 @@ def needed_of(steps: Steps, wanted: Iterable[Any]) -> Steps:
         steps, fixed=fixed, carried=carried, totals=totals, scanned=scanned, stacked=stacked,
         eqns=tuple(whole[id(e)] for e in eqns),
     )  # fmt: skip
-
-
-def as_scan(steps: Steps) -> Callable[..., list[Any]]:
-    """A function of the loop's operands that returns its results; of one without choices."""
-    variables = [v for v, _ in steps.fixed] + [c.var for c in steps.carried]
-    variables += [s.var for s in steps.scanned]
-    outs = [c.result for c in steps.carried] + [s.result for s in steps.stacked]
-    step = _jax.evaluator(steps.eqns, [*steps.env, *variables], outs)
-    count, last = len(steps.fixed), len(steps.fixed) + len(steps.carried)
-
-    def run(*operands: Any) -> list[Any]:
-        fixed = (*steps.env.values(), *operands[:count])
-
-        def body(carry: list[Any], entries: list[Any]) -> tuple[list[Any], list[Any]]:
-            results = step(*fixed, *carry, *entries)
-            return results[: last - count], results[last - count :]
-
-        first, wholes = list(operands[count:last]), list(operands[last:])
-        ends, stacked = jax.lax.scan(body, first, wholes, steps.length, steps.reverse)
-        return [*ends, *stacked]
-
-    return run
 
 
 def _without_key(eqn: Any) -> Any:

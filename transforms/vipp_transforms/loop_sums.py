@@ -7,7 +7,7 @@ a term may depend on one step alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,15 +20,7 @@ from vipp_transforms.elimination import Elimination
 from vipp_transforms.estimators.enumerate import ALL_VALUES
 from vipp_transforms.expected_loop import ExpectedLoop, SummedInLoop
 from vipp_transforms.lane import MIXED
-from vipp_transforms.loop_fusion import (
-    Steps,
-    as_scan,
-    fuse_followers,
-    needed_of,
-    open_steps,
-    with_totals,
-)
-from vipp_transforms.sites import sample_p
+from vipp_transforms.loop_fusion import fuse_followers, needed_of, open_steps, with_totals
 from vipp_transforms.staging import Inliner
 from vipp_transforms.stopped import check_stopped
 from vipp_transforms.unrolling import NotSummed
@@ -54,19 +46,14 @@ def sum_loops(
         may = lambda e: not any(v in drawn for v in e.outvars)
         steps, before, after = fuse_followers(open_steps(eqns[at]), eqns[at + 1 :], may)
         wanted = {v for e in after for v in e.invars if not isinstance(v, _jax.Literal)} | {out}
-        needed = needed_of(steps, wanted)
-        if any(e.primitive is sample_p for e in needed.eqns):
-            found = windows(needed_of(with_totals(needed), wanted))
-            if isinstance(found, NotSummed):
-                return found
-            _check(found)
-            loop = ExpectedLoop(found, number)
-            if loop.refusal is not None:
-                return loop.refusal
-            replaced = _replaced(loop.run, loop.steps, env)
-        else:  # nothing that is wanted depends on its choices
-            replaced = _replaced(as_scan(needed), needed, env)
-        eqns = [*eqns[:at], *before, *replaced, *after]
+        found = windows(needed_of(with_totals(needed_of(steps, wanted)), wanted))
+        if isinstance(found, NotSummed):
+            return found
+        _check(found)
+        loop = ExpectedLoop(found, number)
+        if loop.refusal is not None:
+            return loop.refusal
+        eqns = [*eqns[:at], *before, *_replaced(loop, env), *after]
         number += 1
     return eqns
 
@@ -78,11 +65,11 @@ def _check(found: Windows) -> None:
     check_callbacks(found.noted(), choices)
 
 
-def _replaced(run: Callable[..., Any], steps: Steps, env: dict[Any, Any]) -> list[Any]:
-    """The equations that compute what a loop computed, of its operands as ``run`` does."""
-    operands, results = steps.operands, steps.results
+def _replaced(loop: ExpectedLoop, env: dict[Any, Any]) -> list[Any]:
+    """The equations that compute what the loop computed."""
+    operands, results = loop.steps.operands, loop.steps.results
     shaped = [_jax.shaped(v.aval) for v in operands]
-    closed, _ = _jax.trace(run, *shaped)
+    closed, _ = _jax.trace(loop.run, *shaped)
     inliner = Inliner(env, loops=None)
     made = inliner.splice(closed, operands, (), {})
     copy, _ = _jax.trace(lambda x: [jnp.copy(x)], jnp.zeros(()))
