@@ -287,7 +287,13 @@ def transformed():
     numpyro.sample("x", dist.Delta(u * jnp.exp(m), log_density=-m))
 
 
-PATHWISE = [with_factor, with_data, scaled, at_a_point, transformed]
+def from_a_point():
+    """A parameter that reaches the draw by way of a deterministic site."""
+    d = numpyro.sample("d", dist.Delta(numpyro.param("m", 0.2)), infer={"is_auxiliary": True})
+    numpyro.sample("x", dist.Normal(d, 0.7))
+
+
+PATHWISE = [with_factor, with_data, scaled, from_a_point, at_a_point, transformed]
 M = {"m": jnp.array(0.2)}
 
 
@@ -308,6 +314,7 @@ def by_quadrature(guide, particles):
             with_factor: log_q - 0.3 * x * m,
             with_data: log_q + dist.Normal(x * m, 1.0).log_prob(0.5),
             scaled: 0.5 * log_q,
+            from_a_point: log_q,
             at_a_point: 0 * log_q,
             transformed: log_q - m,
         }[guide]

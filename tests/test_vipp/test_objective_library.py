@@ -13,6 +13,7 @@ from jax.scipy.special import logsumexp
 from numpyro import handlers
 
 import vipp
+from labels import label
 
 X = jnp.array([0.3, 2.1])
 
@@ -533,12 +534,53 @@ def test_refused_when_run(objective, q, message):
         objective.loss(jax.random.key(0), params, p, q)
 
 
-def test_an_analytic_divergence_without_formula_is_refused():
-    p = lambda: numpyro.sample("z", dist.StudentT(3.0))
-    q = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))
-    with pytest.raises(ValueError, match="site 'z' .Normal from StudentT. has no closed form"):
-        vipp.ELBO(kl=["z"]).loss(jax.random.key(0), {}, p, q)
-    assert np.isfinite(vipp.ELBO(kl="analytic").loss(jax.random.key(0), {}, p, q))
+class Shifted(dist.Normal):
+    """With a law of its own."""
+
+    def sample(self, key, sample_shape=()):
+        return 3.0 + super().sample(key, sample_shape)
+
+    def log_prob(self, x):
+        return super().log_prob(x - 3.0)
+
+
+@dist.kl_divergence.register(Shifted, dist.StudentT)
+def _known(p, q):
+    return jnp.full((), 7.0)
+
+
+class Renamed(dist.Normal):
+    """With the law that it inherits."""
+
+
+@pytest.mark.parametrize(
+    ("of_q", "of_p", "closed"),
+    [
+        (dist.Normal(0.0, 1.0), dist.StudentT(3.0), None),
+        (Shifted(0.0, 1.0), dist.Normal(0.0, 1.0), None),
+        (dist.Normal(0.0, 1.0), Shifted(0.0, 1.0), None),
+        (Shifted(0.0, 1.0).expand([3]).to_event(1), dist.Normal().expand([3]).to_event(1), None),
+        (Shifted(jnp.zeros(3), 1.0).to_event(1), dist.Normal().expand([3]).to_event(1), None),
+        (dist.Normal(0.0, 1.0).expand([2]), Shifted(jnp.zeros(2), 1.0), None),
+        (Shifted(0.0, 1.0), dist.StudentT(3.0), 7.0),
+        (Renamed(1.0, 1.0), dist.Normal(0.0, 1.0), 0.5),
+        (
+            dist.Normal(1.0, 1.0).expand([2]).to_event(1),
+            Renamed(jnp.zeros(2), 1.0).to_event(1),
+            1.0,
+        ),
+    ],
+)
+def test_an_analytic_divergence_without_formula_is_refused(of_q, of_p, closed):
+    """Whose law a formula is of counts, and not what else a class inherits."""
+    p, q = (lambda: numpyro.sample("z", of_p)), (lambda: numpyro.sample("z", of_q))
+    loss = lambda kl: vipp.ELBO(kl=kl).loss(jax.random.key(0), {}, p, q)
+    if closed is not None:
+        assert loss(["z"]) == loss("analytic") == closed
+        return
+    with pytest.raises(ValueError, match=r"site 'z' .\w+ from \w+. has no closed form"):
+        loss(["z"])
+    np.testing.assert_allclose(loss("analytic"), loss("monte_carlo"), rtol=1e-5)
 
 
 def test_an_analytic_divergence_given_later_draws_is_refused():
@@ -552,3 +594,48 @@ def test_an_analytic_divergence_given_later_draws_is_refused():
 
     with pytest.raises(ValueError, match="may depend in the model on 'y'"):
         vipp.ELBO(kl=["z"]).loss(jax.random.key(0), {}, p, q)
+
+
+# -- derivatives of a higher order ------------------------------------------------------------------
+
+SURROGATES = [
+    vipp.VIMCO(num_particles=2), vipp.VarGrad(num_particles=2), vipp.ELBO(stick_the_landing=True),
+    vipp.VarGrad(num_particles=2, log_evidence="log_z"), vipp.ReweightedWakeSleep(num_particles=2),
+    vipp.ELBO(stick_the_landing=True, beta=0.5), vipp.ELBO() + 2.0 * vipp.VIMCO(num_particles=2),
+    vipp.IWAE(num_particles=2, doubly_reparameterised=True),
+]  # fmt: skip
+WHOLE = [vipp.ELBO(), vipp.IWAE(num_particles=2), vipp.TVO(num_particles=2)]
+# in the guide's m and the model's w
+ONCE = {
+    "reverse": lambda f: jax.grad(f, (0, 1)),
+    "forward": lambda f: jax.jacfwd(f, (0, 1)),
+    "compiled": lambda f: jax.grad(jax.jit(f)),
+    "mapped": lambda f: lambda m, w: jax.vmap(jax.grad(f), (0, None))(m[None], w),
+    "twice in the model": lambda f: jax.hessian(f, 1),
+}
+TWICE = {
+    "twice": lambda f: jax.hessian(f),
+    "a compiled gradient": lambda f: jax.grad(lambda m, w: jax.jit(jax.grad(f))(m, w).sum()),
+    "forward twice": lambda f: jax.jacfwd(jax.jacfwd(f)),
+    "of both": lambda f: jax.hessian(f, (0, 1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("objective", "how"),
+    [(o, how) for o in SURROGATES for how in (*ONCE, *TWICE)] + [(o, "twice") for o in WHOLE],
+    ids=label,
+)
+def test_orders(objective, how):
+    """Traced, not run: what is refused is so before anything is compiled."""
+
+    def loss(m, w):
+        params = {"m": m, "w": w, "log_z": jnp.float32(0.0)}
+        return objective.loss(jax.random.key(0), params, continuous, normal)
+
+    take = lambda: jax.eval_shape({**ONCE, **TWICE}[how](loss), NORMAL["m"], NORMAL["w"])
+    if how in ONCE or objective in WHOLE:
+        take()
+        return
+    with pytest.raises(vipp.SiteError, match=r"order 1 without bias, got one of order 2.*Fix: "):
+        take()

@@ -76,11 +76,43 @@ class Counted(Shifted):
         return jnp.floor(super().sample(key, sample_shape)).astype(int)
 
 
-@pytest.mark.few(2)
+class OwnNormal(dist.Normal):
+    """What NumPyro declares is of another sampler."""
+
+    def __init__(self, loc):
+        super().__init__(loc, 1.0)
+
+
+class OwnMoved(OwnNormal):
+    def sample(self, key, sample_shape=()):
+        return 3.0 + super().sample(key, sample_shape)
+
+
+class OwnHeld(OwnNormal):
+    def sample(self, key, sample_shape=()):
+        return jax.lax.stop_gradient(super().sample(key, sample_shape))
+
+
+class OwnAngle(dist.VonMises):
+    def __init__(self, concentration):
+        super().__init__(0.0, concentration)
+
+    def sample(self, key, sample_shape=()):
+        return jax.lax.stop_gradient(0.5 * super().sample(key, sample_shape))
+
+
+def mixed(kind):
+    return lambda loc: dist.MixtureSameFamily(
+        dist.Categorical(jnp.ones(2) / 2), kind(loc * jnp.ones(2))
+    )
+
+
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("kind", "moves"),
-    [(Shifted, True), (Unlisted, True), (Held, False), (Chosen, False), (Rejected, False),
-     (Counted, False)],
+    [(Shifted, True), (Unlisted, True), (Held, False), (OwnHeld, False), (Chosen, False),
+     (Rejected, False), (mixed(OwnMoved), False), (Counted, False), (OwnAngle, False),
+     (OwnNormal, True), (OwnMoved, True), (mixed(OwnNormal), True)],
 )  # fmt: skip
 def test_what_its_trace_shows(kind, moves):
     shown = []
@@ -162,6 +194,39 @@ def test_what_is_no_pytree_is_refused_by_other_estimators(kind):
 
     with pytest.raises(vipp.SiteError, match="Site 'z': .* is no pytree of its parameters.*Fix: "):
         jax.grad(run)(0.3)
+
+
+def shifted(base):
+    """A class that inherits a list of values that its own sampler does not draw."""
+
+    class Own(base):
+        def sample(self, key, sample_shape=()):
+            return 3 + super().sample(key, sample_shape)
+
+        def log_prob(self, value):
+            return super().log_prob(value - 3)
+
+    return Own
+
+
+LISTED = {
+    "Bernoulli": shifted(dist.BernoulliProbs)(0.5),
+    "its lanes in an event": shifted(dist.BernoulliLogits)(jnp.zeros(2)).to_event(1),
+    "Categorical": shifted(dist.CategoricalProbs)(jnp.ones(3) / 3),
+    "Binomial": shifted(dist.BinomialProbs)(0.5, 2),
+    "Multinomial": shifted(dist.MultinomialProbs)(jnp.ones(2) / 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_list_of_values_that_is_inherited_is_of_another_law(name):
+    run = vipp.expectation(lambda: jnp.sum(vipp.sample("z", LISTED[name], vipp.Enumerate()) * 1.0))
+    with pytest.raises(vipp.SiteError, match="Site 'z': Enumerate needs a finite support.*Fix: "):
+        jax.eval_shape(run, KEY)
+    own = lambda: numpyro.sample("z", LISTED[name])
+    assert vipp.explain(vipp.ELBO(), own, own)["z"].estimator.startswith("ScoreFunction")
+    with pytest.raises(ValueError, match="'z' .* has no closed form"):
+        vipp.ELBO(kl=["z"]).loss(KEY, {}, own, own)
 
 
 def model():

@@ -13,6 +13,7 @@ from numpyro.distributions import constraints, transforms
 from numpyro.infer import Trace_ELBO
 
 import vipp
+from labels import label
 
 KEY = jax.random.key(0)
 EYE, ONES = jnp.eye(2), jnp.ones(2)
@@ -172,6 +173,126 @@ def test_in_a_scan(moving):
             jax.eval_shape(slope, KEY, jnp.float32(0.3))
     else:
         jax.eval_shape(slope, KEY, jnp.float32(0.3))
+
+
+# -- objectives that follow or drop the score of the guide ------------------------------------------
+
+K2 = {"num_particles": 2}
+RELYING = [
+    vipp.VIMCO(**K2), vipp.VarGrad(**K2), vipp.VarGrad(num_particles=1, log_evidence="log_z"),
+    vipp.ELBO(stick_the_landing=True), vipp.ELBO(stick_the_landing=True, beta=0.5),
+    vipp.IWAE(**K2, doubly_reparameterised=True), vipp.ForwardKL(**K2),
+    vipp.ReweightedWakeSleep(**K2), vipp.ELBO() + 0.5 * vipp.VIMCO(**K2),
+]  # fmt: skip
+SEEING = [
+    vipp.ELBO(), vipp.ELBO(num_particles=2, kl="analytic"), vipp.IWAE(**K2), vipp.CIWAE(**K2, beta=0.5),
+    vipp.PIWAE(num_bounds=2, **K2), vipp.MIWAE(num_bounds=2, **K2), vipp.TVO(**K2), vipp.CUBO(**K2),
+    vipp.Renyi(alpha=0.5, **K2), vipp.AnnealedBound(num_steps=1),
+    vipp.ReweightedWakeSleep(**K2, wake=0.0, sleep=1.0, dreamt=lambda data, *args: args),
+]  # fmt: skip
+
+
+def two(first, second):
+    """A program of two sites, ``z`` from what ``y`` was; a bit between them is summed out."""
+
+    def program():
+        t = numpyro.param("t", 1.5)
+        y = numpyro.sample("y", first(t))
+        numpyro.sample("z", second(t, y))
+
+    return program
+
+
+def one(make):
+    return two(lambda t: dist.Normal(0.0, 1.0), lambda t, y: make(t))
+
+
+def in_a_loop(make):
+    def program():
+        t = numpyro.param("t", 1.5)
+        scan(
+            lambda y, _: (numpyro.sample("y", dist.Normal()), numpyro.sample("z", make(t))),
+            0.0,
+            None,
+            2,
+        )
+
+    return program
+
+
+def summed_out():
+    t = numpyro.param("t", 1.5)
+    numpyro.sample("y", dist.Normal())
+    bit = numpyro.sample("bit", dist.Bernoulli(0.4))
+    numpyro.sample("z", dist.Uniform(0.0, (1.0 + bit) * t))
+
+
+def hidden():
+    with numpyro.handlers.mask(mask=False):
+        one(MOVES["Uniform"])()
+
+
+MOVING = {
+    **{name: one(MOVES[name]) for name in ("Uniform", "LogUniform", "a bounded base, scaled")},
+    "in a loop": in_a_loop(MOVES["Uniform"]),
+    "summed out": vipp.marginal(summed_out, keep=["y", "z"], exact=True),
+    "masked": hidden,
+    "by a deterministic site": two(lambda t: dist.Delta(t), lambda t, y: dist.Uniform(0.0, y)),
+}
+STAYING = {
+    **{name: one(make) for name, make in STAYS.items()},
+    "by a draw": two(lambda t: dist.Normal(t, 1.0), lambda t, y: dist.Uniform(0.0, 1.0 + y * y)),
+    "in a loop": in_a_loop(STAYS["a parameter besides"]),
+}
+
+
+def objective_slope(objective, guide, model=None):
+    """Traced alone: what is refused is so before anything is compiled."""
+    loss = lambda p: objective.loss(KEY, p, model or guide, guide)
+    jax.eval_shape(jax.grad(loss), {"t": jnp.float32(1.5), "log_z": jnp.float32(0.0)})
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [(o, "Uniform") for o in RELYING]
+    + [(o, n) for o in (*RELYING[:2], RELYING[3]) for n in MOVING],
+    ids=label,
+)
+def test_an_objective_that_relies_on_the_score_refuses_it(objective, name):
+    lands = "stick" in repr(objective)
+    if name == "by a deterministic site" and lands:
+        return objective_slope(objective, MOVING[name])  # whose gradient is kept
+    model = (
+        in_a_loop(lambda t: dist.Normal()) if name == "in a loop" else one(lambda t: dist.Normal())
+    )
+    with pytest.raises(
+        vipp.SiteError, match=r"Site 'z': the support of \w+ moves.*score of the guide.*Fix: .*ELBO"
+    ):
+        objective_slope(objective, MOVING[name], model)
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [(o, "a constant bound") for o in RELYING] + [(RELYING[3], n) for n in STAYING]
+    + [(RELYING[5], "by a draw"), (RELYING[0], "in a loop")],
+    ids=label,
+)  # fmt: skip
+def test_an_objective_that_relies_on_the_score_takes_what_stays(objective, name):
+    objective_slope(objective, STAYING[name])
+
+
+@pytest.mark.parametrize("objective", SEEING, ids=label)
+def test_an_objective_that_sees_the_moving_end_takes_it(objective):
+    objective_slope(objective, MOVING["Uniform"], one(lambda t: dist.Uniform(0.0, 2.0)))
+
+
+def test_the_score_may_be_relied_on_where_nothing_moves_the_support():
+    """The model's parameter alone is differentiated."""
+    model = two(lambda t: dist.Normal(t, 1.0), lambda t, y: dist.Uniform(0.0, 2.0))
+    guide = two(lambda t: dist.Normal(), lambda t, y: dist.Uniform(0.0, numpyro.param("high", 1.5)))
+    for objective in RELYING[:1] + RELYING[3:4]:
+        at = lambda t, o=objective: o.loss(KEY, {"t": t, "high": jnp.float32(1.5)}, model, guide)
+        jax.eval_shape(jax.grad(at), jnp.float32(0.3))
 
 
 TWO = lambda w: jnp.stack([w, 1 - w])

@@ -298,7 +298,7 @@ _TABLE: dict[str, Rule] = {
     eq ne lt le gt ge eq_to le_to lt_to real imag complex conj
     convert_element_type reduce_precision stop_gradient copy copy_p name tie
     sharding_constraint layout_constraint reshard random_clone threefry2x32
-    slice dynamic_slice dynamic_update_slice tile concatenate split vipp_constant
+    slice dynamic_slice dynamic_update_slice tile concatenate split vipp_constant vipp_order
     """: _elementwise,
     "optimization_barrier device_put pvary": _one_to_one,
     "bitcast_convert_type to_edtype from_edtype random_wrap random_unwrap": _leading,

@@ -15,8 +15,22 @@ import jax
 from vipp_transforms._jax import define_linear, is_zero, zero_like
 from vipp_transforms.errors import SiteError
 
+_OF_A_CHOICE = (
+    "Expected no derivative of a derivative in the parameters of this choice. Fix: use "
+    "Enumerate(), or ScoreFunction(num_samples=2, baseline='leave_one_out'), whose derivatives "
+    "are right to all orders."
+)
 
-def limited(result: jax.Array, potentials: Sequence[jax.Array], limit: int, what: str) -> jax.Array:
+
+def limited(
+    result: jax.Array,
+    potentials: Sequence[jax.Array],
+    limit: int,
+    what: str,
+    *,
+    witness: jax.Array | None = None,
+    advice: str = _OF_A_CHOICE,
+) -> jax.Array:
     """``result``, whose derivatives beyond the ``limit``-th raise.
 
     Only where the parameters of the choice are among what is differentiated: those in which the
@@ -27,40 +41,46 @@ def limited(result: jax.Array, potentials: Sequence[jax.Array], limit: int, what
       potentials: through which the choice's parameters enter it.
       limit: how many derivatives are right.
       what: whose they are, for the error.
+      witness: that of which the derivatives are counted, of the shape of ``result``; itself, if
+        None. It is another where ``result`` hides what it should depend on.
+      advice: what the error says was expected, and how to mend it.
 
     Raises:
       SiteError: when differentiated once more.
     """
-    return _order_p.bind(
-        result, result, *potentials, limit=limit, taken=0, credited=False, what=what
-    )
+    x = result if witness is None else witness
+    counted = {"limit": limit, "taken": 0, "credited": False, "what": what, "advice": advice}
+    return _order_p.bind(result, x, *potentials, **counted)
 
 
-def _jvp(primals: Any, tangents: Any, *, limit: int, taken: int, credited: bool, what: str) -> Any:
-    # y is x itself, or a (co)tangent of it. The count goes by x, which stays beside its tangents as
-    # the witness of what they are tangents at: so a derivative that was compiled before, and has
-    # lost all else of x, is still refused when it is differentiated again.
+def _jvp(
+    primals: Any,
+    tangents: Any,
+    *,
+    limit: int,
+    taken: int,
+    credited: bool,
+    what: str,
+    advice: str,
+) -> Any:
+    # y is x itself, or what x stands for, or a (co)tangent of it. The count goes by x, which stays
+    # beside its tangents as the witness of what they are tangents at: so a derivative that was
+    # compiled before, and has lost all else of x, is still refused when it is differentiated again.
     y, x, *potentials = primals
     of_y, of_x, *of_potentials = tangents
     if not is_zero(of_x):
         taken = taken + 1
         credited = credited or not all(map(is_zero, of_potentials))
         if credited and taken > limit:
-            raise SiteError(_refusal(what, taken, limit))
-    params = {"limit": limit, "taken": taken, "credited": credited, "what": what}
+            raise SiteError(
+                f"{what} estimates derivatives up to order {limit} without bias, got one of order "
+                f"{taken}. {advice}"
+            )
+    params = {"limit": limit, "what": what, "advice": advice, "taken": taken, "credited": credited}
     primal = _order_p.bind(y, x, *potentials, **params)
     if is_zero(of_y):
         return primal, zero_like(primal)
     return primal, _order_p.bind(of_y, x, *potentials, **params)
-
-
-def _refusal(what: str, taken: int, limit: int) -> str:
-    return (
-        f"{what} estimates derivatives up to order {limit} without bias, got one of order {taken}. "
-        "Expected no derivative of a derivative in the parameters of this choice. Fix: use "
-        "Enumerate(), or ScoreFunction(num_samples=2, baseline='leave_one_out'), whose derivatives "
-        "are right to all orders."
-    )
 
 
 def _batch(operands: Any, dims: Any, **params: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from vipp.distributions.edges import hold_support
 from vipp.distributions.finite import finite_support
 from vipp.distributions.implicit import Implicit
+from vipp.distributions.laws import answers
 from vipp.distributions.quantiles import has_quantile, quantile
 from vipp.distributions.reparameterisation import reparameterised
 from vipp.distributions.weak_derivatives import num_weak_derivatives, weak_derivatives
@@ -51,6 +52,8 @@ class Answering(Described):
     @property
     def support(self) -> np.ndarray | None:
         """All values of one lane, or of all lanes together where they differ."""
+        if not answers(factor(self.fn), "enumerate_support"):
+            return None
         listed = super().support
         return finite_support(self.fn) if listed is None else listed
 
@@ -58,6 +61,11 @@ class Answering(Described):
     def pathwise(self) -> bool:
         """Whether its sampler, or an implicit one, carries the gradient of every parameter."""
         return reparameterised(self.fn)
+
+    @property
+    def mean(self) -> jax.Array | None:
+        """The mean of what it draws, or None."""
+        return super().mean if answers(factor(self.fn), "mean") else None
 
     @property
     def masked(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints, transforms
 
+from vipp.distributions.laws import has_law_of, has_law_of_any
 from vipp_transforms.constant import detached
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
@@ -48,7 +49,7 @@ def has_cdf(fn: Any) -> bool:
     Its support must not depend on parameters: a mixture of supports that move apart has no
     differentiable quantile.
     """
-    if isinstance(fn, dist.TransformedDistribution):
+    if has_law_of(fn, dist.TransformedDistribution):
         support = fn.base_dist.support
         for transform in fn.transforms:
             if not isinstance(transform, _MONOTONE) or transform.domain != support:
@@ -62,7 +63,7 @@ def _has_base(fn: Any) -> bool:
     if isinstance(fn, dist.ExpandedDistribution):
         return _has_base(fn.base_dist)
     fixed = isinstance(fn.support, constraints.ParameterFreeConstraint)
-    return fixed and isinstance(fn, (*_CLOSED, *_OWN))
+    return fixed and has_law_of_any(fn, (*_CLOSED, *_OWN))
 
 
 def _is_angle(fn: Any) -> bool:

@@ -42,7 +42,13 @@ class _Boundary(NamedTuple):
     elsewhere: bool = False
 
 
-def hold_support(fn: Any, log_prob: jax.Array, name: str) -> jax.Array:
+_AT_A_SITE = (
+    "a score function or a weak derivative does not see the mass at the moving end. Fix: use "
+    "Pathwise(), or"
+)
+
+
+def hold_support(fn: Any, log_prob: jax.Array, name: str, why: str = _AT_A_SITE) -> jax.Array:
     r"""``log_prob``, which may not be differentiated in what moves the support of ``fn``.
 
     .. math:: \partial_\theta \int_{a}^{b(\theta)} q_\theta f
@@ -55,9 +61,9 @@ def hold_support(fn: Any, log_prob: jax.Array, name: str) -> jax.Array:
       fn: a distribution.
       log_prob: its log density at some value.
       name: of the site.
+      why: what sees too little, and what to use instead, for the error.
     """
-    moving = [e for e in edges(fn) if isinstance(e.value, jax.Array)]
-    moving = [e for e in moving if jnp.issubdtype(e.value.dtype, jnp.inexact)]
+    moving = _traced(fn)
     if not moving:
         return log_prob
     what = type(factor(fn)).__name__, ", ".join(dict.fromkeys(e.of for e in moving))
@@ -68,7 +74,7 @@ def hold_support(fn: Any, log_prob: jax.Array, name: str) -> jax.Array:
 
     def refuse(primals: Any, tangents: Any) -> Any:
         if not all(isinstance(t, SymbolicZero) for t in tangents[1:]):
-            raise _moves(name, *what)
+            raise _moves(name, *what, why)
         slope, values = tangents[0], primals[1:]
         slope = jnp.zeros_like(primals[0]) if isinstance(slope, SymbolicZero) else slope
         return held(*primals), held(slope, *values)  # both may be differentiated again
@@ -77,12 +83,21 @@ def hold_support(fn: Any, log_prob: jax.Array, name: str) -> jax.Array:
     return held(log_prob, *(e.value for e in moving))
 
 
-def _moves(name: str, kind: str, what: str) -> SiteError:
+def may_move(fn: Any) -> bool:
+    """Whether the support of ``fn`` ends where an array says."""
+    return bool(_traced(fn))
+
+
+def _traced(fn: Any) -> list[Edge]:
+    found = [e for e in edges(fn) if isinstance(e.value, jax.Array)]
+    return [e for e in found if jnp.issubdtype(e.value.dtype, jnp.inexact)]
+
+
+def _moves(name: str, kind: str, what: str, why: str) -> SiteError:
     return SiteError(
         f"Site '{name}': the support of {kind} moves with a parameter that the gradient is taken "
-        f"in ({what}), expected one that stays where it is: a score function or a weak derivative "
-        "does not see the mass at the moving end. Fix: use Pathwise(), or hold the bound fixed (a "
-        "number, or jax.lax.stop_gradient of it)."
+        f"in ({what}), expected one that stays where it is: {why} hold the bound fixed (a number, "
+        "or jax.lax.stop_gradient of it)."
     )
 
 

@@ -15,8 +15,11 @@ from numpyro.distributions.discrete import (
 )
 from numpyro.util import not_jax_tracer
 
+from vipp.distributions.laws import has_law_of_any
 from vipp.distributions.wrappers import factor
 
+_COUNTS = (BinomialLogits, BinomialProbs)
+_SPLITS = (MultinomialLogits, MultinomialProbs)
 MAX_SUPPORT = 2**12  # splits of a total that are listed
 
 
@@ -26,9 +29,10 @@ def finite_support(fn: dist.Distribution) -> np.ndarray | None:
     A value that a lane cannot have is of probability zero there.
     """
     base = factor(fn)
-    if isinstance(base, BinomialLogits | BinomialProbs) and not_jax_tracer(base.total_count):
+    counts, splits = has_law_of_any(base, _COUNTS), has_law_of_any(base, _SPLITS)
+    if counts and not_jax_tracer(base.total_count):
         return np.arange(np.asarray(base.total_count).max() + 1)
-    if isinstance(base, MultinomialLogits | MultinomialProbs) and not_jax_tracer(base.total_count):
+    if splits and not_jax_tracer(base.total_count):
         return _splits(np.unique(np.asarray(base.total_count)), base.event_shape[0])
     return None
 

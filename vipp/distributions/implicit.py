@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from vipp.distributions.cdf import cdf, has_cdf, moving_cdf
+from vipp.distributions.laws import has_law_of, has_law_of_any
 from vipp.distributions.wrappers import WRAPPERS, factor
 from vipp_transforms.constant import detached
 
@@ -19,11 +20,11 @@ _MIXTURES = (dist.MixtureSameFamily, dist.MixtureGeneral)
 
 def implicit(fn: Any) -> bool:
     """Whether ``fn``, behind its wrappers, is drawn by :func:`differentiable_sampler`."""
-    if isinstance(fn, WRAPPERS):
+    if has_law_of_any(fn, WRAPPERS):
         return implicit(fn.base_dist)
-    if isinstance(fn, _MIXTURES):
+    if has_law_of_any(fn, _MIXTURES):
         return _has_conditionals(_components(fn))
-    return isinstance(fn, dist.VonMises)
+    return has_law_of(fn, dist.VonMises)
 
 
 def circular(fn: Any) -> bool:
@@ -236,6 +237,6 @@ def _components(fn: Any) -> list[Any]:
 def _has_conditionals(components: list[Any]) -> bool:
     """Whether the distribution function of each coordinate, given those before it, is known."""
     factors = [factor(c) for c in components]
-    if all(isinstance(f, dist.MultivariateNormal) for f in factors):
+    if all(has_law_of(f, dist.MultivariateNormal) for f in factors):
         return components[0].event_dim == 1
     return all(not f.event_shape and has_cdf(f) for f in factors)

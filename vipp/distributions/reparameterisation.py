@@ -7,6 +7,7 @@ from typing import Any
 import numpyro.distributions as dist
 
 from vipp.distributions.implicit import implicit
+from vipp.distributions.laws import answers
 from vipp.distributions.quantiles import SCALARS
 from vipp.distributions.traced import moves_with_parameters, parameters
 from vipp.distributions.wrappers import WRAPPERS, parts
@@ -42,6 +43,8 @@ def explicit(fn: Any) -> bool:
     NumPyro's ``has_rsample`` compares the names of parameters: it says yes of a distribution that
     declares none, and does not ask what a distribution is built from.
     """
+    if not answers(fn, "reparametrized_params") and not _declares(fn):
+        return moves_with_parameters(fn)  # what the base declares is of another sampler
     if isinstance(fn, WRAPPERS):
         return explicit(fn.base_dist)
     if isinstance(fn, _BY_QUANTILE):
@@ -68,7 +71,8 @@ def _all_numpyros(fn: Any) -> bool:
 
 def _declares(fn: Any) -> bool:
     """Whether a class says itself what its sampler can do."""
-    return type(fn).has_rsample is not dist.Distribution.has_rsample
+    own = type(fn).has_rsample is not dist.Distribution.has_rsample
+    return own and answers(fn, "has_rsample")
 
 
 def _is_numpyros(fn: Any) -> bool:

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from numpyro.distributions import kl_divergence
-from numpyro.distributions.distribution import ExpandedDistribution
+from numpyro.distributions.distribution import Distribution, ExpandedDistribution
 
 from vipp.distributions.lanes import lane_distribution
+from vipp.distributions.laws import answers, has_law_of
 from vipp.distributions.masks import lane_mask
+from vipp.distributions.wrappers import WRAPPERS, factor
 from vipp.language.control_flow import REVERSED
 from vipp.programs.densities import SiteDensity
 
@@ -114,16 +116,16 @@ def _divergence(q: SiteDensity, p: SiteDensity) -> jax.Array | None:
     lanes = jnp.broadcast_shapes(of_q.batch_shape, of_p.batch_shape)
     if lanes != of_q.batch_shape:
         return None  # a lane of the guide stands for several of the model
-    if of_q.has_enumerate_support and of_p.has_enumerate_support:
+    if _listed(of_q) and _listed(of_p):
         return _attempt(_summed, of_q, of_p, *counted)
-    divergence = _attempt(kl_divergence, of_q, of_p)
+    divergence = _closed(of_q, of_p)
     if divergence is None:
         return None
     at_lanes = lambda x: jnp.broadcast_to(x, lanes)
     total = counted[1].times(at_lanes(divergence)).sum()
     if counted[0].same(counted[1]):
         return total
-    entropy = _attempt(of_q.entropy)
+    entropy = _attempt(of_q.entropy) if answers(of_q, "entropy") else None
     if entropy is None:
         return None
     # c_q log q - c_p log p = c_p (log q - log p) + (c_q - c_p) log q
@@ -139,11 +141,44 @@ def _attempt(formula: Callable[..., jax.Array], *args: Any) -> jax.Array | None:
         return None
 
 
+def _closed(q: Any, p: Any) -> jax.Array | None:
+    """NumPyro's formula, or None where it has none or has that of a base with another law."""
+    return _attempt(kl_divergence, q, p) if _is_meant(q, p) else None
+
+
+def _is_meant(q: Any, p: Any) -> bool:
+    """Whether the formula that NumPyro finds by class is for what is drawn and scored."""
+    kinds = (type(q), type(p))
+    formula = kl_divergence.dispatch(*kinds)
+    found = [k for k, f in kl_divergence.funcs.items() if f is formula and _fit(kinds, k)]
+    if not found:
+        return True  # it has none
+    meant = all(_keeps(fn, kind) for fn, kind in zip((q, p), found[0], strict=True))
+    inner = q.base_dist if isinstance(q, WRAPPERS) else q
+    other = p.base_dist if isinstance(p, WRAPPERS) else p
+    return meant and ((inner is q and other is p) or _is_meant(inner, other))
+
+
+def _fit(kinds: tuple[type, ...], signature: tuple[type, ...]) -> bool:
+    return all(map(issubclass, kinds, signature))
+
+
+def _keeps(fn: Any, kind: type) -> bool:
+    """Whether a formula for ``kind`` holds of ``fn``; one for any distribution asks it itself."""
+    return kind is Distribution or has_law_of(fn, kind)
+
+
+def _listed(fn: Any) -> bool:
+    """Whether the values that ``fn`` lists are those that it has."""
+    base = factor(fn)
+    return base.has_enumerate_support and answers(base, "enumerate_support")
+
+
 def _as_one_event(q: SiteDensity, p: SiteDensity) -> jax.Array | None:
     """Of distributions that only one of has independent coordinates; without masks."""
     if lane_mask(q.fn) is not True or isinstance(q.scale, jax.Array):
         return None
-    divergence = _attempt(kl_divergence, q.fn, p.fn)
+    divergence = _closed(q.fn, p.fn)
     if divergence is None:
         return None
     shape = jnp.broadcast_shapes(q.log_prob.shape, p.log_prob.shape)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vipp.language.replicate import replicate
 from vipp.objectives.divergence import analytic_kl
 from vipp.objectives.objective import objective
-from vipp.programs.densities import SiteDensity, joint, landed
+from vipp.programs.densities import SiteDensity, joint
 from vipp.programs.program import AbstractProgram
 
 
@@ -82,7 +82,7 @@ def ELBO(  # noqa: N802
         z, of_q = q.simulate_sites()
         of_p = p.log_density_sites(z)
         if stick_the_landing:
-            of_q = landed(of_q, q.stop_gradient().log_density_sites(z))
+            of_q = q.landed(z, of_q)
         if not (isinstance(beta, int | float) and beta == 1):
             _check_separable([*of_p, *of_q])
         closed = {} if kl == "monte_carlo" else analytic_kl(of_p, of_q, kl)

@@ -71,8 +71,8 @@ def ForwardKL(  # noqa: N802
                 return joint(of_q)
 
         return jax.vmap(score)(values).mean()
-    weights = weigh(
-        p.stop_gradient(), q.constant(), num_particles, per_plate, normalised="ForwardKL"
-    )
+    what = "ForwardKL"
+    followed = q.constant().held(what)
+    weights = weigh(p.stop_gradient(), followed, num_particles, per_plate, normalised=what)
     normalised = jax.nn.softmax(jax.lax.stop_gradient(weights.log_w), axis=0)
     return weights.total((normalised * weights.log_q).sum(0))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import vipp_transforms as vt
 from vipp.language.replicate import replicate
-from vipp.programs.densities import SiteDensity, joint_per_plate
+from vipp.programs.densities import SiteDensity, first_order, joint_per_plate
 from vipp.programs.fixed_values import check_still
 from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.weights import Weighed, weigh_sites
@@ -90,6 +90,21 @@ def weigh(
 def gradient_only(x: jax.Array) -> jax.Array:
     r"""Zero, with the gradient of :math:`E[x]`."""
     return x - vt.constant(x)
+
+
+def once(what: str, score: jax.Array, *terms: jax.Array) -> list[jax.Array]:
+    """The terms of an objective whose gradient is of the first order alone.
+
+    Args:
+      what: the objective, for the error.
+      score: of the draws, per element of the plates.
+      terms: likewise.
+
+    Raises:
+      SiteError: when differentiated twice, once or both times in what the score depends on.
+    """
+    witness = sum(terms, start=score)
+    return [first_order(x, score, what, witness) for x in terms]
 
 
 def check_normalised(what: str, of_q: list[SiteDensity]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from vipp.objectives.double_reparameterisation import weigh_doubly_reparameterised
-from vipp.objectives.importance import weigh
+from vipp.objectives.double_reparameterisation import DOUBLY, weigh_doubly_reparameterised
+from vipp.objectives.importance import once, weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.weights import log_mean_exp
@@ -50,6 +50,9 @@ def IWAE(  # noqa: N802
       Tucker, Lawson, Gu and Maddison, *Doubly reparameterized gradient estimators*, 2019,
       equation 8.
     """
-    draw = weigh_doubly_reparameterised if doubly_reparameterised else weigh
-    weights = draw(p, q, num_particles, per_plate)
+    if doubly_reparameterised:
+        weights = weigh_doubly_reparameterised(p, q, num_particles, per_plate)
+        (bound,) = once(DOUBLY, weights.score.sum(0), log_mean_exp(weights.log_w))
+        return weights.total(bound)
+    weights = weigh(p, q, num_particles, per_plate)
     return weights.total(log_mean_exp(weights.log_w))

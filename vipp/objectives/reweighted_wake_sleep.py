@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp.objectives.importance import gradient_only, weigh
+from vipp.objectives.importance import gradient_only, once, weigh
 from vipp.objectives.objective import objective
 from vipp.programs.densities import joint
 from vipp.programs.fixed_values import check_anywhere
@@ -78,17 +78,21 @@ def ReweightedWakeSleep(  # noqa: N802
       Bornschein and Bengio, *Reweighted wake-sleep*, 2015.
       Le, Kosiorek, Siddharth, Teh and Wood, *Revisiting reweighted wake-sleep*, 2019.
     """
-    weights = weigh(p, q.constant(), num_particles, per_plate, normalised="ReweightedWakeSleep")
+    what = "ReweightedWakeSleep"
+    drawn_from = q.stop_gradient() if _is_zero(wake) else q.held(what)
+    weights = weigh(p, drawn_from.constant(), num_particles, per_plate, normalised=what)
     constant = jax.lax.stop_gradient
     model = log_mean_exp(weights.log_p - constant(weights.log_q))
+    # the posterior's expectation of log q by self-normalised weights: biased for K finite
+    normalised = constant(jax.nn.softmax(weights.log_w, axis=0))
+    awake = (normalised * weights.log_q).sum(0)
+    dream = jnp.zeros(()) if _is_zero(sleep) else _dream(p, q, dreamt)
+    model, awake = once(what, weights.log_q.sum(0) + dream, model, awake)
+    (dream,) = once(what, dream, dream)
     value = weights.total(model)
     if not _is_zero(wake):
-        # the posterior's expectation of log q by self-normalised weights: biased for K finite
-        normalised = constant(jax.nn.softmax(weights.log_w, axis=0))
-        value = value + wake * gradient_only(weights.total((normalised * weights.log_q).sum(0)))
-    if not _is_zero(sleep):
-        value = value + sleep * gradient_only(_dream(p, q, dreamt))
-    return value
+        value = value + wake * gradient_only(weights.total(awake))
+    return value if _is_zero(sleep) else value + sleep * gradient_only(dream)
 
 
 def _is_zero(share: Any) -> bool:

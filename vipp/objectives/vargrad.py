@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp.objectives.importance import gradient_only, weigh
+from vipp.objectives.importance import gradient_only, once, weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
 
@@ -60,7 +60,8 @@ def VarGrad(  # noqa: N802
       variational inference*, 2020.
       Malkin, Jain, Bengio, Sun and Bengio, *Trajectory balance*, 2022, equation 14.
     """
-    weights = weigh(p, q.constant(), num_particles, None if log_evidence else per_plate)
+    plates = None if log_evidence else per_plate
+    weights = weigh(p, q.constant().held("VarGrad"), num_particles, plates)
     # the guide's parameters in what is no density of a draw, factors such as, are the ELBO's own
     unnormalised = gradient_only(weights.log_q - weights.score)
     elbo = (weights.log_p - jax.lax.stop_gradient(weights.log_q) - unnormalised).mean(0)
@@ -69,6 +70,7 @@ def VarGrad(  # noqa: N802
         loss = 0.5 * log_w.var(0, ddof=1)
     else:
         loss = 0.5 * jnp.square(_parameter(q, log_evidence) - log_w).mean(0)
+    elbo, loss = once("VarGrad", weights.score.mean(0), elbo, loss)
     return weights.total(elbo - gradient_only(loss))
 
 

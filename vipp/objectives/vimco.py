@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp.objectives.importance import gradient_only, weigh
+from vipp.objectives.importance import gradient_only, once, weigh
 from vipp.objectives.objective import objective
 from vipp.programs.program import AbstractProgram, PerPlate
 from vipp.programs.weights import log_mean_exp
@@ -53,13 +53,14 @@ def VIMCO(  # noqa: N802
     References:
       Mnih and Rezende, *Variational inference for Monte Carlo objectives*, 2016, equations 9-11.
     """
-    weights = weigh(p, q.constant(), num_particles, per_plate)
+    weights = weigh(p, q.constant().held("VIMCO"), num_particles, per_plate)
     log_w = weights.log_w
     bound = log_mean_exp(log_w)
     # the second sum of the gradient comes of the bound itself, whose weights are not constants
     learning_signal = jax.lax.stop_gradient(bound - _without(log_w))
     # of the draws' scores alone: a guide's factor has no draw to be credited with
     score = (learning_signal * weights.score).sum(0)
+    bound, score = once("VIMCO", weights.score.sum(0), bound, score)
     return weights.total(bound + gradient_only(score))
 
 

@@ -14,8 +14,10 @@ from numpyro.distributions import Delta
 
 import vipp_transforms as vt
 from vipp.distributions.densities import guarded
+from vipp.distributions.edges import hold_support, may_move
 from vipp.distributions.lanes import lane_distribution
 from vipp.distributions.wrappers import factor, masked
+from vipp_transforms.orders import limited
 
 _UNKNOWN: Any = None
 
@@ -89,6 +91,30 @@ class SiteDensity:
         events = len(lanes.batch_shape) - len(self.fn.batch_shape)
         log_prob = lanes.log_prob(self.value).sum([-1 - i for i in range(events)])
         return replace(self, log_prob=jnp.broadcast_to(log_prob, self.log_prob.shape), scale=None)
+
+    @property
+    def may_move(self) -> bool:
+        """Whether the support that it is drawn from may move with a parameter."""
+        return self.random and (self.fn is None or may_move(self.fn))
+
+    def held(self, what: str) -> SiteDensity:
+        """The same, not to be differentiated in what moves its support."""
+        return replace(self, log_prob=self.hold(self.log_prob, what))
+
+    def hold(self, x: jax.Array, what: str) -> jax.Array:
+        """``x``, not to be differentiated in what moves the support that the site is drawn from.
+
+        Args:
+          x: an array that depends on the density.
+          what: whose law it is that the support stays, for the error.
+        """
+        if not self.random or self.fn is None:
+            return x
+        why = (
+            f"{what} relies on the score of the guide, which does not see the mass at the moving "
+            "end. Fix: use ELBO() or IWAE(num_particles=...) with Pathwise(), or"
+        )
+        return hold_support(self.fn, x, self.name, why)
 
     def total(self) -> jax.Array:
         """The site's contribution to the joint log density."""
@@ -235,8 +261,9 @@ def landed(sites: Iterable[SiteDensity], constant: Iterable[SiteDensity]) -> lis
     r"""The densities of a draw, of random sites those under constant parameters.
 
     What a draw's own density would add to the gradient is nothing in expectation,
-    :math:`E_q[\nabla_\phi \log q_\phi] = 0`; that is not so of factors, observed sites, and the
-    volume that a deterministic site accounts for.
+    :math:`E_q[\nabla_\phi \log q_\phi] = 0`, where its support stays (see
+    :meth:`SiteDensity.held`); that is not so of factors, observed sites, and the volume that a
+    deterministic site accounts for.
 
     Args:
       sites: as drawn.
@@ -254,3 +281,25 @@ def landed(sites: Iterable[SiteDensity], constant: Iterable[SiteDensity]) -> lis
                 "other sites out (exact=True)."
             )
     return [replace(found[s.name], scale=s.scale) if s.random else s for s in sites]
+
+
+_OF_A_GUIDE = (
+    "Expected no derivative of a derivative in the guide's parameters, of which the first is all "
+    "that its surrogate knows. Fix: use ELBO() or IWAE(num_particles=...), with estimators whose "
+    "derivatives are right to all orders."
+)
+
+
+def first_order(x: jax.Array, score: jax.Array, what: str, witness: jax.Array | None = None) -> Any:
+    """``x``, which is not differentiated twice where once is in the guide's parameters.
+
+    Args:
+      x: an array.
+      score: the log density of draws, of that shape: it depends on these parameters.
+      what: the objective, for the error.
+      witness: of which the derivatives are counted, of that shape; ``x`` itself, if None.
+
+    Raises:
+      SiteError: when differentiated once more.
+    """
+    return limited(x, [score], 1, what, witness=witness, advice=_OF_A_GUIDE)

@@ -55,7 +55,7 @@ def _moving(program: Program) -> list[str]:
     def deterministic(params: Any) -> Any:
         own = replace(program, params={**program.params, **params}, mutable=dict(program.mutable))
         with block(), seeded(rng_seed=jax.random.key(0)):
-            _, sites = own.constant().simulate_sites()
+            _, sites = replace(own, differentiable=False, held_for="").simulate_sites()
         fixed = [s for s in sites if s.deterministic and not s.observed and _is_real(s.value)]
         names[:] = [s.name for s in fixed]
         return [(s.value, s.log_prob) for s in fixed]

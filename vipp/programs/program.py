@@ -15,8 +15,16 @@ from vipp.language.control_flow import Scan, control_flow, own_sites
 from vipp.language.keys import minibatch_key, random_key, seeded
 from vipp.programs import handlers
 from vipp.programs.auxiliary import auxiliaries, check_known
-from vipp.programs.densities import SiteDensity, joint, joint_per_plate, landed, site_densities
+from vipp.programs.densities import (
+    SiteDensity,
+    first_order,
+    joint,
+    joint_per_plate,
+    landed,
+    site_densities,
+)
 from vipp.programs.trace import Trace
+from vipp_transforms.constant import detached
 
 PerPlate = str | tuple[str, ...] | None
 
@@ -53,8 +61,30 @@ class AbstractProgram(abc.ABC):
         """
         drawn, sites = self.simulate_sites()
         if stick_the_landing:
-            sites = landed(sites, self.stop_gradient().log_density_sites(drawn))
+            sites = self.landed(drawn, sites)
         return drawn, _reduce(sites, per_plate)
+
+    def landed(self, drawn: Trace, sites: list[SiteDensity]) -> list[SiteDensity]:
+        """The densities ``sites`` of a draw, of random sites those under constant parameters.
+
+        Raises:
+          ValueError: naming a site whose density is estimated.
+          vipp.SiteError: when differentiated in what moves the support of a site, or twice.
+        """
+        what = "stick_the_landing=True"
+        constant = landed(sites, self.stop_gradient().log_density_sites(drawn))
+        scores = {s.name: s.log_prob for s in sites if s.random}
+        if any(s.may_move for s in sites):
+            # with the values given: a support may move with those drawn before
+            fixed = self.held(what).log_density_sites(detached(drawn))
+            scores = {s.name: s.log_prob for s in fixed if s.name in scores}
+        live = {s.name: s.log_prob for s in sites}
+
+        def once(site: SiteDensity) -> SiteDensity:
+            x, score = site.log_prob, scores[site.name]
+            return replace(site, log_prob=first_order(x, score, what, live[site.name]))
+
+        return [once(s) if s.name in scores else s for s in constant]
 
     def log_density(self, trace: Trace, per_plate: PerPlate = None) -> jax.Array:
         r"""The log density of latent values and observations.
@@ -81,12 +111,21 @@ class AbstractProgram(abc.ABC):
         """The same program, drawn from as it is now.
 
         The values carry no gradient, whatever the estimators of their sites, and only their log
-        density does: for objectives whose draws are not theirs to optimise.
+        density does: for objectives whose draws are not theirs to optimise. A draw that
+        stays does not see a support that moves: the density is :meth:`held`.
 
         Raises:
           ValueError: if the density is only estimated.
         """
         return self.rebuilt(lambda p: p.constant())
+
+    def held(self, what: str) -> AbstractProgram:
+        """The same program, its log density not to be differentiated in what moves its support.
+
+        Args:
+          what: whose law it is that the expected score is nought, for the error.
+        """
+        return self.rebuilt(lambda p: p.held(what))
 
     @abc.abstractmethod
     def rebuilt(self, change: Change) -> AbstractProgram:
@@ -116,6 +155,7 @@ class Program(AbstractProgram):
       kwargs: the program's keyword arguments.
       mutable: where the values of ``numpyro.mutable`` sites are kept from one run to the next.
       differentiable: whether its draws carry a gradient; see :meth:`constant`.
+      held_for: what needs supports that stay; see :meth:`held`.
 
     Example:
       >>> import jax, numpyro, numpyro.distributions as dist, vipp
@@ -133,6 +173,7 @@ class Program(AbstractProgram):
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     mutable: dict[str, Any] = field(default_factory=dict, repr=False)
     differentiable: bool = True
+    held_for: str = ""
 
     def stop_gradient(self) -> Program:
         """The same program with its parameters constant."""
@@ -140,7 +181,11 @@ class Program(AbstractProgram):
 
     def constant(self) -> Program:
         """The same program, drawn from as it is now."""
-        return replace(self, differentiable=False)
+        return replace(self, differentiable=False, held_for=self.held_for or "constant()")
+
+    def held(self, what: str) -> Program:
+        """The same program, its log density not to be differentiated in what moves its support."""
+        return replace(self, held_for=what)
 
     def rebuilt(self, change: Change) -> AbstractProgram:
         """The program itself, which is made of no other."""
@@ -185,7 +230,7 @@ class Program(AbstractProgram):
           The latent values, and those of the observed sites by name.
         """
         observed = handlers.Unobserve()
-        run = self.constant()._run(inner=observed)
+        run = replace(self, differentiable=False)._run(inner=observed)
         drawn = run.drawn
         data = {n: run.record[n]["value"] for n in observed.names}
         latent = {n: x for n, x in drawn.values.items() if n not in data}
@@ -283,7 +328,8 @@ class _Run(NamedTuple):
     @property
     def densities(self) -> list[SiteDensity]:
         """Of all sites."""
-        return site_densities(self.record)
+        found, what = site_densities(self.record), self.program.held_for
+        return [s.held(what) for s in found] if what else found
 
 
 def _reduce(sites: list[SiteDensity], per_plate: PerPlate) -> jax.Array:

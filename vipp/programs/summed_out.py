@@ -64,7 +64,7 @@ class ExactMarginalProgram(AbstractProgram):
                 f"{type(self.base).__name__}. Fix: apply exact=True to the program inside."
             )
         check_given(self._name, self.keep, trace, "summed out")
-        drawn, sites, summed = self.base.constant().complete(trace)
+        drawn, sites, summed = replace(self.base, differentiable=False).complete(trace)
         check_exists(self._name, self.keep, drawn)
         base, key = self.base, random_key("marginal")
         kept = {n: x for n, x in drawn.values.items() if n not in summed}
@@ -83,6 +83,9 @@ class ExactMarginalProgram(AbstractProgram):
         ratios = {n: members[0].subsampling[n] for n in group.plates}
         observed = all(s.observed or s.name in group.summed for s in members)
         value = at_plates(group.value, members[0], group.plates) if dims else group.value
+        held_for = self.base.held_for if isinstance(self.base, Program) else ""
+        for site in members if held_for else ():
+            value = site.hold(value, held_for)
         return SiteDensity(self._name, value, group.scale, dims, ratios, observed=observed)
 
     @property
