@@ -232,6 +232,8 @@ def _triangular_solve(p, a, b):
         a = a - a * np.eye(a.shape[-1]) + np.eye(a.shape[-1])
     swap = lambda x: np.swapaxes(x, -1, -2)
     a = swap(a) if p["transpose_a"] else a
+    singular = (np.diagonal(a, axis1=-2, axis2=-1) == 0).any(-1)[..., None, None]
+    a = np.where(singular, np.nan, a)  # no error, as in JAX
     return np.linalg.solve(a, b) if p["left_side"] else swap(np.linalg.solve(swap(a), swap(b)))
 
 

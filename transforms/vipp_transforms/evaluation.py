@@ -193,7 +193,14 @@ class Evaluation:
             return [key]
         (each,) = self.axes.apply(lambda k: [split_keys(k, axis.size)], key)
         number = Lifted(jnp.arange(axis.size, dtype=jnp.int32), (axis.name,))
-        return [self.axes.named(each, axis.name), key, number]
+        if axis.name not in key.axes:
+            return [self.axes.named(each, axis.name), key, number]
+        # in a branch, which an earlier choice along the axis took: sample i has key i of its own
+        at = key.axes.index(axis.name)
+        own = jax.vmap(lambda keys, i: jnp.take(keys, i, len(key.axes) - 1), (at, 0), at)
+        rest = tuple(n for n in key.axes if n != axis.name)
+        common = Lifted(jnp.take(key.array, 0, at), rest)
+        return [Lifted(own(each.array, number.array), key.axes), common, number]
 
     # -- terms and their contraction ---------------------------------------------------------
 
