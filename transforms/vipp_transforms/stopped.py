@@ -76,12 +76,11 @@ def check_stopped(program: Program, noted: Iterable[tuple[Any, Dependence]]) -> 
 def _is_harmless(callers: list[tuple[str, str]]) -> bool:
     """Whether a function of a library that is known comes before any of the user's own."""
     for file, name in callers:
-        at = next((f for f in _INSTALLED if file.startswith(f)), None)
-        if at is None:
-            return False
-        known = _OWN if at == _OWN_FOLDER else _HARMLESS
-        if any(file[len(at) :].startswith(f) and name.startswith(n) for f, n in known):
+        known = _OWN if file.startswith(_OWN_FOLDER) else _HARMLESS
+        if any(f"/{f}" in file and name.startswith(n) for f, n in known):
             return True
+        if not file.startswith(_INSTALLED):
+            return False
     return False
 
 
