@@ -177,12 +177,19 @@ def test_in_a_scan(moving):
 
 # -- objectives that follow or drop the score of the guide ------------------------------------------
 
+
+@vipp.objective
+def held_draws(p, q):
+    z, log_q = q.constant().simulate()
+    return p.log_density(z) * log_q
+
+
 K2 = {"num_particles": 2}
 RELYING = [
     vipp.VIMCO(**K2), vipp.VarGrad(**K2), vipp.VarGrad(num_particles=1, log_evidence="log_z"),
     vipp.ELBO(stick_the_landing=True), vipp.ELBO(stick_the_landing=True, beta=0.5),
     vipp.IWAE(**K2, doubly_reparameterised=True), vipp.ForwardKL(**K2),
-    vipp.ReweightedWakeSleep(**K2), vipp.ELBO() + 0.5 * vipp.VIMCO(**K2),
+    vipp.ReweightedWakeSleep(**K2), vipp.ELBO() + 0.5 * vipp.VIMCO(**K2), held_draws(),
 ]  # fmt: skip
 SEEING = [
     vipp.ELBO(), vipp.ELBO(num_particles=2, kl="analytic"), vipp.IWAE(**K2), vipp.CIWAE(**K2, beta=0.5),
