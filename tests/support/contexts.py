@@ -35,12 +35,17 @@ class ExactBernoulli(dist.BernoulliLogits):
 class FloatBernoulli(ExactBernoulli):
     """Draws 0.0 or 1.0, in single precision whatever the parameters have."""
 
+    # what it inherits beside a sampler of its own is not taken for an answer
+    enumerate_support = dist.BernoulliLogits.enumerate_support
+
     def sample(self, key, sample_shape=()):
         return super().sample(key, sample_shape).astype(jnp.float32)
 
 
 class ByteBernoulli(ExactBernoulli):
     """Draws small integers."""
+
+    enumerate_support = dist.BernoulliLogits.enumerate_support
 
     def sample(self, key, sample_shape=()):
         return super().sample(key, sample_shape).astype(jnp.int8)

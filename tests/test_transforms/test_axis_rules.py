@@ -23,6 +23,7 @@ from jax.extend.core import Literal
 from vipp_transforms import axis_rules, constant
 from vipp_transforms._jax import scan_arity
 from vipp_transforms.axis_rules import axis_maps
+from vipp_transforms.orders import limited
 
 # Rules for names that no public function of this JAX release leads to.
 NOT_REACHED = {
@@ -237,6 +238,7 @@ def programs():
     return table | {
         "inverse trigonometry": (lambda x: [f(x) for f in (lax.asin, lax.acos, lax.atanh)], U),
         "erf_inv": (lax.erf_inv, U),
+        "what may be differentiated once": (lambda x, y: limited(x, [y], 1, "It"), P, Q),
         "zeta": (lambda x, y: lax.zeta(1 + x, y), P, Q),
         "polygamma": (lax.polygamma, jnp.ones((3, 4)), P),
         "betainc": (lax.betainc, P, Q, U),

@@ -184,10 +184,14 @@ def bound_and_grad():
 
     def evaluate(objective, model, guide, params, *args, keys=None):
         one = vipp.value_and_grad(objective, model, guide)
-        each = lambda key, params, args: one(key, params, *args)  # data is no constant to fold
+        data = {i: x for i, x in enumerate(args) if isinstance(x, jax.Array)}
+
+        def each(key, params, data):  # data is no constant to fold
+            return one(key, params, *(data.get(i, x) for i, x in enumerate(args)))
+
         if keys is None:
-            return jax.jit(each)(jax.random.key(7), params, args)
+            return jax.jit(each)(jax.random.key(7), params, data)
         run = jax.jit(jax.vmap(each, in_axes=(0, None, None)))
-        return run(jax.random.split(jax.random.key(11), keys), params, args)
+        return run(jax.random.split(jax.random.key(11), keys), params, data)
 
     return evaluate
