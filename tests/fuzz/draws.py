@@ -137,7 +137,8 @@ def _enumerable(base):
         index = drawn(key, jnp.broadcast_to(table, (*sample_shape, *table.shape)), counted=False)
         return index.astype(jnp.result_type(int))
 
-    return type(base.__name__, (base,), {"sample": sample})
+    listed = base.enumerate_support  # said again, as it has a sampler of its own
+    return type(base.__name__, (base,), {"sample": sample, "enumerate_support": listed})
 
 
 BernoulliProbs = _enumerable(dist.BernoulliProbs)

@@ -10,7 +10,7 @@ import numpy as np
 from vipp.distributions.edges import hold_support
 from vipp.distributions.finite import finite_support
 from vipp.distributions.implicit import Implicit
-from vipp.distributions.laws import SAMPLERS, answers
+from vipp.distributions.laws import answers, has_values_of
 from vipp.distributions.quantiles import has_quantile, quantile
 from vipp.distributions.reparameterisation import reparameterised
 from vipp.distributions.weak_derivatives import num_weak_derivatives, weak_derivatives
@@ -52,7 +52,7 @@ class Answering(Described):
     @property
     def support(self) -> np.ndarray | None:
         """All values of one lane, or of all lanes together where they differ."""
-        if not answers(factor(self.fn), "enumerate_support", SAMPLERS):
+        if not answers(factor(self.fn), "enumerate_support", has_values_of):
             return None
         listed = super().support
         return finite_support(self.fn) if listed is None else listed
@@ -65,7 +65,7 @@ class Answering(Described):
     @property
     def mean(self) -> jax.Array | None:
         """The mean of what it draws, or None."""
-        return super().mean if answers(factor(self.fn), "mean", SAMPLERS) else None
+        return super().mean if answers(factor(self.fn), "mean", has_values_of) else None
 
     @property
     def masked(self) -> bool:

@@ -15,7 +15,7 @@ from numpyro.distributions.discrete import (
 )
 from numpyro.util import not_jax_tracer
 
-from vipp.distributions.laws import SAMPLERS, has_law_of_any
+from vipp.distributions.laws import has_values_of
 from vipp.distributions.wrappers import factor
 
 _COUNTS = (BinomialLogits, BinomialProbs)
@@ -29,7 +29,7 @@ def finite_support(fn: dist.Distribution) -> np.ndarray | None:
     A value that a lane cannot have is of probability zero there.
     """
     base = factor(fn)
-    counts, splits = (has_law_of_any(base, kinds, SAMPLERS) for kinds in (_COUNTS, _SPLITS))
+    counts, splits = (any(has_values_of(base, k) for k in kinds) for kinds in (_COUNTS, _SPLITS))
     if counts and not_jax_tracer(base.total_count):
         return np.arange(np.asarray(base.total_count).max() + 1)
     if splits and not_jax_tracer(base.total_count):

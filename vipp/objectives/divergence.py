@@ -11,7 +11,7 @@ from numpyro.distributions import kl_divergence
 from numpyro.distributions.distribution import Distribution, ExpandedDistribution
 
 from vipp.distributions.lanes import lane_distribution
-from vipp.distributions.laws import answers, has_law_of
+from vipp.distributions.laws import answers, has_law_of, has_values_of
 from vipp.distributions.masks import lane_mask
 from vipp.distributions.wrappers import WRAPPERS, factor
 from vipp.language.control_flow import REVERSED
@@ -171,7 +171,7 @@ def _keeps(fn: Any, kind: type) -> bool:
 def _listed(fn: Any) -> bool:
     """Whether the values that ``fn`` lists are those that it has."""
     base = factor(fn)
-    return base.has_enumerate_support and answers(base, "enumerate_support")
+    return base.has_enumerate_support and answers(base, "enumerate_support", has_values_of)
 
 
 def _as_one_event(q: SiteDensity, p: SiteDensity) -> jax.Array | None:
