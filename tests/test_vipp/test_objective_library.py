@@ -621,6 +621,7 @@ TWICE = {
 }
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("objective", "how"),
     [(o, how) for o in SURROGATES for how in (*ONCE, *TWICE)] + [(o, "twice") for o in WHOLE],

@@ -259,6 +259,7 @@ def objective_slope(objective, guide, model=None):
     jax.eval_shape(jax.grad(loss), {"t": jnp.float32(1.5), "log_z": jnp.float32(0.0)})
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize(
     ("objective", "name"),
     [(o, "Uniform") for o in RELYING]
@@ -278,6 +279,7 @@ def test_an_objective_that_relies_on_the_score_refuses_it(objective, name):
         objective_slope(objective, MOVING[name], model)
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(
     ("objective", "name"),
     [(o, "a constant bound") for o in RELYING] + [(RELYING[3], n) for n in STAYING]
