@@ -55,3 +55,111 @@ def test_model_and_guide_see_one_minibatch_at_no_cost_of_the_whole():
     loss = lambda a: vipp.ELBO().loss(jax.random.key(0), {"a": a}, model, guide)
     jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(jnp.float32(0.3))
     assert "1000000]" not in str(jaxpr)
+
+
+DATA = np.array([0.3, -1.0, 2.0, 0.5, 1.0, -0.2], np.float32)
+
+
+def local_model():
+    with numpyro.plate("N", 6, subsample_size=2) as i:
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=jnp.asarray(DATA)[i])
+
+
+def local_guide():
+    slope = numpyro.param("slope", 0.1)
+    with numpyro.plate("N", 6, subsample_size=2) as i:
+        numpyro.sample("z", dist.Normal(slope * jnp.asarray(DATA)[i], 1.0))
+
+
+def global_model():
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("N", 6, subsample_size=2) as i:
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=jnp.asarray(DATA)[i])
+
+
+def global_guide():
+    numpyro.sample("z", dist.Normal(numpyro.param("slope", 0.1), 1.0))
+
+
+def log_weight(p, q):
+    z, log_q = q.simulate()
+    return p.log_density(z) - log_q
+
+
+def of(value):
+    """One's own objective, of two log weights."""
+
+    @vipp.objective
+    def own(p, q):
+        return value(jnp.stack([log_weight(p, q), log_weight(p, q)]))
+
+    return own()
+
+
+NOT_LINEAR = {
+    "average of weights": lambda w: jax.nn.logsumexp(w) - jnp.log(2.0),
+    "largest": jnp.max,
+    "median": jnp.median,
+    "square": lambda w: (w**2).sum(),
+    "variance": jnp.var,
+    "product": lambda w: w[0] * w[1],
+    "ratio": lambda w: 1.0 / w[0],
+    "choice": lambda w: jnp.where(w > 0.0, w, 0.0).sum(),
+    "branch": lambda w: jax.lax.cond(w[0] > 0.0, lambda: 1.0, lambda: 2.0),
+    "in a map": lambda w: jax.lax.map(jnp.exp, w).sum(),
+    "in a loop": lambda w: jax.lax.scan(lambda c, x: (c * x, None), 1.0, w)[0],
+    "in a custom derivative": lambda w: jax.nn.relu(w).sum(),
+    "of a derivative": lambda w: jax.jvp(jnp.exp, (w[0],), (w[1],))[1],
+}
+LINEAR = {
+    "mean": jnp.mean,
+    "multiple": lambda w: 3.0 * w[0] - w[1] / 2.0,
+    "product with constants": lambda w: jnp.array([0.3, 0.7]) @ w,
+    "in a map": lambda w: jax.lax.map(lambda x: 2.0 * x, w).sum(),
+    "in a loop": lambda w: jax.lax.scan(lambda c, x: (c + x, None), 0.0, w)[0],
+    "in a branch": lambda w: jax.lax.cond(len(w) > 1, jnp.sum, jnp.mean, w),
+    "in a call": lambda w: jax.jit(jnp.sum)(w),
+}
+PROGRAMS = {"local": (local_model, local_guide), "global": (global_model, global_guide)}
+
+
+@pytest.mark.parametrize("programs", PROGRAMS)
+@pytest.mark.parametrize("value", NOT_LINEAR)
+def test_what_is_not_linear_in_a_minibatch_density_is_refused(value, programs):
+    """An average over minibatches of ``exp(log p)`` is no average of densities."""
+    with pytest.raises(vipp.SiteError, match="is subsampled by plate 'N', so that its log density"):
+        jax.eval_shape(
+            lambda slope: of(NOT_LINEAR[value]).loss(
+                jax.random.key(0), {"slope": slope}, *PROGRAMS[programs]
+            ),
+            jnp.float32(0.1),
+        )
+
+
+@pytest.mark.parametrize("value", LINEAR)
+def test_what_is_linear_in_a_minibatch_density_is_not(value):
+    at = jax.random.key(0), {"slope": jnp.float32(0.1)}, local_model, local_guide
+    each = [-of(lambda w, k=k: w[k]).loss(*at) for k in (0, 1)]
+    got = -of(LINEAR[value]).loss(*at)
+    np.testing.assert_allclose(got, LINEAR[value](jnp.stack(each)), rtol=1e-5)
+
+
+def test_a_bound_per_element_of_a_minibatch_is_scaled():
+    """One's own IWAE over a plate is vipp's own."""
+
+    @vipp.objective
+    def own(p, q, *, num_particles=3):
+        def weight():
+            z, log_q = q.simulate(per_plate="N")
+            return p.log_density(z, per_plate="N") - log_q
+
+        w = vipp.replicate(weight, num_particles)
+        return 3.0 * (jax.nn.logsumexp(w, axis=0) - jnp.log(num_particles)).sum()
+
+    state = {"slope": jnp.float32(0.1)}
+    both = [
+        objective.loss(jax.random.key(2), state, local_model, local_guide)
+        for objective in (own(), vipp.IWAE(num_particles=3))
+    ]
+    np.testing.assert_allclose(*both, rtol=1e-5)

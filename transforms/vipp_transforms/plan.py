@@ -11,6 +11,7 @@ from vipp_transforms.callbacks import check_callbacks
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
+from vipp_transforms.linearity import check_estimates
 from vipp_transforms.loop_sums import several_steps, sum_loops
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.relaxed import check_relaxed
@@ -73,6 +74,7 @@ def derive(
     while True:
         with unrolling(why):
             traced = trace(fn, args, kwargs)
+            check_estimates(traced.closed)
             if not traced.draws():
                 return traced, None
             planned = _derived(traced)

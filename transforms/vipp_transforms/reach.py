@@ -20,10 +20,12 @@ class Walk(NamedTuple):
       known: given an equation and the labels of its operands, those of its results, or None for
         what follows from the equation.
       opened: the equations and outputs of a jaxpr.
+      starts: whether an equation's results may have labels that its operands do not have.
     """
 
     known: Callable[[Any, list[Labels]], list[Labels] | None] = lambda eqn, operands: None
     opened: Callable[[Any], tuple[Sequence[Any], Sequence[Any]]] = lambda j: (j.eqns, j.outvars)
+    starts: Callable[[Any], bool] = lambda eqn: False
 
 
 _PLAIN = Walk()
@@ -42,7 +44,7 @@ def spread(eqns: Iterable[Any], env: Env, walk: Walk = _PLAIN) -> None:
     """Carry labels from the variables in ``env`` on through the equations."""
     for eqn in eqns:
         operands = [read(env, v) for v in eqn.invars]
-        if any(operands):
+        if any(operands) or walk.starts(eqn):
             env.update(zip(eqn.outvars, _through(eqn, operands, walk), strict=True))
 
 

@@ -20,6 +20,7 @@ from vipp_transforms.control_flow import (
     templates_in,
     templates_inside,
 )
+from vipp_transforms.estimate import is_estimate
 from vipp_transforms.sites import (
     Lanes,
     Template,
@@ -255,13 +256,12 @@ class Inliner:
         """Copy equations, and put the new names of what they compute into the scope."""
         for eqn in eqns:
             inputs = [lookup(v, scope) for v in eqn.invars]
-            if eqn.primitive is lane_key_p:
+            keeps = self.keeps is not None and self.keeps(eqn)
+            if eqn.primitive is lane_key_p or (is_estimate(eqn) and not keeps):
                 scope[eqn.outvars[0]] = inputs[0]
             elif self.opens(eqn):
                 self._open(eqn, inputs, scope)
-            elif (self.keeps is not None and self.keeps(eqn)) or (
-                not templates_inside(eqn) and not holds_constants(eqn)
-            ):
+            elif keeps or (not templates_inside(eqn) and not holds_constants(eqn)):
                 outputs = [_jax.fresh_like(v) for v in eqn.outvars]
                 self.eqns.append(eqn.replace(invars=inputs, outvars=outputs))
                 scope.update(zip(eqn.outvars, outputs, strict=True))

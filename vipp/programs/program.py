@@ -25,6 +25,7 @@ from vipp.programs.densities import (
 )
 from vipp.programs.trace import Trace
 from vipp_transforms.constant import detached
+from vipp_transforms.estimate import estimate
 
 PerPlate = str | tuple[str, ...] | None
 
@@ -333,7 +334,11 @@ class _Run(NamedTuple):
 
 
 def _reduce(sites: list[SiteDensity], per_plate: PerPlate) -> jax.Array:
-    if per_plate is None:
-        return joint(sites)
-    names = (per_plate,) if isinstance(per_plate, str) else tuple(per_plate)
-    return joint_per_plate(sites, names)
+    names = () if per_plate is None else per_plate
+    names = (names,) if isinstance(names, str) else tuple(names)
+    x = joint_per_plate(sites, names) if names else joint(sites)
+    for site in sites:
+        for plate, ratio in site.subsampling.items():
+            if ratio != 1 and plate not in names:
+                return estimate(x, site.name, plate)
+    return x

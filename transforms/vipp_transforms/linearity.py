@@ -1,0 +1,90 @@
+"""Unbiased estimates that a program works with, of which only the linear is unbiased in turn.
+
+A log density of a minibatch, scaled up, is right on average; what a program makes of it is so, too,
+where it only adds such estimates and multiplies them by other things. The exponential of one is
+not, nor is the logarithm of an average of exponentials: a bound above the evidence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from vipp_transforms import _jax
+from vipp_transforms.errors import SiteError
+from vipp_transforms.estimate import is_estimate
+from vipp_transforms.reach import Labels, Walk, reach
+from vipp_transforms.staging import live, lookup, without_calls
+
+_NONE: Labels = frozenset()
+_SUMS = frozenset(
+    "add add_any all_gather broadcast_in_dim concatenate conj convert_element_type copy copy_p "
+    "cumsum expand_dims fft imag neg optimization_barrier pad psum pvary real reduce_precision "
+    "reduce_sum reduce_window_sum reshape rev scatter-add slice split squeeze stack stop_gradient "
+    "sub transpose unstack vipp_constant".split()
+)
+_PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "mul", "scatter-mul"})
+# linear in these operands, where the others are no estimates
+_LINEAR = {
+    "div": (0,),
+    "dynamic_slice": (0,),
+    "dynamic_update_slice": (0, 1),
+    "gather": (0,),
+    "scatter": (0, 2),
+    "triangular_solve": (1,),
+}
+_CONTROL = frozenset({"cond", "scan", "while"})
+
+
+def check_estimates(closed: Any) -> None:
+    """Raise where a program's value is not linear in an estimate that it works with."""
+    jaxpr, _ = _jax.open_jaxpr(closed)
+    if any(map(is_estimate, _jax.equations(jaxpr))):
+        value = jaxpr.replace(outvars=jaxpr.outvars[:1])
+        reach(value, [_NONE] * len(value.invars), Walk(_known, _opened, _starts))
+
+
+def _starts(eqn: Any) -> bool:
+    return is_estimate(eqn) or any(map(is_estimate, _jax.equations_inside(eqn)))
+
+
+def _opened(jaxpr: Any) -> tuple[Any, Any]:
+    scope: dict[Any, Any] = {}
+    eqns = without_calls(jaxpr.eqns, scope)
+    outs = [lookup(v, scope) for v in jaxpr.outvars]
+    return live(eqns, outs, effects=False), outs
+
+
+def _known(eqn: Any, operands: list[Labels]) -> list[Labels] | None:
+    """The estimates that an equation's results are linear in, if it is not to be looked into."""
+    name, all_of_them = eqn.primitive.name, _NONE.union(*operands)
+    if is_estimate(eqn):
+        return [all_of_them | {(eqn.params["name"], eqn.params["plate"])}]
+    tests = {"cond": operands[:1], "select_n": operands[:1]}.get(name, [])
+    if name in _LINEAR:
+        tests = [o for i, o in enumerate(operands) if i not in _LINEAR[name]]
+    for labels in tests:
+        _refuse(labels, name)
+    if name in _CONTROL:
+        return None
+    if name in _PRODUCTS and sum(map(bool, operands)) > 1:
+        _refuse(all_of_them, "square" if eqn.invars[0] is eqn.invars[1] else name)
+    if name not in _SUMS | _PRODUCTS | {"select_n"} | set(_LINEAR):
+        _refuse(all_of_them, name)
+    inexact = (jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
+    if not all(inexact):
+        _refuse(all_of_them, name)
+    return [all_of_them] * len(eqn.outvars)
+
+
+def _refuse(labels: Labels, what: str) -> None:
+    for name, plate in sorted(labels):
+        raise SiteError(
+            f"Site '{name}' is subsampled by plate '{plate}', so that its log density is an "
+            f"estimate; expected only sums of it and multiples, got '{what}' of it: the value "
+            "would be biased, and a bound above the evidence. Fix: take the density of each "
+            f"element, p.log_density(z, per_plate='{plate}'), make the bound of each of them, and "
+            "scale their sum up; or use one of vipp's own objectives, such as "
+            "IWAE(num_particles=...), which do that; or drop subsample_size."
+        )
