@@ -53,6 +53,7 @@ def test_every_estimator_file_is_exported():
             assert name in vipp.__all__, f"{name} is not exported by vipp"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "code, starts", [("import vipp", False), ("import vipp, jax.numpy as jnp; jnp.zeros(1)", True)]
 )

@@ -330,6 +330,7 @@ def test_mutable_state_has_one_particle(objective):
 # -- the rest of SVI's interface -----------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_interface_of_svi():
     guide = autoguide.AutoNormal(eight_schools)
     svi = SVI(eight_schools, guide, optax.adam(0.1), vipp.ELBO(num_particles=3))

@@ -381,7 +381,7 @@ def test_coin_posterior():
     np.testing.assert_allclose(draws.std(), 0.0896, atol=0.003)
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["normalize", "IWAE"])
 def test_coin_evidence(kind):
     guide, objective = coin_prior, vipp.IWAE(num_particles=300)
