@@ -603,7 +603,6 @@ SURROGATES = [
     vipp.VarGrad(num_particles=2, log_evidence="log_z"), vipp.ReweightedWakeSleep(num_particles=2),
     vipp.ELBO(stick_the_landing=True, beta=0.5), vipp.ELBO() + 2.0 * vipp.VIMCO(num_particles=2),
     vipp.IWAE(num_particles=2, doubly_reparameterised=True),
-    vipp.PIWAE(num_bounds=2, num_particles=1),
 ]  # fmt: skip
 WHOLE = [vipp.ELBO(), vipp.IWAE(num_particles=2), vipp.TVO(num_particles=2)]
 # in the guide's m and the model's w
