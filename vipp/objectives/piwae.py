@@ -25,6 +25,8 @@ def PIWAE(  # noqa: N802
 
     The model's parameters follow ``IWAE(M K)``, the guide's ``MIWAE(M, K)``, from one set of draws;
     the value is that of ``IWAE(M K)``. A parameter that both programs have gets both gradients.
+    There is no one function of which they are the gradient, and so no Hessian: a derivative in the
+    model's parameters of one in the guide's is nought.
 
     Args:
       num_bounds: ``M``, at least 1.
