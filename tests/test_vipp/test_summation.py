@@ -684,6 +684,62 @@ def test_nuts_of_a_change_point():
     np.testing.assert_allclose(got.mean(0), weights @ np.array(means), atol=0.25)
 
 
+def two_means():
+    return numpyro.sample("locs", dist.Normal(jnp.array([-1.0, 1.0]), 0.5).to_event(1))
+
+
+def of_lanes(y):
+    locs = two_means()
+    with numpyro.plate("N", len(y)):
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("y", dist.Normal(locs[z], 0.6), obs=y)
+
+
+STAY = np.array([[0.9, 0.1], [0.2, 0.8]])
+
+
+def of_a_chain(y):
+    locs = two_means()
+
+    def step(z, y):
+        z = numpyro.sample("z", dist.Categorical(jnp.asarray(STAY)[z]))
+        numpyro.sample("y", dist.Normal(locs[z], 0.6), obs=y)
+        return z, None
+
+    scan(step, 0, y)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("model", [of_lanes, of_a_chain], ids=lambda f: f.__name__)
+def test_nuts_of_means(model):
+    """Moments of what is kept, against a grid over it."""
+    y = np.array([-0.8, -1.4, 0.9, 1.3, 0.4, 1.1, -1.0, -0.7, 1.6, 0.8])
+    axis = np.linspace(-4, 4, 161)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1)
+    seen = np.exp([normal(x / 0.6, grid / 0.6) for x in y])
+    if model is of_lanes:
+        likelihood = (seen @ np.array([0.6, 0.4])).prod(0)
+    else:
+        state = np.zeros_like(grid) + [1.0, 0.0]
+        for each in seen:
+            state = (state @ STAY) * each
+        likelihood = state.sum(-1)
+    weight = likelihood * np.exp(-2.0 * ((grid - np.array([-1.0, 1.0])) ** 2).sum(-1))
+    weight /= weight.sum()
+    means = np.einsum("ij,ijk->k", weight, grid)
+    variances = np.einsum("ij,ijk->k", weight, (grid - means) ** 2)
+    mcmc = MCMC(
+        NUTS(vipp.marginal(model, ["locs"], exact=True)),
+        num_warmup=200,
+        num_samples=3_000,
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0), jnp.asarray(y))
+    got = np.asarray(mcmc.get_samples()["locs"])
+    np.testing.assert_allclose(got.mean(0), means, atol=0.03)
+    np.testing.assert_allclose(got.std(0), variances**0.5, rtol=0.08)
+
+
 def test_analytic_divergence_beside_what_is_summed_out(bound_and_grad):
     x = jnp.array([0.3, 2.1, -0.8])
 
