@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 
 import vipp
@@ -163,3 +164,45 @@ def test_a_bound_per_element_of_a_minibatch_is_scaled():
         for objective in (own(), vipp.IWAE(num_particles=3))
     ]
     np.testing.assert_allclose(*both, rtol=1e-5)
+
+
+def test_draws_of_a_minibatch_say_whose_they_are():
+    def model():
+        with numpyro.plate("N", 6, subsample_size=2) as i:
+            numpyro.deterministic("twice", 2.0 * jnp.asarray(DATA)[i])
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=jnp.asarray(DATA)[i])
+
+    def guide():
+        means = numpyro.param("means", jnp.asarray(DATA))
+        with numpyro.plate("N", 6, subsample_size=2) as i:
+            numpyro.sample("z", dist.Normal(means[i], 1e-6))
+
+    optim = optax.sgd(1e-8)
+    result = vipp.fit(jax.random.key(0), vipp.ELBO(), model, guide, optim, 1, progress_bar=False)
+    drawn = result.sample_posterior(jax.random.key(1), 50)
+    np.testing.assert_allclose(drawn["z"], DATA[drawn["N"]], atol=1e-3)
+    np.testing.assert_allclose(drawn["twice"], 2 * DATA[drawn["N"]])
+    assert set(np.unique(drawn["N"])) == set(range(6))
+
+
+@pytest.mark.thorough
+def test_what_was_summed_out_of_a_minibatch_is_drawn_back_for_it():
+    def model():
+        m = numpyro.sample("m", dist.Normal(1.0, 0.1))
+        with numpyro.plate("N", 6, subsample_size=2) as i:
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(jnp.where(z == 1, m, -m), 1e-2), obs=signs[i])
+
+    def guide():
+        numpyro.sample("m", dist.Normal(numpyro.param("loc", 1.0), 1e-4))
+
+    signs = jnp.sign(jnp.asarray(DATA))
+    summed, optim = vipp.marginal(model, ["m"], exact=True), optax.sgd(1e-8)
+    result = vipp.fit(jax.random.key(0), vipp.ELBO(), summed, guide, optim, 1, progress_bar=False)
+    drawn = result.sample_posterior(jax.random.key(1), 20, discrete=True)
+    assert (drawn["z"] == (signs[drawn["N"]] > 0)).all()
+    given = {n: drawn[n] for n in ("m", "N")}
+    assert (vipp.infer_discrete(jax.random.key(2), summed, given)["z"] == drawn["z"]).all()
+    with pytest.raises(ValueError, match="plate 'N' is subsampled, expected to be told of which"):
+        vipp.infer_discrete(jax.random.key(2), summed, {"m": drawn["m"]})

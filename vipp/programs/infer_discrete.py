@@ -31,6 +31,7 @@ def infer_discrete(
       rng_key: a PRNG key.
       summed: made by ``marginal(program, keep, exact=True)``.
       samples: by name of each site kept, its samples along a leading axis; empty if none is kept.
+        Of a subsampled plate, the indices likewise, as ``FitResult.sample_posterior`` returns them.
       *args: arguments of the program.
       temperature: 1 for exact draws, 0 for the most probable joint value (of a hidden Markov model
         the Viterbi path).
@@ -43,7 +44,7 @@ def infer_discrete(
 
     Raises:
       ValueError: if ``summed`` is no exact marginal, for another temperature, for a site without
-        samples or samples without a site.
+        samples or samples without a site, or for a subsampled plate without indices.
 
     Example:
       >>> import jax, numpyro, numpyro.distributions as dist, vipp
@@ -67,13 +68,43 @@ def infer_discrete(
             f"{temperature!r}."
         )
     binding = Binding({}, args, kwargs)
-    if not samples:
-        keys = jax.random.split(rng_key, 1)
-        drawn = drawn_back(keys, summed, binding, {}, most_probable=temperature == 0)
-        return jax.tree.map(lambda x: x[0], drawn)
-    (number,) = {len(x) for x in samples.values()}
-    keys = jax.random.split(rng_key, number)
-    return drawn_back(keys, summed, binding, samples, most_probable=temperature == 0)
+    number = {len(x) for x in samples.values()} or {1}
+    if len(number) > 1:
+        sizes = {n: len(x) for n, x in samples.items()}
+        raise ValueError(f"infer_discrete: expected as many samples of each site, got {sizes}.")
+    keys = jax.random.split(rng_key, *number)
+    values, indices = _apart(summed, binding, samples)
+    drawn = drawn_back(keys, summed, binding, values, indices, most_probable=temperature == 0)
+    return drawn if samples else jax.tree.map(lambda x: x[0], drawn)
+
+
+def _apart(
+    summed: Marginal, binding: Binding, samples: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The samples of sites, and those of the indices of subsampled plates."""
+    bound = _exact(summed, binding)
+
+    def subsamples(values: dict[str, Any]) -> dict[str, Any]:
+        with seeded(rng_seed=jax.random.key(0)):
+            return bound.subsamples(Trace(values))
+
+    plates = jax.eval_shape(subsamples, {n: x[0] for n, x in samples.items()})
+    for name in plates:
+        if name not in samples:
+            raise ValueError(
+                f"infer_discrete: plate '{name}' is subsampled, expected to be told of which of "
+                f"its elements the sites are to be drawn. Fix: samples['{name}'] = indices, one "
+                "row per sample, as FitResult.sample_posterior returns them; or drop "
+                "subsample_size."
+            )
+    values = {n: x for n, x in samples.items() if n not in plates}
+    return values, {n: samples[n] for n in plates}
+
+
+def _exact(summed: Marginal, binding: Binding) -> ExactMarginalProgram:
+    bound = summed.bind(binding)
+    assert isinstance(bound, ExactMarginalProgram)
+    return bound
 
 
 def drawn_back(
@@ -81,6 +112,7 @@ def drawn_back(
     summed: Marginal,
     binding: Binding,
     samples: Mapping[str, Any],
+    indices: Mapping[str, Any],
     *,
     most_probable: bool,
 ) -> dict[str, Any]:
@@ -91,15 +123,15 @@ def drawn_back(
       summed: an exact marginal.
       binding: its parameters and arguments.
       samples: of the sites kept, by name, each with a leading axis like that of ``keys``.
+      indices: of the subsampled plates, by name, likewise.
       most_probable: whether to take the most probable values together, instead of draws.
     """
-    bound = summed.bind(binding)
-    assert isinstance(bound, ExactMarginalProgram)
+    bound = _exact(summed, binding)
 
-    def one(key: Any, values: dict[str, Any]) -> dict[str, Any]:
+    def one(key: Any, values: dict[str, Any], subsamples: dict[str, Any]) -> dict[str, Any]:
         with seeded(rng_seed=key):
-            densities = bound.densities(Trace(values))
+            densities = bound.densities(Trace(values, subsamples))
         return vt.infer(densities, jax.random.fold_in(key, 1), most_probable=most_probable)
 
     # outside of jit, one compilation instead of one for each of its operations
-    return jax.jit(jax.vmap(one))(keys, dict(samples))
+    return jax.jit(jax.vmap(one))(keys, dict(samples), dict(indices))

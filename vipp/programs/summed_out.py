@@ -54,19 +54,28 @@ class ExactMarginalProgram(AbstractProgram):
         """The program's run for the engine, which sums over what ``trace`` has no value for."""
         return self._complete(trace)[0]
 
+    def subsamples(self, trace: Trace) -> dict[str, Any]:
+        """The indices of the program's subsampled plates, given values of sites."""
+        return replace(self._base, differentiable=False).complete(trace)[0].subsamples
+
+    @property
+    def _base(self) -> Program:
+        if isinstance(self.base, Program):
+            return self.base
+        raise ValueError(
+            f"{self._name}: sites of a NumPyro program can be summed out exactly, got "
+            f"{type(self.base).__name__}. Fix: apply exact=True to the program inside."
+        )
+
     def _complete(
         self, trace: Trace
     ) -> tuple[Callable[[], list[vt.Density]], list[SiteDensity], tuple[str, ...]]:
         """That run, all densities at one value of what is summed out, and its names."""
-        if not isinstance(self.base, Program):
-            raise ValueError(
-                f"{self._name}: sites of a NumPyro program can be summed out exactly, got "
-                f"{type(self.base).__name__}. Fix: apply exact=True to the program inside."
-            )
+        base = self._base
         check_given(self._name, self.keep, trace, "summed out")
-        drawn, sites, summed = replace(self.base, differentiable=False).complete(trace)
+        drawn, sites, summed = replace(base, differentiable=False).complete(trace)
         check_exists(self._name, self.keep, drawn)
-        base, key = self.base, random_key("marginal")
+        key = random_key("marginal")
         kept = {n: x for n, x in drawn.values.items() if n not in summed}
         data = {**base.params, **base.mutable, **drawn.subsamples}
         run = partial(staged, base.keyed(), base.args, base.kwargs, key, data, kept, summed)
@@ -83,7 +92,7 @@ class ExactMarginalProgram(AbstractProgram):
         ratios = {n: members[0].subsampling[n] for n in group.plates}
         observed = all(s.observed or s.name in group.summed for s in members)
         value = at_plates(group.value, members[0], group.plates) if dims else group.value
-        held_for = self.base.held_for if isinstance(self.base, Program) else ""
+        held_for = self._base.held_for
         for site in members if held_for else ():
             value = site.hold(value, held_for)
         return SiteDensity(self._name, value, group.scale, dims, ratios, observed=observed)

@@ -10,6 +10,7 @@ from numpyro.handlers import block, seed, substitute, trace
 from numpyro.infer import Predictive
 from numpyro.infer.autoguide import AutoGuide
 
+from vipp.language.subsample import subsample
 from vipp.programs.composed import Binding
 from vipp.programs.infer_discrete import drawn_back
 from vipp.programs.marginal import Marginal
@@ -26,6 +27,8 @@ def draw_posterior(
 ) -> dict[str, jax.Array]:
     """Values of the model's latent and deterministic sites, ``num_samples`` in front.
 
+    Under its name, also the indices of each subsampled plate: whose values they are.
+
     Args:
       rng_key: a PRNG key.
       model: the model.
@@ -40,20 +43,29 @@ def draw_posterior(
     args, kwargs = guide.args, guide.keywords
     key_guide, key_model = jax.random.split(rng_key)
     drawn = _draw_guide(key_guide, guide, params, num_samples)
-    shapes = _sites_of(model, params, {n: x[0] for n, x in drawn.items()}, args, kwargs)
-    latent = {n: x for n, x in drawn.items() if shapes.get(n) == "sample"}
+    first = {n: x[0] for n, x in drawn.items()}
+    kinds, plates = _sites_of(model, {**params, **first}, args, kwargs)
+    latent = {n: x for n, x in drawn.items() if kinds.get(n) == "sample"}
+    key_plates = jax.random.fold_in(key_model, 2)
+    indices = {n: drawn.get(n, _minibatches(key_plates, num_samples, *plates[n])) for n in plates}
     if discrete:
         summed = _exact(model)
         keys = jax.random.split(jax.random.fold_in(key_model, 1), num_samples)
         binding = Binding(params, args, kwargs)
-        latent |= drawn_back(keys, summed, binding, latent, most_probable=False)
+        latent |= drawn_back(keys, summed, binding, latent, indices, most_probable=False)
         model = summed.program  # what follows from the choices follows from these
-    derived = [n for n, kind in shapes.items() if kind == "deterministic"]
+    derived = [n for n, kind in kinds.items() if kind == "deterministic"]
+    found = {**indices, **latent}
     if not derived:
-        return latent
+        return found
     # what the guide draws and the model does not is of no importance to the model
-    predict = Predictive(model, latent, params=params, return_sites=derived)
-    return {**latent, **predict(key_model, *args, **kwargs)}
+    predict = Predictive(model, found, params=params, return_sites=derived)
+    return {**found, **predict(key_model, *args, **kwargs)}
+
+
+def _minibatches(rng_key: jax.Array, number: int, size: int, count: int) -> jax.Array:
+    """The indices of a plate of which each sample sees a minibatch."""
+    return jax.vmap(lambda key: subsample(key, size, count))(jax.random.split(rng_key, number))
 
 
 def _exact(model: Any) -> Marginal:
@@ -74,24 +86,33 @@ def _draw_guide(
         return guide.func.sample_posterior(
             rng_key, params, *guide.args, sample_shape=shape, **guide.keywords
         )
-    draw = Predictive(guide.func, params=params, num_samples=num_samples)
+    kinds, plates = _sites_of(guide.func, params, guide.args, guide.keywords)
+    sites = [*kinds, *plates]
+    draw = Predictive(guide.func, params=params, num_samples=num_samples, return_sites=sites)
     return draw(rng_key, *guide.args, **guide.keywords)
 
 
 def _sites_of(
-    model: Callable[..., Any], params: Any, values: Any, args: Any, kwargs: Any
-) -> dict[str, str]:
-    """The model's unobserved sites: ``"sample"`` or ``"deterministic"``, by name."""
+    program: Callable[..., Any], data: Any, args: Any, kwargs: Any
+) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
+    """A program's unobserved sites and its subsampled plates, parameters and values given.
+
+    Returns:
+      ``"sample"`` or ``"deterministic"``, by name; size and subsample size, by name.
+    """
     kinds: dict[str, str] = {}
+    plates: dict[str, tuple[int, int]] = {}
 
     def run(key: Any) -> None:
-        with block(), trace() as record, seed(rng_seed=key), substitute(data={**params, **values}):
-            model(*args, **kwargs)
+        with block(), trace() as record, seed(rng_seed=key), substitute(data=data):
+            program(*args, **kwargs)
         for name, site in record.items():
+            if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
+                plates[name] = site["args"]
             if site["type"] == "deterministic" or (
                 site["type"] == "sample" and not site["is_observed"]
             ):
                 kinds[name] = site["type"]
 
     jax.eval_shape(run, jax.random.key(0))
-    return kinds
+    return kinds, plates

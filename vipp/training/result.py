@@ -62,7 +62,8 @@ class FitResult:
           discrete: whether to draw what was summed out.
 
         Returns:
-          Values by site name, each with a leading axis of size ``num_samples``.
+          Values by site name, each with a leading axis of size ``num_samples``; of a subsampled
+          plate the indices that the values are of, ints of shape ``(num_samples, subsample_size)``.
 
         Raises:
           ValueError: if ``num_samples`` is not a positive int, or ``discrete`` is asked of a model
