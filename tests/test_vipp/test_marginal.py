@@ -498,6 +498,9 @@ REFUSED = {
     "exact with a proposal": (
         lambda: vipp.marginal(coins, ["z"], reverse, exact=True), "sums the other sites out"
     ),
+    "proposal of nothing kept": (
+        lambda: vipp.marginal(coins, ["z"], lambda *, kept: None), "takes no positional argument"
+    ),
     "no particles": (lambda: vipp.marginal(coins, ["z"], num_particles=0), "positive int"),
     "no particles to resample": (lambda: vipp.normalize(coins, coins, 0), "positive int"),
     "under a handler": (

@@ -605,6 +605,10 @@ def test_what_nothing_depends_on_has_no_values_to_be_summed():
             (vipp.marginal(hidden_markov, ["p"], exact=True), {}),
             "'p' is kept but was given no value",
         ),
+        (
+            (vipp.marginal(with_a_mean, ["mu"], exact=True), {"mu": 0.4}),
+            r"have shapes {'mu': \(\)}, expected one leading axis",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_back(arguments, message):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import vipp_transforms as vt
 from vipp.language.keys import seeded
@@ -68,14 +69,21 @@ def infer_discrete(
             f"{temperature!r}."
         )
     binding = Binding({}, args, kwargs)
-    number = {len(x) for x in samples.values()} or {1}
-    if len(number) > 1:
-        sizes = {n: len(x) for n, x in samples.items()}
-        raise ValueError(f"infer_discrete: expected as many samples of each site, got {sizes}.")
-    keys = jax.random.split(rng_key, *number)
+    keys = jax.random.split(rng_key, _number(samples))
     values, indices = _apart(summed, binding, samples)
     drawn = drawn_back(keys, summed, binding, values, indices, most_probable=temperature == 0)
     return drawn if samples else jax.tree.map(lambda x: x[0], drawn)
+
+
+def _number(samples: Mapping[str, Any]) -> int:
+    """Of samples of each site, along a leading axis."""
+    shapes = {name: jnp.shape(x) for name, x in samples.items()}
+    if len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():
+        raise ValueError(
+            f"infer_discrete: samples have shapes {shapes}, expected one leading axis of one size, "
+            "that of the samples. Fix: of a single one, {name: x[None] for name, x in samples}."
+        )
+    return next(iter(shapes.values()))[0] if shapes else 1
 
 
 def _apart(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -92,10 +93,20 @@ def marginal(
             "marginal(exact=True) sums the other sites out, got a proposal or num_particles. Fix: "
             "leave them out, or drop exact=True."
         )
+    if proposal is not None and not _takes_kept(proposal):
+        raise ValueError(
+            f"marginal({', '.join(keep)}): the proposal takes no positional argument, expected the "
+            "kept values before the program's own. Fix: def proposal(kept, *args)."
+        )
     made = Marginal(program, keep, proposal, num_particles, exact)
     if isinstance(program, AbstractProgram):
         return made.of(program, _binding(program))
     return made
+
+
+def _takes_kept(proposal: Callable[..., Any]) -> bool:
+    kinds = {p.kind for p in inspect.signature(proposal).parameters.values()}
+    return bool(kinds - {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD})
 
 
 def _innermost(program: AbstractProgram) -> AbstractProgram:
