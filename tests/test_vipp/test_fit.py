@@ -147,7 +147,28 @@ def test_a_bad_step_stops_the_run():
         )
     result = caught.value.result
     assert caught.value.step == 4 and len(result.losses) == 5
+    assert caught.value.sites == ("f",) and caught.value.parameters == ()
     assert np.isfinite(result.params["w"]) and 1.35 < result.params["w"] < 1.45
+
+
+def test_what_arises_at_some_step_is_told_by_site_and_parameter():
+    """By a parameter that gets across an edge at step 137, with what the step itself drew."""
+
+    def crossing(x):
+        w = numpyro.param("w", 0.0)
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        edge = jnp.where(jnp.arange(4) == 2, jnp.sqrt(1.365 - w), 0.0)
+        with numpyro.plate("N", len(x)):
+            numpyro.sample("x", dist.Normal(z + edge, 1e3, validate_args=False), obs=x)
+        numpyro.factor("f", w)
+
+    def shifted(x):
+        numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+
+    found = r"step 137: the loss \(nan\).*'x' under the model is nan at index \(2,\).*for 'm', 'w'"
+    with pytest.raises(vipp.NonFiniteError, match=found) as caught:
+        vipp.fit(KEY, vipp.ELBO(), crossing, shifted, optax.sgd(0.01), 500, X, progress_bar=False)
+    assert caught.value.sites == ("x",) and caught.value.parameters == ("m", "w")
 
 
 def test_data_that_are_not_a_number():

@@ -65,3 +65,9 @@ def _positive_arguments(site: Site) -> Iterator[tuple[str, Any]]:
 
 def _constraint(site: Mapping[str, Any]) -> Any:
     return site["kwargs"].get("constraint", constraints.real)
+
+
+def by_name(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of parameters, those of a module by their place in it: ``net$params['w']``."""
+    leaves = jax.tree_util.tree_leaves_with_path(dict(params))
+    return {path[0].key + jax.tree_util.keystr(path[1:]): x for path, x in leaves}

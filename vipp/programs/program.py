@@ -23,6 +23,7 @@ from vipp.programs.densities import (
     landed,
     site_densities,
 )
+from vipp.programs.scores import tell
 from vipp.programs.trace import Trace
 from vipp_transforms.constant import detached
 from vipp_transforms.estimate import estimate
@@ -330,6 +331,7 @@ class _Run(NamedTuple):
     def densities(self) -> list[SiteDensity]:
         """Of all sites."""
         found, what = site_densities(self.record), self.program.held_for
+        tell(self.program.fn, found)
         return [s.held(what) for s in found] if what else found
 
 

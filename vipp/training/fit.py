@@ -92,7 +92,8 @@ def fit(
       ValueError: if ``num_steps`` is not a positive int, ``init_params`` has a name that is no
         parameter's, or as the objective raises.
       CheckpointError: if a checkpoint can't be written, is damaged, or is of another run.
-      NonFiniteError: at the first step whose loss or parameters are not finite.
+      NonFiniteError: at the first step whose loss or parameters are not finite, naming the sites
+        and parameters at fault.
 
     Example:
       >>> import jax, numpyro, numpyro.distributions as dist, optax, vipp

@@ -17,7 +17,7 @@ def evaluate(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
     """A function ``(state, key) -> bound``, the mean of 16 estimates."""
 
     def bound(state: SVIState, key: Any) -> jax.Array:
-        estimate = _estimate(svi, args, kwargs, state)
+        estimate = loss_at(svi, args, kwargs, state)
         raw = svi.optim.get_params(state.optim_state)
         return -jax.vmap(estimate, (None, 0))(raw, jax.random.split(key, NUM_DRAWS)).mean()
 
@@ -32,7 +32,7 @@ def measure(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
     """
 
     def metrics(state: SVIState, key: Any) -> dict[str, jax.Array]:
-        estimate = _estimate(svi, args, kwargs, state)
+        estimate = loss_at(svi, args, kwargs, state)
         raw = svi.optim.get_params(state.optim_state)
         keys = jax.random.split(key, NUM_DRAWS)
         losses, slopes = jax.vmap(jax.value_and_grad(estimate), (None, 0))(raw, keys)
@@ -45,7 +45,8 @@ def measure(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
     return metrics
 
 
-def _estimate(svi: SVI, args: Any, kwargs: Any, state: SVIState) -> Callable[..., Any]:
+def loss_at(svi: SVI, args: Any, kwargs: Any, state: SVIState) -> Callable[..., Any]:
+    """A function ``(raw, key) -> loss`` of unconstrained parameter values."""
     mutable = state.mutable_state or {}
 
     def estimate(raw: Any, key: Any) -> jax.Array:

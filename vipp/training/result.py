@@ -94,9 +94,20 @@ class NonFiniteError(FloatingPointError):
     Attributes:
       step: the first step that did.
       result: the last good parameters and state, and the losses up to ``step``.
+      sites: those whose log density was not finite there, by name.
+      parameters: those that were not finite there themselves, or in their gradient, by name.
     """
 
-    def __init__(self, message: str, step: int, result: FitResult):
+    def __init__(
+        self,
+        message: str,
+        step: int,
+        result: FitResult,
+        sites: tuple[str, ...] = (),
+        parameters: tuple[str, ...] = (),
+    ):
         super().__init__(message)
         self.step = step
         self.result = result
+        self.sites = sites
+        self.parameters = parameters

@@ -14,6 +14,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from vipp.training.batches import Batches
+from vipp.training.blame import Blame, blame
 from vipp.training.checkpoint import Checkpoints
 from vipp.training.compiled import MOST_STEPS_AT_ONCE, Compiled, advance
 from vipp.training.early_stopping import Patience
@@ -109,7 +110,8 @@ class Run:
         self.state, self.done = state, self.done + int(taken)
         self.losses.append(block[:taken])
         if not ok:
-            raise _not_finite(self.done - 1, self.result(), block[taken - 1])
+            blamed = blame(self.svi, state, (*batch, *self.args), self.kwargs)
+            raise _not_finite(self.done - 1, self.result(), block[taken - 1], blamed)
         return block[:taken]
 
     def look(self, validate: tuple[Any, ...] | None, metrics: bool, batch: Any = ()) -> None:
@@ -232,12 +234,15 @@ def train_on_batches(
                 between.happen(run, num_steps, batch)
 
 
-def _not_finite(step: int, result: FitResult, loss: Any) -> NonFiniteError:
+def _not_finite(step: int, result: FitResult, loss: Any, blamed: Blame) -> NonFiniteError:
     what = "a parameter after the step" if np.isfinite(loss) else f"the loss ({loss})"
     return NonFiniteError(
-        f"Training stopped at step {step}: {what} is not finite. The last good parameters and "
-        "state are in this error's .result. Fix: check the data for NaN or inf, constrain scale "
-        "parameters (constraint=constraints.positive), or lower the step size.",
+        f"Training stopped at step {step}: {what} is not finite. There: {blamed.text}. The last "
+        "good parameters and state are in this error's .result. Fix: check the data for NaN or "
+        "inf, constrain scale parameters (constraint=constraints.positive), or lower the step "
+        "size.",
         step,
         result,
+        blamed.sites,
+        blamed.parameters,
     )
