@@ -105,6 +105,11 @@ def covariate(x, y):
     numpyro.sample("y", dist.Normal(loc, 1.0, validate_args=False).to_event(1), obs=y)
 
 
+def of_a_sequence(steps):
+    step = lambda c, _: (c, numpyro.sample("z", dist.Normal(c, 1.0)))
+    return lambda *_: scan(step, 0.0, None, length=steps)
+
+
 class Mistake(NamedTuple):
     model: Any
     guide: Any
@@ -178,6 +183,13 @@ MISTAKES = {
     "start outside": Mistake(
         one(dist.Normal), with_scale(-1.0, constraint=POSITIVE), "s", r"-1.0.*Positive"
     ),
+    "start of integers": Mistake(
+        one(dist.Normal), one(lambda: dist.Normal(param("m", np.array(0)))), "m", "of int32.*floats"
+    ),
+    "steps too few": Mistake(
+        of_a_sequence(6), of_a_sequence(3), "z", "values for 3 steps from the guide, expected 6"
+    ),
+    "steps too many": Mistake(of_a_sequence(6), of_a_sequence(8), "z", "values for 8 steps"),
     "two sites of a name": Mistake(regression, twice, "mu", "two sites of this name in the guide"),
     "argument ignored": Mistake(labels, draw_mu, "y", "does not observe it", (X, X)),
     "discrete under an autoguide": Mistake(discrete, AutoNormal(discrete), "z", "vipp.marginal"),

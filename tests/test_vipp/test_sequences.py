@@ -839,3 +839,15 @@ def test_each_particle_of_an_elbo_has_its_own_minibatch(bound_and_grad):
         for n in (1, 100)
     ]
     np.testing.assert_allclose(spreads[0] / spreads[1], 10.0, rtol=0.2)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_values_for_another_number_of_steps_are_refused(steps):
+    """NumPyro draws the steps that values lack: for forecasts, and no part of a bound."""
+
+    def of(length):
+        step = lambda c, _: (c, numpyro.sample("z", dist.Normal(c, 1.0)))
+        return lambda: scan(step, 0.0, None, length=length)
+
+    with pytest.raises(vipp.SiteError, match=f"'z' has values for {steps} steps, expected 3"):
+        vipp.ELBO().loss(jax.random.key(0), {}, of(3), of(steps))

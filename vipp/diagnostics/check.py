@@ -16,6 +16,7 @@ from vipp.diagnostics.fitting import (
     check_batches,
     check_drawn,
     check_known,
+    check_length,
     check_plate,
     check_shape,
     check_support,
@@ -42,12 +43,15 @@ class Checked:
         self._in_batches = in_batches
         self._suspects: list[str] = []
         self.guide = Watched(guide, "guide", self._look_at_guide)
-        self.model = Watched(model, "model", self._look_at_model)
+        self.model = Watched(model, "model", self._look_at_model, self._enter_in_model)
 
     def _look_at_guide(self, site: Site) -> None:
         if site["type"] == "param":
             check_start(site)
         self._look_at_both(site)
+
+    def _enter_in_model(self, msg: Site) -> None:
+        check_length(msg, self.guide.trace)
 
     def _look_at_both(self, site: Site) -> None:
         if is_data(site):

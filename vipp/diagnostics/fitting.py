@@ -18,7 +18,9 @@ from vipp.diagnostics.records import Site, is_data, is_latent
 from vipp.distributions.answers import kind
 from vipp.distributions.support import reaches_outside
 from vipp.distributions.wrappers import factor
+from vipp.language.control_flow import look_inside, scan_of
 from vipp.language.names import close
+from vipp.language.steps_given import other_number
 
 Sites = Mapping[str, Site]
 
@@ -127,6 +129,22 @@ def check_shape(site: Site, of_guide: Sites) -> None:
             f"values of shape {got} from the guide (in plates {_plates(of_guide[name])})",
             f"shape {wanted} as in the model (in plates {_plates(site)})",
             "put the site into the same plates in both programs, with parameters of that shape",
+        )
+
+
+def check_length(msg: Site, of_guide: Sites) -> None:
+    """A loop of the model has as many steps as the guide drew values for."""
+    scan = scan_of(msg)
+    if scan is None:
+        return
+    drawn = {n: s["value"] for n, s in of_guide.items() if is_latent(s)}
+    found = other_number(scan, look_inside(msg), drawn)
+    if found is not None:
+        raise CheckError(
+            found.name,
+            f"values for {found.given} steps from the guide",
+            f"{found.expected}, those of the model's scan",
+            "scan over the same sequence in both programs",
         )
 
 

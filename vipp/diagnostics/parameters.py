@@ -19,8 +19,16 @@ _POSITIVE = (constraints.positive, constraints.softplus_positive)
 
 
 def check_start(site: Site) -> None:
-    """The initial value of a parameter satisfies its constraint."""
+    """The initial value of a parameter is of floats, and satisfies its constraint."""
     constraint, value = _constraint(site), site["value"]
+    for dtype in {jnp.result_type(x) for x in jax.tree.leaves(value)}:
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise CheckError(
+                site["name"],
+                f"a parameter of {dtype}",
+                "floats, which can be trained",
+                "start it with a float, or pass what is not trained as an argument",
+            )
     if not isinstance(value, jax.Array | np.ndarray) or not not_jax_tracer(value):
         return
     inside = np.asarray(constraint(jnp.asarray(value)))

@@ -34,16 +34,24 @@ class Watched(trace):
       program: a model or guide.
       what: which of the two.
       look: called with every site.
+      enter: called with every ``scan`` and ``cond``, before it runs.
     """
 
-    def __init__(self, program: Callable[..., Any], what: str, look: Callable[[Site], None]):
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        what: str,
+        look: Callable[[Site], None],
+        enter: Callable[[Site], None] = lambda msg: None,
+    ):
         super().__init__(program)
-        self.what, self.look = what, look
+        self.what, self.look, self.enter = what, look, enter
 
     def process_message(self, msg: Any) -> None:
         """Refuse a second site of a name, and a parameter in the body of a loop."""
         if msg["type"] == "control_flow":
             within(msg, lambda: own_sites(in_body=True))
+            self.enter(msg)
         if msg["type"] in ("sample", "deterministic") and msg["name"] in self.trace:
             raise CheckError(
                 msg["name"],

@@ -18,7 +18,8 @@ import vipp_transforms as vt
 from vipp.distributions.reparameterisation import drawn_with
 from vipp.distributions.wrappers import factor
 from vipp.language.around import taken_scan
-from vipp.language.control_flow import Scan, hand_to_steps, look_inside, sites
+from vipp.language.control_flow import Scan, hand_to_steps, look_inside, scan_of, sites
+from vipp.language.steps_given import check_steps
 from vipp.programs.trace import Trace
 
 
@@ -54,6 +55,7 @@ class Given(substitute):
             )
         if "inside" in msg:
             data = self.data or {}
+            check_steps(scan_of(msg), msg["inside"], data)
             handed = hand_to_steps(msg, data)
             msg["inside"] = msg["inside"].given(data)
             super().process_message(msg)
