@@ -4,6 +4,7 @@ from typing import Any
 
 from vipp.diagnostics.check import check
 from vipp.diagnostics.explain import Explanation, explain
+from vipp.diagnostics.gradients import NoGradientWarning
 from vipp.diagnostics.mistake import CheckError
 from vipp.distributions.one_hot import OneHotCategorical
 from vipp.language.bias import BiasedEstimatorWarning, BiasedObjectiveWarning
@@ -98,6 +99,7 @@ __all__ = [
     "MIWAE",
     "Mix",
     "MovingAverage",
+    "NoGradientWarning",
     "NonFiniteError",
     "normalize",
     "Objective",

@@ -262,6 +262,7 @@ def drawn(p, q):
     return q.simulate()[0]["z"] * 1.0
 
 
+@pytest.mark.filterwarnings("ignore::vipp.NoGradientWarning")
 def test_a_schedule_is_used_step_by_step():
     """Under fit, going on, and under SVI: step ``t`` has ``schedule(t)``, and traces once."""
     schedule, seen = optax.exponential_decay(3.0, 2, 0.5), []

@@ -1,5 +1,6 @@
 """Mistakes that must not pass: each is told before anything is compiled, by the name at fault."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -253,6 +254,58 @@ SOUND = {
 @pytest.mark.parametrize("model, guide, args", SOUND.values(), ids=SOUND)
 def test_what_is_right_passes(model, guide, args):
     vipp.check(model, guide, vipp.ELBO(), *args)
+
+
+def idle(x):
+    param("unused", 1.0)
+    rounded, stopped = (
+        jnp.round(param("rounded", 1.2)),
+        jax.lax.stop_gradient(param("stopped", 0.2)),
+    )
+    net, zero = param("net", {"w": jnp.ones(3), "b": jnp.ones(2)}), param("zero", 0.0)
+    z = numpyro.sample("z", dist.Normal(param("prior", 0.0), 1.0))
+    c = numpyro.sample("c", dist.Bernoulli(0.3))
+    loc = z + c + rounded + stopped + net["w"].sum() + zero**2  # a slope of 0 at 0 is one
+    numpyro.sample("x", dist.Normal(loc, 1.0).expand([6]).to_event(1), obs=x)
+
+
+def of_idle(x):
+    numpyro.sample("z", dist.Normal(param("m", 0.0), 1.0))
+    numpyro.sample("c", dist.Bernoulli(param("p", 0.4, dist.constraints.unit_interval)))
+
+
+@pytest.mark.parametrize(
+    "objective, more",
+    [
+        (vipp.ELBO(), []),
+        (vipp.IWAE(num_particles=2), []),
+        (vipp.ForwardKL(num_particles=2), ["net['w']", "prior", "zero"]),  # of the model
+    ],
+    ids=["ELBO", "IWAE", "ForwardKL"],
+)
+def test_a_parameter_without_gradient_is_told(objective, more):
+    with pytest.warns(vipp.NoGradientWarning) as caught:
+        vipp.check(idle, of_idle, objective, X)
+    found = str(caught[0].message).split(" have ")[0]
+    names = sorted([*more, "net['b']", "rounded", "stopped", "unused"])
+    assert found == "check: parameters " + ", ".join(f"'{n}'" for n in names)
+
+
+def test_fit_tells_of_a_parameter_without_gradient_each_time():
+    def model(x):
+        param("unused", 1.0)
+        regression(x)
+
+    optim = optax.adam(0.1)
+    run = lambda: vipp.fit(
+        jax.random.key(0), vipp.ELBO(), model, draw_mu, optim, 1, X, progress_bar=False
+    )
+    for _ in range(2):
+        with pytest.warns(vipp.NoGradientWarning, match="fit: parameter 'unused' has no gradient"):
+            run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", vipp.NoGradientWarning)
+        assert run().params["unused"] == 1.0
 
 
 def test_fit_checks_before_it_compiles():

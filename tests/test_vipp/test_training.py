@@ -238,6 +238,7 @@ def saved(tmp_path):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore::vipp.NoGradientWarning")
 def test_a_checkpoint_of_another_run_is_refused(saved):
     def other(x):
         numpyro.param("second", jnp.zeros(3))

@@ -21,6 +21,7 @@ from vipp.diagnostics.fitting import (
     check_shape,
     check_support,
 )
+from vipp.diagnostics.gradients import warn_without_gradient, without_gradient
 from vipp.diagnostics.parameters import check_scales, check_start
 from vipp.diagnostics.records import Site, Watched, is_data, is_latent, naming_the_site
 
@@ -94,7 +95,8 @@ class Checked:
 def check(model: Any, guide: Any, objective: Any, *args: Any, **kwargs: Any) -> None:
     """Find mistakes in a model, a guide and their data: each raises, naming what is at fault.
 
-    ``vipp.fit`` does so by itself. One run of each program; nothing is compiled as a whole.
+    ``vipp.fit`` does so by itself. One run of each program, and one trace of the objective, whose
+    own errors are raised, too; nothing is compiled as a whole.
 
     Args:
       model: a NumPyro program.
@@ -102,6 +104,9 @@ def check(model: Any, guide: Any, objective: Any, *args: Any, **kwargs: Any) -> 
       objective: what is to be maximised.
       *args: arguments of both.
       **kwargs: keyword arguments of both.
+
+    Warns:
+      NoGradientWarning: naming the parameters that the objective has no derivative in.
 
     Raises:
       CheckError: with the name of the site, parameter, plate or argument, what was got, what was
@@ -122,5 +127,14 @@ def check(model: Any, guide: Any, objective: Any, *args: Any, **kwargs: Any) -> 
     """
     checked = Checked(model, guide)
     svi = SVI(checked.model, checked.guide, optax.identity(), loss=objective)
+    key = jax.random.key(0)
     with checked.running(args, kwargs):
-        svi.init(jax.random.key(0), *args, **kwargs)
+        state = svi.init(key, *args, **kwargs)
+    mutable = {**(state.mutable_state or {}), **objective.init_state()}
+
+    def loss(params: Any) -> jax.Array:
+        values = {**svi.constrain_fn(params), **mutable}  # pyright: ignore[reportOptionalCall]
+        return objective.loss(key, values, model, guide, *args, **kwargs)
+
+    params = svi.optim.get_params(state.optim_state)
+    warn_without_gradient("check", without_gradient(loss, params), stacklevel=2)

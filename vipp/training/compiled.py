@@ -21,6 +21,7 @@ from vipp_transforms import packing
 MOST_STEPS_AT_ONCE = 4096
 _MOST_KEPT = 32
 _KEPT: collections.OrderedDict[Hashable, Callable[..., Any]] = collections.OrderedDict()
+_FACTS: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 
 
 class Compiled:
@@ -46,15 +47,25 @@ class Compiled:
     ) -> Callable[..., Any]:
         """``what(svi, args, kwargs)``, a function, compiled for the programs' arguments."""
         arrays, shapes, build = structure(args, kwargs)
+        run = self._kept(_KEPT, what, shapes, lambda: self._compile(what, build))
+        return lambda *inputs: run(inputs, arrays, self._bounds)
+
+    def fact(
+        self, what: Callable[[SVI, Any, Any], Any], args: Any, kwargs: Any, *inputs: Any
+    ) -> Any:
+        """``what(svi, args, kwargs)(*inputs)``, which is the same whatever their arrays hold."""
+        _, shapes, _ = structure(args, kwargs)
+        return self._kept(_FACTS, what, shapes, lambda: what(self._svi, args, kwargs)(*inputs))
+
+    def _kept(self, kept: Any, what: Any, shapes: Hashable, make: Callable[[], Any]) -> Any:
         x64 = jax.config.jax_enable_x64  # pyright: ignore
         key = (what, self._programs, shapes, self._constraints, x64)
-        if key not in _KEPT:
-            _KEPT[key] = self._compile(what, build)
-            if len(_KEPT) > _MOST_KEPT:
-                _KEPT.popitem(last=False)
-        _KEPT.move_to_end(key)
-        run = _KEPT[key]
-        return lambda *inputs: run(inputs, arrays, self._bounds)
+        if key not in kept:
+            kept[key] = make()
+            if len(kept) > _MOST_KEPT:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]
 
     def _compile(self, what: Any, build: Any) -> Callable[..., Any]:
         svi, transforms = self._svi, self._transforms

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 from numpyro.infer.svi import SVIState
 
+from vipp.diagnostics.gradients import warn_without_gradient
 from vipp.objectives.objective import Objective
 from vipp.training.batches import first_of
 from vipp.training.checkpoint import Checkpoints
 from vipp.training.early_stopping import EarlyStopping, Patience
 from vipp.training.result import FitResult, NonFiniteError
 from vipp.training.run import Between, FitProgress, Run, train, train_on_batches
-from vipp.training.start import continued, initialised, strongly_typed
+from vipp.training.start import continued, initialised, strongly_typed, unmoved
 from vipp_transforms.checks import positive_int
 
 
@@ -83,6 +84,7 @@ def fit(
     Warns:
       BiasedEstimatorWarning: once, naming the sites whose estimators are biased, if there are any.
       UserWarning: if training ended early by Ctrl-C, or as an iterator of batches had no more.
+      NoGradientWarning: once, naming the parameters that the objective has no derivative in.
       BiasedObjectiveWarning: once, if ``objective.biased`` says that its gradient is.
 
     Raises:
@@ -118,6 +120,7 @@ def fit(
     bound = jax.tree_util.Partial(guide, *args, **kwargs)
     own = args if batches is None else rest
     run = Run(svi, optim, bound, state, own, kwargs, jax.random.fold_in(rng_key, 1))
+    warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
     patience = None if stop is None else Patience(stop)
     looked_at = validate is not None or metrics or callback is not None or stop is not None
     if log_every is None and looked_at:

@@ -11,9 +11,11 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from vipp.diagnostics.check import Checked
+from vipp.diagnostics.gradients import without_gradient
 from vipp.language.bias import noting_biased, warn_of_biased_objective
 from vipp.language.names import close
 from vipp.objectives.objective import Objective
+from vipp.training.metrics import loss_at
 
 
 def initialised(
@@ -62,6 +64,17 @@ def _check_init_params(init_params: Any, known: Any) -> None:
                 f"fit: init_params has a value for '{name}', which is no parameter of the model or "
                 f"the guide, got {sorted(known)}{close(name, known)}. Fix: use one of these names."
             )
+
+
+def unmoved(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState], list[str]]:
+    """A function of a state: the parameters that training does not move, by name."""
+
+    def names(state: SVIState) -> list[str]:
+        loss = loss_at(svi, args, kwargs, state)
+        raw = svi.optim.get_params(state.optim_state)
+        return without_gradient(lambda raw: loss(raw, state.rng_key), raw)
+
+    return names
 
 
 def continued(state: SVIState, fresh: SVIState) -> SVIState:
