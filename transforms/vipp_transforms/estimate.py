@@ -1,4 +1,4 @@
-"""What a program says is an unbiased estimate, so that how it is used can be checked."""
+"""What a program says is an unbiased estimate, and its minibatch, so that their use is checked."""
 
 from __future__ import annotations
 
@@ -23,8 +23,21 @@ def estimate(x: jax.Array, name: str, plate: str) -> jax.Array:
     return estimate_p.bind(x, name=name, plate=plate)
 
 
+def subsampled(indices: jax.Array, plate: str) -> jax.Array:
+    """``indices``, those of a subsampled plate: what depends on them goes with its estimates.
+
+    Args:
+      indices: ints.
+      plate: its name.
+
+    Returns:
+      ``indices``.
+    """
+    return estimate_p.bind(indices, name="", plate=plate)
+
+
 def is_estimate(eqn: Any) -> bool:
-    """Whether an equation is that of :func:`estimate`."""
+    """Whether an equation is that of :func:`estimate` or :func:`subsampled`."""
     return eqn.primitive is estimate_p
 
 

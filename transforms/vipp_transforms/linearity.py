@@ -38,9 +38,14 @@ _CONTROL = frozenset({"cond", "scan", "while"})
 
 
 def check_estimates(closed: Any) -> None:
-    """Raise where a program's value is not linear in an estimate that it works with."""
+    """Raise where a program's value is not linear in an estimate that it works with.
+
+    What depends on the minibatch of an estimate is no factor for it either: the average of a
+    product over minibatches is not the product of averages.
+    """
     jaxpr, _ = _jax.open_jaxpr(closed)
-    if any(map(is_estimate, _jax.equations(jaxpr))):
+    marks = [e for e in _jax.equations(jaxpr) if is_estimate(e)]
+    if any(e.params["name"] for e in marks):
         value = jaxpr.replace(outvars=jaxpr.outvars[:1])
         reach(value, [_NONE] * len(value.invars), Walk(_known, _opened, _starts))
 
@@ -57,34 +62,61 @@ def _opened(jaxpr: Any) -> tuple[Any, Any]:
 
 
 def _known(eqn: Any, operands: list[Labels]) -> list[Labels] | None:
-    """The estimates that an equation's results are linear in, if it is not to be looked into."""
-    name, all_of_them = eqn.primitive.name, _NONE.union(*operands)
+    """The estimates that an equation's results are linear in, if it is not to be looked into.
+
+    And the plates whose minibatch they depend on otherwise: labels without the name of a site.
+    """
+    name, reached = eqn.primitive.name, _NONE.union(*operands)
+    estimates = [_estimates(labels) for labels in operands]
     if is_estimate(eqn):
-        return [all_of_them | {(eqn.params["name"], eqn.params["plate"])}]
-    tests = {"cond": operands[:1], "select_n": operands[:1]}.get(name, [])
-    if name in _LINEAR:
-        tests = [o for i, o in enumerate(operands) if i not in _LINEAR[name]]
-    for labels in tests:
-        _refuse(labels, name)
+        label = eqn.params["name"], eqn.params["plate"]
+        return [_estimates(reached) | {label} if label[0] else reached | {label}]
     if name in _CONTROL:
+        if name == "cond":
+            _check_apart(estimates[1:], operands[:1], name)
+            _refuse(estimates[0], name)
         return None
-    if name in _PRODUCTS and sum(map(bool, operands)) > 1:
-        _refuse(all_of_them, "square" if eqn.invars[0] is eqn.invars[1] else name)
-    if name not in _SUMS | _PRODUCTS | {"select_n"} | set(_LINEAR):
-        _refuse(all_of_them, name)
-    inexact = (jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
-    if not all(inexact):
-        _refuse(all_of_them, name)
-    return [all_of_them] * len(eqn.outvars)
+    floats = all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
+    linear = _linear_operands(name, len(operands)) if floats else ()
+    for i, labels in enumerate(estimates):
+        if i not in linear:
+            _refuse(labels, name)
+    if name in _PRODUCTS:
+        for i in range(len(operands)):
+            others = [o for j, o in enumerate(operands) if j != i]
+            what = "square" if eqn.invars[0] is eqn.invars[1] else name
+            _check_apart(estimates[i : i + 1], others, what)
+    elif name not in _SUMS:
+        others = [o for i, o in enumerate(operands) if i not in linear]
+        _check_apart(estimates, others, name)
+    return [reached] * len(eqn.outvars)
+
+
+def _estimates(labels: Labels) -> Labels:
+    return frozenset(label for label in labels if label[0])
+
+
+def _linear_operands(name: str, count: int) -> tuple[int, ...]:
+    """Operands that an equation is linear in, all but one of the factors being given."""
+    if name in _SUMS | _PRODUCTS:
+        return tuple(range(count))
+    return tuple(range(1, count)) if name == "select_n" else _LINEAR.get(name, ())
+
+
+def _check_apart(estimates: list[Labels], others: list[Labels], what: str) -> None:
+    """Raise where estimates meet what depends on a minibatch."""
+    if any(others):
+        _refuse(_NONE.union(*estimates), what)
 
 
 def _refuse(labels: Labels, what: str) -> None:
     for name, plate in sorted(labels):
         raise SiteError(
             f"Site '{name}' is subsampled by plate '{plate}', so that its log density is an "
-            f"estimate; expected only sums of it and multiples, got '{what}' of it: the value "
-            "would be biased, and a bound above the evidence. Fix: take the density of each "
-            f"element, p.log_density(z, per_plate='{plate}'), make the bound of each of them, and "
-            "scale their sum up; or use one of vipp's own objectives, such as "
-            "IWAE(num_particles=...), which do that; or drop subsample_size."
+            f"estimate; expected only sums of it and multiples (by what does not depend on the "
+            f"minibatch), got '{what}' of it: the value would be biased, and a bound above the "
+            "evidence. Fix: take the density of each element, "
+            f"p.log_density(z, per_plate='{plate}'), make the bound of each of them, and scale "
+            "their sum up; or use one of vipp's own objectives, such as IWAE(num_particles=...), "
+            "which do that; or drop subsample_size."
         )

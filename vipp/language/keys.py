@@ -12,6 +12,7 @@ from numpyro.primitives import Messenger, apply_stack
 import vipp_transforms as vt
 from vipp.language.subsample import subsample
 from vipp_transforms._jax import trace_now
+from vipp_transforms.estimate import subsampled
 
 
 class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
@@ -36,7 +37,9 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
         super().process_message(msg)
         if msg["type"] == "plate" and msg["value"] is None:
             # in place of NumPyro's shuffle, which goes through all indices one by one
-            msg["value"] = subsample(msg["kwargs"]["rng_key"], *msg["args"])
+            size, count = msg["args"]
+            drawn = subsample(msg["kwargs"]["rng_key"], size, count)
+            msg["value"] = drawn if count == size else subsampled(drawn, msg["name"])
 
 
 def _keyless(msg: Any) -> bool:
