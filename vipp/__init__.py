@@ -36,7 +36,7 @@ from vipp.programs.trace import Trace
 from vipp.training.checkpoint import CheckpointError
 from vipp.training.early_stopping import EarlyStopping
 from vipp.training.fit import fit
-from vipp.training.result import FitResult, NonFiniteError
+from vipp.training.result import FitResult, NonFiniteError, Restarts
 from vipp.training.run import FitProgress
 from vipp_transforms import (
     ARM,
@@ -113,6 +113,7 @@ __all__ = [
     "RELAX",
     "Renyi",
     "replicate",
+    "Restarts",
     "ReSTE",
     "ReweightedWakeSleep",
     "sample",

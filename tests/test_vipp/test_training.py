@@ -14,6 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro.infer.autoguide import AutoNormal
 
 import vipp
 
@@ -193,6 +194,85 @@ def test_wrong_arguments(wrong, error, message):
 def test_early_stopping_arguments(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         vipp.EarlyStopping(**wrong)
+
+
+# -- restarts --------------------------------------------------------------------------------------
+
+
+def two_peaks(x):
+    z = numpyro.sample("z", dist.Normal(0.0, 3.0))
+    likelihood = dist.Normal(z**2 + 0.3 * z, 1.0).expand([4]).to_event(1)
+    numpyro.sample("x", likelihood, obs=x)
+
+
+def somewhere(x):
+    loc = numpyro.param("loc", lambda key: 3.0 * jax.random.normal(key))
+    numpyro.sample("z", dist.Normal(loc, 0.1))
+
+
+STARTS = jax.random.split(KEY, 4)
+
+
+def restarted(key=KEY, guide=somewhere, **kwargs):
+    kwargs = {"num_restarts": 4, "progress_bar": False, **kwargs}
+    return vipp.fit(key, vipp.ELBO(), two_peaks, guide, ADAM, 40, X, **kwargs)
+
+
+def test_restarts_are_the_runs_of_their_keys_and_the_best_is_kept():
+    several, alone = restarted(), [restarted(key, num_restarts=1) for key in STARTS]
+    losses = np.stack([one.losses for one in alone])
+    np.testing.assert_allclose(several.restarts.losses, losses, rtol=1e-4)
+    bounds = -losses[:, -4:].mean(1)
+    np.testing.assert_allclose(several.restarts.bounds, bounds, rtol=1e-4)
+    best = several.restarts.best
+    assert best == bounds.argmax() and alone[0].restarts is None
+    np.testing.assert_allclose(several.params["loc"], alone[best].params["loc"], rtol=1e-4)
+    np.testing.assert_array_equal(several.losses, several.restarts.losses[best])
+    held_out = restarted(validate=(jnp.full(4, 9.0),))
+    np.testing.assert_array_equal(held_out.restarts.losses, several.restarts.losses)
+    # nearest to where z**2 + 0.3 z is 9, which the data at 2 do not ask for
+    means = np.array([one.params["loc"] ** 2 + 0.3 * one.params["loc"] for one in alone])
+    assert held_out.restarts.best == np.abs(9.0 - means).argmin() != best
+
+
+@pytest.mark.thorough
+def test_restarts_of_an_autoguide_start_as_new_ones():
+    several = restarted(guide=AutoNormal(two_peaks, init_scale=0.1))
+    alone = [
+        restarted(key, guide=AutoNormal(two_peaks, init_scale=0.1), num_restarts=1)
+        for key in STARTS
+    ]
+    losses = np.stack([one.losses for one in alone])
+    assert len(set(losses[:, 0].tolist())) == 4
+    np.testing.assert_allclose(several.restarts.losses, losses, rtol=1e-4)
+
+
+def test_a_restart_that_fails_is_left_out():
+    """With a warning; the others go on. If none is left, the last that failed is told of."""
+
+    def start(x):
+        w = numpyro.param("w", lambda key: jax.random.uniform(key))
+        numpyro.factor("f", jnp.where(w > edge, jnp.nan, w))
+
+    train = lambda steps: vipp.fit(
+        KEY, vipp.ELBO(), start, guide, optax.sgd(0.1), steps, X, num_restarts=4, progress_bar=False
+    )
+    edge = 1.25
+    with pytest.warns(UserWarning, match=r"restarts \[.*\] of 4 met a loss") as caught:
+        result = train(6)
+    lost = np.isnan(result.restarts.bounds)
+    assert str(np.flatnonzero(lost).tolist()) in str(caught[0].message)
+    assert 0 < lost.sum() < 4 and np.isfinite(result.losses).all()
+    np.testing.assert_array_equal(lost, np.isnan(result.restarts.losses[:, -1]))
+    with pytest.raises(vipp.NonFiniteError, match="site 'f' under the model is nan") as error:
+        train(50)
+    assert error.value.step == np.isfinite(error.value.result.losses).sum()
+
+
+@pytest.mark.parametrize("what", ["batches", "callback", "checkpoint", "log_every", "init_state"])
+def test_what_does_not_go_with_restarts(what):
+    with pytest.raises(ValueError, match=f"{what} follows one run.*Fix: find the best start"):
+        restarted(**{what: 1})
 
 
 # -- checkpoints ---------------------------------------------------------------------------------

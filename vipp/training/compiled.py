@@ -6,7 +6,7 @@ import collections
 import copy
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,19 +87,80 @@ def advance(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
     It takes up to ``steps`` steps and stops before a bad one.
     """
 
+    def run(state: SVIState, steps: Any) -> tuple[Any, Any, Any, Any]:
+        one, pack, unpack = _stepping(_update(svi, args, kwargs), state)
+
+        def step(carry: Any) -> Any:
+            i, state, _, losses = carry
+            new, loss, ok = one(state)
+            return i + 1, _chosen(ok, new, state), ok, losses.at[i].set(loss)
+
+        begin = (0, pack(state), jnp.array(True), jnp.zeros(MOST_STEPS_AT_ONCE))
+        taken, end, ok, losses = jax.lax.while_loop(
+            lambda carry: (carry[0] < steps) & carry[2], step, begin
+        )
+        return unpack(end), taken, ok, losses
+
+    return run
+
+
+def advance_each(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
+    """A function ``(states, going, steps) -> (states, going, taken, losses)`` that trains several.
+
+    All take up to ``steps`` steps together, each as long as it has met no bad one; the states, and
+    ``going``, have an axis in front, the losses one behind.
+    """
+
+    def run(states: SVIState, going: jax.Array, steps: Any) -> tuple[Any, Any, Any, Any]:
+        first = jax.tree.map(lambda x: x[0], states)
+        one, pack, unpack = _stepping(_update(svi, args, kwargs), first)
+
+        def each(state: Any, going: jax.Array) -> Any:
+            new, loss, ok = one(state)
+            return _chosen(going & ok, new, state), going & ok, jnp.where(going, loss, jnp.nan)
+
+        def step(carry: Any) -> Any:
+            i, states, going, losses = carry
+            states, going, loss = jax.vmap(each)(states, going)
+            return i + 1, states, going, losses.at[i].set(loss)
+
+        losses = jnp.zeros((MOST_STEPS_AT_ONCE, len(going)))
+        taken, end, going, losses = jax.lax.while_loop(
+            lambda carry: (carry[0] < steps) & carry[2].any(),
+            step,
+            (0, jax.vmap(pack)(states), going, losses),
+        )
+        return jax.vmap(unpack)(end), going, taken, losses
+
+    return run
+
+
+def _update(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState], Any]:
     def update(state: SVIState) -> Any:
         new, loss = svi.update(state, *args, **kwargs)
         ok = jnp.isfinite(loss) & _finite(svi.optim.get_params(new.optim_state))
         return new, loss, ok
 
-    return lambda state, steps: _loop(update, state, steps)
+    return update
 
 
-def _loop(update: Callable[[Any], Any], state: Any, steps: Any) -> tuple[Any, Any, Any, Any]:
-    """Up to ``steps`` updates of a state, packed where the programs have many small equations."""
+def _chosen(new_one: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(partial(jnp.where, new_one), new, old)
+
+
+class _Stepping(NamedTuple):
+    """An update of a state as a loop carries it, how it gets there, and back."""
+
+    one: Callable[[Any], Any]
+    pack: Callable[[Any], Any]
+    unpack: Callable[[Any], Any]
+
+
+def _stepping(update: Callable[[Any], Any], state: Any) -> _Stepping:
+    """An update for states like ``state``, packed where it has many small equations."""
     closed = jax.make_jaxpr(update)(state)
     program = packing.flatten(closed, final=True)
-    treedef = jax.tree.structure(state)
+    treedef, layout = jax.tree.structure(state), packing.Layout(state)
 
     def whole(leaves: Any) -> Any:
         *new, loss, ok = core.jaxpr_as_fun(closed)(*leaves)
@@ -109,23 +170,9 @@ def _loop(update: Callable[[Any], Any], state: Any, steps: Any) -> tuple[Any, An
         new, (loss, ok) = packing.step(program, layout, vectors)
         return new, loss, ok
 
-    layout = packing.Layout(state)
-    pays = packing.pays(program)
-    one = packed if pays else whole
-    start = layout.ravel(state) if pays else jax.tree.leaves(state)
-
-    def step(carry: Any) -> Any:
-        i, state, _, losses = carry
-        new, loss, ok = one(state)
-        kept = jax.tree.map(partial(jnp.where, ok), new, state)
-        return i + 1, kept, ok, losses.at[i].set(loss)
-
-    begin = (0, start, jnp.array(True), jnp.zeros(MOST_STEPS_AT_ONCE))
-    taken, end, ok, losses = jax.lax.while_loop(
-        lambda carry: (carry[0] < steps) & carry[2], step, begin
-    )
-    state = layout.unravel(end) if pays else jax.tree.unflatten(treedef, end)
-    return state, taken, ok, losses
+    if packing.pays(program):
+        return _Stepping(packed, layout.ravel, layout.unravel)
+    return _Stepping(whole, jax.tree.leaves, partial(jax.tree.unflatten, treedef))
 
 
 def _finite(params: Any) -> jax.Array:

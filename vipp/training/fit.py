@@ -15,6 +15,7 @@ from vipp.objectives.objective import Objective
 from vipp.training.batches import first_of
 from vipp.training.checkpoint import Checkpoints
 from vipp.training.early_stopping import EarlyStopping, Patience
+from vipp.training.restarts import Several, check_alone
 from vipp.training.result import FitResult, NonFiniteError
 from vipp.training.run import Between, FitProgress, Run, train, train_on_batches
 from vipp.training.start import continued, initialised, strongly_typed, unmoved
@@ -37,6 +38,7 @@ def fit(
     stop: EarlyStopping | None = None,
     checkpoint: str | None = None,
     checkpoint_every: int = 1_000,
+    num_restarts: int = 1,
     progress_bar: bool = True,
     init_params: dict[str, Any] | None = None,
     init_state: SVIState | None = None,
@@ -73,6 +75,10 @@ def fit(
       checkpoint: a folder to save the run in, and to go on from where it was when it was killed:
         to the same parameters and losses, bit by bit. Needs ``vipp[checkpoint]``.
       checkpoint_every: the number of steps between checkpoints.
+      num_restarts: how many times to start, each with the initial parameters and the draws that
+        its own key gives, one of ``jax.random.split(rng_key, num_restarts)``. All are trained in
+        one loop, vectorised. The result is that of the largest bound, at ``validate`` or over the
+        last tenth of the steps; its ``restarts`` has the losses of all.
       progress_bar: whether to show one.
       init_params: initial constrained values by name, instead of those of ``numpyro.param``.
       init_state: the state of an earlier result, to go on from it.
@@ -92,7 +98,8 @@ def fit(
         :func:`vipp.check`.
       TypeError: if ``objective`` is not an :class:`vipp.Objective`.
       ValueError: if ``num_steps`` is not a positive int, ``init_params`` has a name that is no
-        parameter's, or as the objective raises.
+        parameter's, or as the objective raises; if something is asked for that does not go with
+        ``num_restarts``, by name.
       CheckpointError: if a checkpoint can't be written, is damaged, or is of another run.
       NonFiniteError: at the first step whose loss or parameters are not finite, naming the sites
         and parameters at fault.
@@ -108,12 +115,19 @@ def fit(
       True
     """
     _check_arguments(objective, num_steps, log_every, checkpoint_every, stop)
+    positive_int("fit: num_restarts", num_restarts)
+    keys = rng_key[None] if num_restarts == 1 else jax.random.split(rng_key, num_restarts)
+    if num_restarts > 1:
+        check_alone(
+            {"batches": batches, "log_every": log_every, "metrics": metrics, "callback": callback,
+             "stop": stop, "checkpoint": checkpoint, "init_state": init_state}
+        )  # fmt: skip
     rest = args
     if batches is not None:
         batch, batches = first_of(batches)
         args = (*batch, *args)
     svi, state = initialised(
-        rng_key, objective, model, guide, optim, args, kwargs, init_params,
+        keys[0], objective, model, guide, optim, args, kwargs, init_params,
         in_batches=batches is not None,
     )  # fmt: skip
     state = strongly_typed(state if init_state is None else continued(init_state, state))
@@ -121,6 +135,8 @@ def fit(
     own = args if batches is None else rest
     run = Run(svi, optim, bound, state, own, kwargs, jax.random.fold_in(rng_key, 1))
     warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
+    if num_restarts > 1:
+        return _best(Several(run, keys[1:], init_params, validate), num_steps, progress_bar)
     patience = None if stop is None else Patience(stop)
     looked_at = validate is not None or metrics or callback is not None or stop is not None
     if log_every is None and looked_at:
@@ -137,8 +153,16 @@ def fit(
     return run.result(best)
 
 
+def _best(several: Several, num_steps: int, progress_bar: bool) -> FitResult:
+    """Train several starts to the end; the result of the best."""
+    nothing = Between(None, None, False, None, None, None, num_steps)
+    _train(several, nothing, num_steps, progress_bar, None)
+    several.warn(stacklevel=3)
+    return several.result()
+
+
 def _train(
-    run: Run, between: Between, num_steps: int, progress_bar: bool, batches: Iterable[Any] | None
+    run: Any, between: Between, num_steps: int, progress_bar: bool, batches: Iterable[Any] | None
 ) -> None:
     """Train to the end, or to where it is interrupted."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,22 @@ from numpyro.infer.svi import SVIState
 
 from vipp.training.posterior import draw_posterior
 from vipp_transforms.checks import positive_int
+
+
+class Restarts(NamedTuple):
+    """All starts of ``fit(num_restarts=...)``.
+
+    Attributes:
+      losses: minus the bound of each at every step, shape ``(num_restarts, num_steps)``; NaN after
+        a step that was not finite.
+      bounds: what they are compared by, shape ``(num_restarts,)``: the bound of the ``validate``
+        data, or minus the mean loss of the last tenth of the steps; NaN of those left out.
+      best: the number of the one with the largest bound, whose result this is.
+    """
+
+    losses: jax.Array
+    bounds: jax.Array
+    best: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class FitResult:
         and, if asked for, ``bound``, ``bound_error`` (its standard error), ``gradient_norm`` and
         ``signal_to_noise/...`` of each parameter's gradient.
       stopped: why training ended before its last step; None if it did not.
+      restarts: what all starts gave, of ``fit(num_restarts=...)``; None of one start.
     """
 
     params: dict[str, Any]
@@ -38,6 +55,7 @@ class FitResult:
     model: Callable[..., Any]
     metrics: dict[str, np.ndarray] = field(default_factory=dict)
     stopped: str | None = None
+    restarts: Restarts | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.params, self.losses, self.state, self.guide))

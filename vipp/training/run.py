@@ -111,7 +111,7 @@ class Run:
         self.losses.append(block[:taken])
         if not ok:
             blamed = blame(self.svi, state, (*batch, *self.args), self.kwargs)
-            raise _not_finite(self.done - 1, self.result(), block[taken - 1], blamed)
+            raise not_finite(self.done - 1, self.result(), block[taken - 1], blamed)
         return block[:taken]
 
     def look(self, validate: tuple[Any, ...] | None, metrics: bool, batch: Any = ()) -> None:
@@ -202,8 +202,8 @@ class Between:
             self.patience.state = saved.arrays["best"]
 
 
-def train(run: Run, between: Between, num_steps: int, progress_bar: bool) -> None:
-    """Take the steps of a run that are left."""
+def train(run: Any, between: Between, num_steps: int, progress_bar: bool) -> None:
+    """Take the steps that are left of a run, or of several together."""
     chunk = 1 if progress_bar else num_steps
     with Progress(num_steps, progress_bar, run.done) as progress:
         while run.done < num_steps and run.stopped is None:
@@ -234,7 +234,8 @@ def train_on_batches(
                 between.happen(run, num_steps, batch)
 
 
-def _not_finite(step: int, result: FitResult, loss: Any, blamed: Blame) -> NonFiniteError:
+def not_finite(step: int, result: FitResult, loss: Any, blamed: Blame) -> NonFiniteError:
+    """The error that says at which step, where, and what there is so far."""
     what = "a parameter after the step" if np.isfinite(loss) else f"the loss ({loss})"
     return NonFiniteError(
         f"Training stopped at step {step}: {what} is not finite. There: {blamed.text}. The last "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from numpyro.infer import SVI
+from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 from numpyro.infer.svi import SVIState
 
 from vipp.diagnostics.check import Checked
@@ -84,6 +86,41 @@ def continued(state: SVIState, fresh: SVIState) -> SVIState:
     """
     mutable = {**(fresh.mutable_state or {}), **(state.mutable_state or {})}
     return state._replace(mutable_state=mutable or None)
+
+
+def restarted(
+    svi: SVI,
+    rng_key: jax.Array,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    init_params: dict[str, Any] | None,
+    like: SVIState,
+) -> SVIState:
+    """The state before the first step of the same programs with another key.
+
+    An autoguide starts where a new one would: the same one keeps its first start.
+
+    Args:
+      svi: initialised.
+      rng_key: a PRNG key.
+      args: arguments of both programs.
+      kwargs: keyword arguments of both.
+      init_params: initial constrained values by name.
+      like: the first state of the earlier start.
+    """
+    own = SVI(svi.model, _renewed(svi.guide), svi.optim, loss=svi.loss)
+    state = own.init(rng_key, *args, init_params=init_params, **kwargs)
+    return strongly_typed(continued(state, like))
+
+
+def _renewed(guide: Any) -> Any:
+    if not isinstance(guide, AutoGuide):
+        return guide
+    guide = copy.copy(guide)
+    guide.prototype_trace = None
+    if isinstance(guide, AutoGuideList):
+        guide._guides = [_renewed(part) for part in guide._guides]
+    return guide
 
 
 def strongly_typed(state: SVIState) -> SVIState:
