@@ -5,10 +5,12 @@ import operator
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import vipp_transforms as vt
-from vipp_transforms import packing
+from vipp_transforms import packed_gradient, packing
+from vipp_transforms.surrogate import packed_estimate
 
 SIZE = 6
 
@@ -136,6 +138,62 @@ def test_a_step_keeps_its_state_packed():
     want, want_noise = step(state)
     close = lambda a, b: np.testing.assert_allclose(_data(a), _data(b), rtol=1e-6)
     jax.tree.map(close, (layout.unravel(new), noise), (want, want_noise))
+
+
+def draws(theta, key, estimators):
+    """A site for each estimator, all in one term, and a loop; integers and floats besides."""
+    x, keys = 0.0, jax.random.split(key, len(estimators))
+    for i, (k, estimator) in enumerate(zip(keys, estimators)):
+        d = (
+            dist.Normal(theta["m"] + x, 1.0)
+            if estimator is None
+            else dist.Bernoulli(logits=theta["l"][i] + 0.1 * x)
+        )
+        x = x + (i + 1.0) * vt.sample(k, d, estimator or vt.Pathwise(), name=f"z{i}")
+    steps = jax.lax.scan(lambda c, w: (jnp.sin(c) * w + x, c), theta["m"], theta["l"])[1]
+    return jax.nn.softplus(x) + steps.sum(), {"x": x, "count": jnp.int32(3)}
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize(
+    "estimators",
+    [
+        (None, None),
+        (vt.Enumerate(), None, vt.Enumerate()),
+        (vt.ScoreFunction(2, "leave_one_out"), vt.Enumerate()),
+    ],
+    ids=["pathwise", "enumerated", "scored"],
+)
+def test_estimates_have_the_same_derivatives(monkeypatch, estimators):
+    """The first, the second, forwards and backwards, mapped, with the auxiliary results."""
+    fn = lambda theta, key: draws(theta, key, estimators)
+    theta = {"m": jnp.float32(0.3), "l": jnp.array([0.2, -0.4, 0.1])}
+    keys = jax.random.split(jax.random.key(2), 3)
+
+    def everything(theta, keys):
+        value = lambda theta, key: packed_estimate(lambda aux, _: aux, fn, theta, key)
+        slopes = jax.vmap(jax.value_and_grad(value, has_aux=True), (None, 0))(theta, keys)
+        first = lambda theta: value(theta, keys[0])[0]
+        return slopes, jax.hessian(first)(theta), jax.jvp(first, (theta,), (theta,))
+
+    want = jax.jit(everything)(theta, keys)
+    monkeypatch.setattr(packed_gradient, "WORTHWHILE", 1)
+    got = jax.jit(lambda *args: everything(*args))(theta, keys)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, got, want)
+
+
+def test_estimates_of_few_equations_are_left_as_they_are(monkeypatch):
+    both = lambda theta, key: draws(theta, key, (None, None))
+    theta = {"m": jnp.float32(0.3), "l": jnp.array([0.2, -0.4])}
+    found = [
+        jax.make_jaxpr(jax.grad(lambda *args: fn(*args)[0]))(theta, jax.random.key(0))
+        for fn in (
+            vt.surrogate(both),
+            lambda *args: packed_estimate(lambda aux, _: aux, both, *args),
+        )
+    ]
+    assert operator.eq(*map(str, found))
 
 
 def _data(x):

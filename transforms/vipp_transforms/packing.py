@@ -9,8 +9,10 @@ array, a slice of it or one static gather.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,7 @@ from vipp_transforms.flattening import Atom, Flat, Node, flatten, is_small, name
 from vipp_transforms.stacks import Place, Stacks
 
 WORTHWHILE = 1_000  # small equations: with fewer, compiling them one by one is fast
+_PACKED = contextvars.ContextVar("packed", default=False)
 
 
 def pack(fn: Callable[..., Any], *, worthwhile: int = WORTHWHILE) -> Callable[..., Any]:
@@ -29,7 +32,8 @@ def pack(fn: Callable[..., Any], *, worthwhile: int = WORTHWHILE) -> Callable[..
 
     The same values, but for the order in which sums of scalars are taken. Apply it outside of
     ``jax.grad``, so that the backward pass is packed as well; it may be differentiated,
-    ``vmap``ped and compiled like any function.
+    ``vmap``ped and compiled like any function. Within a packed function it does nothing: the
+    function around it is packed as a whole.
 
     Args:
       fn: a function of pytrees of arrays; Python numbers and the like stay what they are.
@@ -49,6 +53,8 @@ def pack(fn: Callable[..., Any], *, worthwhile: int = WORTHWHILE) -> Callable[..
     """
 
     def packed(*args: Any, **kwargs: Any) -> Any:
+        if is_packed():
+            return fn(*args, **kwargs)
         leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
         dynamic = [isinstance(x, jax.Array | np.ndarray) for x in leaves]
         arrays = [x for x, d in zip(leaves, dynamic, strict=True) if d]
@@ -59,11 +65,27 @@ def pack(fn: Callable[..., Any], *, worthwhile: int = WORTHWHILE) -> Callable[..
             inner_args, inner_kwargs = jax.tree_util.tree_unflatten(treedef, merged)
             return fn(*inner_args, **inner_kwargs)
 
-        closed, shape = _jax.trace(flat, *arrays)
+        with around():
+            closed, shape = _jax.trace(flat, *arrays)
         outs = evaluate(closed, arrays, worthwhile)
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), outs)
 
     return packed
+
+
+@contextlib.contextmanager
+def around() -> Iterator[None]:
+    """While a function is traced that will be packed as a whole, nothing in it is by itself."""
+    token = _PACKED.set(True)
+    try:
+        yield
+    finally:
+        _PACKED.reset(token)
+
+
+def is_packed() -> bool:
+    """Whether what is traced now will be packed as a whole."""
+    return _PACKED.get()
 
 
 def evaluate(closed: Any, inputs: Sequence[Any], worthwhile: int = WORTHWHILE) -> list[Any]:

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vipp_transforms import _jax
 from vipp_transforms.evaluation import Evaluation, value_of
 from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate
 from vipp_transforms.own_keys import check_keys
+from vipp_transforms.packed_gradient import packed_scalar
 from vipp_transforms.plan import Plan, derive
-from vipp_transforms.staging import Program, live
+from vipp_transforms.staging import Program, Traced, live
 
 
 def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +53,35 @@ def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def estimate(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[jax.Array, Any, Updates]:
     """The :func:`surrogate` of ``fn`` at its arguments, and what :func:`run` returns besides."""
+    return _evaluated(*derive(fn, args, kwargs))
+
+
+def packed_estimate(
+    then: Callable[[Any, Updates], Any], fn: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[jax.Array, Any]:
+    """What :func:`estimate` returns, value and gradient packed if ``fn`` has many small equations.
+
+    Args:
+      then: is given the auxiliary outputs and the updates, and returns arrays instead, which are
+        not differentiated.
+      fn: as that of :func:`surrogate`.
+      *args: of ``fn``.
+      **kwargs: of ``fn``.
+
+    Returns:
+      The estimate, and what ``then`` returns.
+    """
     traced, planned = derive(fn, args, kwargs)
+
+    def both() -> tuple[jax.Array, Any]:
+        value, aux, updates = _evaluated(traced, planned)
+        return value, then(aux, updates)
+
+    eqns = _jax.equations(traced.closed) if planned is None else planned.program.eqns
+    return packed_scalar(both, sum(1 for _ in eqns))
+
+
+def _evaluated(traced: Traced, planned: Plan | None) -> tuple[jax.Array, Any, Updates]:
     if planned is not None:
         return run(planned)
     check_keys(traced.closed)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 
-import vipp_transforms as vt
 from vipp.language.handler import drawing
 from vipp.language.keys import minibatch
 from vipp.language.state import SUFFIX, advance
@@ -20,6 +19,7 @@ from vipp.objectives.arguments import apply_check, arguments, bound, frozen, sch
 from vipp.programs.composed import Binding
 from vipp.programs.program import AbstractProgram
 from vipp_transforms.checks import positive_int
+from vipp_transforms.surrogate import packed_estimate
 
 _STEP = (
     "objective" + SUFFIX
@@ -139,10 +139,12 @@ class Objective(NumPyroELBO):
     def bound_and_state(
         self, rng_key: Any, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """An estimate of the bound with unbiased derivatives, and the mutable state."""
+        """An estimate of the bound with unbiased derivatives, and the mutable state.
+
+        Packed with its gradient where the programs have many small sites.
+        """
         inputs = (rng_key, params, model, guide, args, kwargs)
-        value, mutable, report = vt.estimate(self.draw, *inputs)
-        return value, advance(mutable, report)
+        return packed_estimate(advance, self.draw, *inputs)
 
     def loss(
         self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any

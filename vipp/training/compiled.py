@@ -158,7 +158,8 @@ class _Stepping(NamedTuple):
 
 def _stepping(update: Callable[[Any], Any], state: Any) -> _Stepping:
     """An update for states like ``state``, packed where it has many small equations."""
-    closed = jax.make_jaxpr(update)(state)
+    with packing.around():
+        closed = jax.make_jaxpr(update)(state)
     program = packing.flatten(closed, final=True)
     treedef, layout = jax.tree.structure(state), packing.Layout(state)
 
