@@ -15,6 +15,7 @@ from vipp.objectives.objective import Objective
 from vipp.training.batches import first_of
 from vipp.training.checkpoint import Checkpoints
 from vipp.training.early_stopping import EarlyStopping, Patience
+from vipp.training.mesh import placement
 from vipp.training.restarts import Several, check_alone
 from vipp.training.result import FitResult, NonFiniteError
 from vipp.training.run import Between, FitProgress, Run, train, train_on_batches
@@ -42,6 +43,7 @@ def fit(
     progress_bar: bool = True,
     init_params: dict[str, Any] | None = None,
     init_state: SVIState | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     **kwargs: Any,
 ) -> FitResult:
     r"""Maximise an objective over the parameters of model and guide.
@@ -82,6 +84,9 @@ def fit(
       progress_bar: whether to show one.
       init_params: initial constrained values by name, instead of those of ``numpyro.param``.
       init_state: the state of an earlier result, to go on from it.
+      mesh: devices to share the data out over, along its first axis: the arrays among the arguments
+        with an axis as long as a plate; parameters are on all devices, and the losses those of one
+        device but for rounding. In a run of several processes each gives the same arguments.
       **kwargs: keyword arguments of model and guide.
 
     Returns:
@@ -98,8 +103,8 @@ def fit(
         :func:`vipp.check`.
       TypeError: if ``objective`` is not an :class:`vipp.Objective`.
       ValueError: if ``num_steps`` is not a positive int, ``init_params`` has a name that is no
-        parameter's, or as the objective raises; if something is asked for that does not go with
-        ``num_restarts``, by name.
+        parameter's, for a plate that the devices cannot share evenly, or as the objective raises;
+        if something is asked for that does not go with ``num_restarts``, by name.
       CheckpointError: if a checkpoint can't be written, is damaged, or is of another run.
       NonFiniteError: at the first step whose loss or parameters are not finite, naming the sites
         and parameters at fault.
@@ -120,7 +125,7 @@ def fit(
     if num_restarts > 1:
         check_alone(
             {"batches": batches, "log_every": log_every, "metrics": metrics, "callback": callback,
-             "stop": stop, "checkpoint": checkpoint, "init_state": init_state}
+             "stop": stop, "checkpoint": checkpoint, "init_state": init_state, "mesh": mesh}
         )  # fmt: skip
     rest = args
     if batches is not None:
@@ -135,6 +140,8 @@ def fit(
     own = args if batches is None else rest
     run = Run(svi, optim, bound, state, own, kwargs, jax.random.fold_in(rng_key, 1))
     warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
+    if mesh is not None:
+        run.share_out(placement(mesh, model, run.svi.get_params(state), args, kwargs), args)
     if num_restarts > 1:
         return _best(Several(run, keys[1:], init_params, validate), num_steps, progress_bar)
     patience = None if stop is None else Patience(stop)

@@ -18,6 +18,7 @@ from vipp.training.blame import Blame, blame
 from vipp.training.checkpoint import Checkpoints
 from vipp.training.compiled import MOST_STEPS_AT_ONCE, Compiled, advance
 from vipp.training.early_stopping import Patience
+from vipp.training.mesh import Placement
 from vipp.training.metrics import evaluate, measure
 from vipp.training.progress import Progress
 from vipp.training.result import FitResult, NonFiniteError
@@ -74,6 +75,17 @@ class Run:
 
     def __post_init__(self) -> None:
         self.compiled = Compiled(self.svi, self.optim)
+        self.placed: Callable[[Any], Any] = lambda data: data
+
+    def share_out(self, where: Placement, data: Any) -> None:
+        """Have the data, and each batch to come, lie there.
+
+        Raises:
+          ValueError: if ``data`` cannot be shared evenly.
+        """
+        where.check(data)
+        self.placed, self.state = where.data, where.everywhere(self.state)
+        self.args, self.kwargs = where.data(self.args), where.data(self.kwargs)
 
     def result(self, state: SVIState | None = None) -> FitResult:
         """What the run has given so far, with the parameters of ``state``, now's if None."""
@@ -104,7 +116,7 @@ class Run:
         Raises:
           NonFiniteError: if a loss or a parameter was not finite; the state is the one before it.
         """
-        train = self.compiled.function(advance, (*batch, *self.args), self.kwargs)
+        train = self.compiled.function(advance, (*self.placed(batch), *self.args), self.kwargs)
         state, *report = train(self.state, count)
         taken, ok, block = jax.device_get(report)  # interrupts come here, and find all as it was
         self.state, self.done = state, self.done + int(taken)

@@ -1,0 +1,72 @@
+"""Data shared out over devices: the losses and parameters of one device."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+RUN = """
+import json, os, sys
+sys.path[:0] = json.loads(sys.argv[1])
+port, processes, rank, devices = map(int, sys.argv[2:])
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax
+if processes > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, rank)
+import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, optax, vipp
+x = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+y = x @ np.array([1, -1, 2], np.float32)
+def model(x, y, size=400):
+    w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with numpyro.plate("N", size, subsample_size=len(x)):
+        numpyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+def guide(x, y, size=400):
+    loc = numpyro.param("loc", jnp.zeros(3))
+    numpyro.sample("w", dist.Normal(loc, 0.1).to_event(1))
+def train(x, y, **kwargs):
+    result = vipp.fit(
+        jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.05), 30,
+        *([] if x is None else [x, y]), progress_bar=False, **kwargs)
+    return [np.asarray(result.losses).tolist(), np.asarray(result.params["loc"]).tolist()]
+total = jax.device_count()
+mesh = jax.make_mesh((total,), ("data",)) if total > 1 else None
+batches = [(x[i : i + 40], y[i : i + 40]) for i in range(0, 400, 40)]
+found = [train(x, y, mesh=mesh)]
+if processes == 1:
+    found.append(train(None, None, batches=batches, mesh=mesh))
+if mesh is not None:
+    try:
+        train(x[:399], y[:399], size=399, mesh=mesh)
+    except ValueError as error:
+        found.append(str(error))
+print(json.dumps(found))
+"""
+
+
+def started(processes, devices):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", RUN, json.dumps(sys.path), str(port), str(processes)]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(devices)], stdout=subprocess.PIPE, text=True)
+        for rank in range(processes)
+    ]
+    return [json.loads(each.communicate()[0].splitlines()[-1]) for each in ranks]
+
+
+@pytest.mark.thorough
+def test_losses_are_those_of_one_device():
+    (one,) = started(1, 1)
+    (four,) = started(1, 4)
+    two = started(2, 1)
+    assert two[0] == two[1]
+    for shared in (four, two[0]):
+        for got, wanted in zip(shared[:-1], one, strict=False):
+            for a, b in zip(got, wanted, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5)
+        assert "plate 'N' has 399 elements in a step, which" in shared[-1]

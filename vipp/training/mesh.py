@@ -1,0 +1,94 @@
+"""Data shared out over the devices of a mesh; parameters are on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from numpyro.handlers import block, seed, substitute, trace
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the arrays of a run lie.
+
+    Attributes:
+      mesh: the devices; the data are shared out along its first axis.
+      plates: by the number of their elements that a step sees, the model's plates.
+    """
+
+    mesh: Mesh
+    plates: dict[int, str]
+
+    def data(self, tree: Any) -> Any:
+        """Arrays along a plate split along it, all other ones on every device."""
+        return jax.tree.map(self._placed, tree)
+
+    def everywhere(self, tree: Any) -> Any:
+        """Every array on every device."""
+        return jax.tree.map(lambda x: _put(x, NamedSharding(self.mesh, PartitionSpec())), tree)
+
+    def check(self, tree: Any) -> None:
+        """Raise unless some array is split, and each evenly.
+
+        Raises:
+          ValueError: naming the plate that cannot be, or if no array lies along one.
+        """
+        devices = self.mesh.shape[self.mesh.axis_names[0]]
+        sizes = {n for x in jax.tree.leaves(tree) for n in jnp.shape(x) if n in self.plates}
+        for size in sorted(sizes):
+            if size % devices:
+                raise ValueError(
+                    f"fit: plate '{self.plates[size]}' has {size} elements in a step, which "
+                    f"{devices} devices of mesh axis '{self.mesh.axis_names[0]}' cannot share "
+                    "evenly. Fix: leave some rows out, or repeat some under a mask."
+                )
+        if not sizes:
+            shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
+            raise ValueError(
+                f"fit: mesh= has no data to share out: no argument has an axis along a plate, got "
+                f"arrays of shapes {shapes} and plates of sizes {sorted(self.plates)}. Fix: put "
+                "the data into a plate, or leave mesh out."
+            )
+
+    def _placed(self, x: Any) -> Any:
+        if not isinstance(x, jax.Array) and not hasattr(x, "__array__"):
+            return x
+        first, spec = self.mesh.axis_names[0], []
+        for n in jnp.shape(x):
+            spec.append(first if n in self.plates and first not in spec else None)
+        return _put(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
+
+
+def _put(x: Any, where: NamedSharding) -> jax.Array:
+    """An array that every process has, as one of all processes' devices."""
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(x), where)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    here = np.asarray(x)
+    return jax.make_array_from_callback(here.shape, where, lambda index: here[index])
+
+
+def placement(
+    mesh: Mesh, model: Callable[..., Any], params: Any, args: tuple[Any, ...], kwargs: Any
+) -> Placement:
+    """What of a model's data can be shared out: what lies along its plates."""
+    plates: dict[int, str] = {}
+
+    def run(key: Any) -> None:
+        with block(), trace() as record, seed(rng_seed=key), substitute(data=params):
+            model(*args, **kwargs)
+        for name, site in record.items():
+            if site["type"] == "plate":
+                size, count = site["args"]
+                plates.setdefault(size if count is None else count, name)
+
+    jax.eval_shape(run, jax.random.key(0))
+    # the compiler works out where everything else lies: a program need not say it
+    auto = (AxisType.Auto,) * len(mesh.axis_names)
+    return Placement(Mesh(mesh.devices, mesh.axis_names, axis_types=auto), plates)
