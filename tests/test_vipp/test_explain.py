@@ -58,7 +58,8 @@ def test_lanes_of_particles():
 def test_prints_every_site_in_columns():
     lines = str(explained(k=vipp.LocalExpectation())).splitlines()
     assert lines[0] == "ELBO()"
-    assert [line.split()[0] for line in lines[3:]] == ["m", "k", "n"]
+    assert [line.split()[0] for line in lines[3:-1]] == ["m", "k", "n"]
+    assert lines[-1].startswith("packed: nothing (")
     assert "LocalExpectation" in lines[4]
 
 
@@ -111,3 +112,21 @@ def test_steps_that_are_alike_are_one_row():
     )
     assert len(table.rows) == 5 and table["z[3]"].evaluations == 3
     assert sum(line.startswith("z[") for line in str(table).splitlines()) < 5
+
+
+def test_what_is_packed():
+    """Sites of one family are one group: its size is their number."""
+
+    def many():
+        for i in range(15):
+            numpyro.sample(f"z{i}", dist.Normal(0.1 * i, 1.0))
+
+    def mean_field():
+        for i in range(15):
+            scale = numpyro.param(f"s{i}", 1.0, constraint=dist.constraints.positive)
+            numpyro.sample(f"z{i}", dist.Normal(numpyro.param(f"m{i}", 0.0), scale))
+
+    table = vipp.explain(vipp.ELBO(), many, mean_field)
+    report = table.packed
+    assert report.equations > 500 > report.after and ("erf_inv", 15) in report.groups
+    assert f"as {report.after}" in str(table)

@@ -112,12 +112,19 @@ def run(program: Flat, stacks: Stacks) -> None:
     """Evaluate a program level by level, the nodes of one kind on a level together."""
     for var, value in program.consts.items():
         stacks.put(var, value)
+    for group in groups(program):
+        _evaluate(group, stacks)
+
+
+def groups(program: Flat) -> list[list[Node]]:
+    """The nodes that are evaluated together, in order."""
+    found = []
     for level in levels(program.nodes):
-        groups: dict[Hashable, list[Node]] = {}
+        alike: dict[Hashable, list[Node]] = {}
         for node in level:
-            groups.setdefault(_kind(node), []).append(node)
-        for group in groups.values():
-            _evaluate(group, stacks)
+            alike.setdefault(_kind(node), []).append(node)
+        found += alike.values()
+    return found
 
 
 def levels(nodes: Sequence[Node]) -> list[list[Node]]:

@@ -13,6 +13,7 @@ import optax
 from numpyro.infer import SVI
 
 import vipp_transforms as vt
+from vipp.diagnostics.packed import PackReport, packed
 from vipp.distributions.answers import kind
 from vipp.distributions.lanes import lane_distribution
 from vipp.language.control_flow import sites
@@ -71,6 +72,7 @@ class Explanation:
       biased: why the objective's gradient is biased for what it is to optimise; None if it is not.
       notes: what else the objective says of itself and these programs.
       sums: the sites summed out exactly, in the order in which they were.
+      packed: which small equations are evaluated together.
     """
 
     objective: str
@@ -78,6 +80,7 @@ class Explanation:
     biased: str | None = None
     notes: tuple[str, ...] = ()
     sums: tuple[SumReport, ...] = ()
+    packed: PackReport | None = None
 
     def __getitem__(self, site: str) -> SiteReport:
         for row in self.rows:
@@ -89,18 +92,23 @@ class Explanation:
         biased = [f"biased: {self.biased}"] if self.biased else []
         return [self.objective, *self.notes, *biased]
 
+    def _end(self) -> list[str]:
+        return [] if self.packed is None else [str(self.packed)]
+
     def _tables(self) -> list[list[list[str]]]:
         tables = [_cells(SiteReport, self.rows)] if self.rows or not self.sums else []
         return tables + ([_cells(SumReport, self.sums)] if self.sums else [])
 
     def __str__(self) -> str:
-        return "\n".join([*self._title(), "\n\n".join(map(_as_text, self._tables()))])
+        tables = "\n\n".join(map(_as_text, self._tables()))
+        return "\n".join([*self._title(), tables, *self._end()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         title = "".join(f"<p><code>{escape(line)}</code></p>" for line in self._title())
-        return title + "".join(map(_as_html, self._tables()))
+        end = "".join(f"<p>{escape(line)}</p>" for line in self._end())
+        return title + "".join(map(_as_html, self._tables())) + end
 
 
 def _cells(kind_of_row: type, reports: Sequence[Any]) -> list[list[str]]:
@@ -194,8 +202,9 @@ def explain(
     own = {n: m for n, m in drawn.constant.items() if all(r.site != n for r in rows)}
     rows += [_own(objective, *item) for item in own.items()]
     return Explanation(
-        repr(objective), tuple(rows), objective.biased, tuple(notes.said), tuple(drawn.sums)
-    )
+        repr(objective), tuple(rows), objective.biased, tuple(notes.said), tuple(drawn.sums),
+        packed(objective, plan, key, params, (model, guide, args, kwargs)),
+    )  # fmt: skip
 
 
 class _Drawn(sites):

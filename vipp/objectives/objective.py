@@ -277,12 +277,12 @@ def value_and_grad(objective: Objective, model: Any, guide: Any) -> Callable[...
             given = {**constants, **params}
             return objective.bound_and_state(rng_key, given, model, guide, args, kwargs)[0]
 
-        constants = {n: x for n, x in params.items() if not _is_real(x)}
+        constants = {n: x for n, x in params.items() if not is_real(x)}
         return jax.value_and_grad(bound)({n: x for n, x in params.items() if n not in constants})
 
     return evaluate
 
 
-def _is_real(tree: Any) -> bool:
+def is_real(tree: Any) -> bool:
     """Whether all of ``tree`` is made of real numbers, of which there are derivatives."""
     return all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in jax.tree.leaves(tree))

@@ -1,0 +1,76 @@
+"""What of an objective's value and gradient is evaluated together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+import vipp_transforms as vt
+from vipp.objectives.objective import Objective, is_real
+from vipp_transforms import packing
+from vipp_transforms.packed_gradient import WORTHWHILE
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed of a program: small equations of one kind are evaluated as one.
+
+    Attributes:
+      equations: how many there are, those of the gradient included if they are packed.
+      after: as how many they are evaluated; as many, if nothing is packed.
+      groups: of those that are several equations, the operation and how many it stands for, the
+        largest first.
+    """
+
+    equations: int
+    after: int
+    groups: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.groups:
+            return f"packed: nothing ({self.equations} small equations; from {WORTHWHILE} on)"
+        largest = ", ".join(f"{name} x {size}" for name, size in self.groups[:_SHOWN])
+        return (
+            f"packed: {self.equations:,} equations of value and gradient as {self.after:,} "
+            f"(of {len(self.groups)} groups the largest: {largest})"
+        )
+
+
+def packed(
+    objective: Objective, plan: vt.Plan, key: Any, params: Mapping[str, Any], programs: Any
+) -> PackReport:
+    """What an objective packs, as :func:`vipp_transforms.surrogate.packed_estimate` decides.
+
+    Args:
+      objective: whose value.
+      plan: of it.
+      key: a PRNG key.
+      params: parameter values and state by name.
+      programs: model, guide, their arguments and keyword arguments.
+    """
+    count = len(plan.program.eqns)
+    if count < WORTHWHILE:
+        return PackReport(count, count)
+    real = {n: x for n, x in params.items() if is_real(x)}
+
+    def value(real: Any) -> jax.Array:
+        return objective.bound_and_state(key, {**params, **real}, *programs)[0]
+
+    with packing.around():
+        small = packing.flatten(jax.make_jaxpr(value)(real)).num_small
+        slope = jax.make_jaxpr(jax.value_and_grad(value))(real)
+    program = packing.flatten(slope, final=True)
+    if small < WORTHWHILE or not program.packable:
+        return PackReport(small, small)
+    groups = packing.groups(program)
+    sizes = [(_operation(group[0]), len(group)) for group in groups if len(group) > 1]
+    return PackReport(sum(map(len, groups)), len(groups), tuple(sorted(sizes, key=lambda g: -g[1])))
+
+
+def _operation(node: Any) -> str:
+    return "sum" if node.eqn is None else node.eqn.primitive.name
