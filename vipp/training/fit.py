@@ -16,7 +16,7 @@ from vipp.training.batches import first_of
 from vipp.training.checkpoint import Checkpoints
 from vipp.training.early_stopping import EarlyStopping, Patience
 from vipp.training.mesh import placement
-from vipp.training.restarts import Several, check_alone
+from vipp.training.restarts import Several, keys_of
 from vipp.training.result import FitResult, NonFiniteError
 from vipp.training.run import Between, FitProgress, Run, train, train_on_batches
 from vipp.training.start import continued, initialised, strongly_typed, unmoved
@@ -120,13 +120,11 @@ def fit(
       True
     """
     _check_arguments(objective, num_steps, log_every, checkpoint_every, stop)
-    positive_int("fit: num_restarts", num_restarts)
-    keys = rng_key[None] if num_restarts == 1 else jax.random.split(rng_key, num_restarts)
-    if num_restarts > 1:
-        check_alone(
-            {"batches": batches, "log_every": log_every, "metrics": metrics, "callback": callback,
-             "stop": stop, "checkpoint": checkpoint, "init_state": init_state, "mesh": mesh}
-        )  # fmt: skip
+    keys = keys_of(
+        rng_key, num_restarts,
+        {"batches": batches, "log_every": log_every, "metrics": metrics, "callback": callback,
+         "stop": stop, "checkpoint": checkpoint, "init_state": init_state, "mesh": mesh},
+    )  # fmt: skip
     rest = args
     if batches is not None:
         batch, batches = first_of(batches)

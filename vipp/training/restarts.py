@@ -17,6 +17,7 @@ from vipp.training.metrics import evaluate
 from vipp.training.result import FitResult, Restarts
 from vipp.training.run import Run, not_finite
 from vipp.training.start import restarted
+from vipp_transforms.checks import positive_int
 
 
 class Several:
@@ -107,8 +108,20 @@ class Several:
         return np.where(self._going, bounds, np.nan)
 
 
-def check_alone(asked: Mapping[str, Any]) -> None:
-    """Raise if something is asked for that goes with one start only, by name."""
+def keys_of(rng_key: jax.Array, number: int, asked: Mapping[str, Any]) -> jax.Array:
+    """A key for each start; the one given, if there is one start.
+
+    Args:
+      rng_key: a PRNG key.
+      number: of starts.
+      asked: what goes with one start only, by name; None or False if it is not asked for.
+
+    Raises:
+      ValueError: if ``number`` is not a positive int, or naming what is asked for with several.
+    """
+    positive_int("fit: num_restarts", number)
+    if number == 1:
+        return rng_key[None]
     for name, value in asked.items():
         if value is not None and value is not False:
             raise ValueError(
@@ -116,3 +129,4 @@ def check_alone(asked: Mapping[str, Any]) -> None:
                 f"one loop. Expected one of them. Fix: find the best start first, then go on from "
                 f"it: fit(..., {name}=..., init_state=result.state)."
             )
+    return jax.random.split(rng_key, number)
