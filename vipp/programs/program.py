@@ -238,6 +238,12 @@ class Program(AbstractProgram):
         latent = {n: x for n, x in drawn.values.items() if n not in data}
         return jax.lax.stop_gradient((replace(drawn, values=latent), data))
 
+    def predict(self, trace: Trace) -> dict[str, Any]:
+        """The data drawn anew, given latent values: those of the observed sites by name."""
+        observed = handlers.Unobserve()
+        run = replace(self, differentiable=False)._run(trace, all_given=False, inner=observed)
+        return {n: run.record[n]["value"] for n in observed.names}
+
     def run(self, given: Trace | None = None) -> tuple[Trace, list[SiteDensity], Any]:
         """Run the program: its latent values (``given``, or drawn), densities, and result."""
         run = self._run(given)

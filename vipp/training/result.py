@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpyro.infer.svi import SVIState
 
+from vipp.training.inference_data import inference_data
 from vipp.training.posterior import draw_posterior
 from vipp_transforms.checks import positive_int
 
@@ -104,6 +105,37 @@ class FitResult:
         return draw_posterior(
             rng_key, self.model, self.guide, params, num_samples, discrete=discrete
         )
+
+    def to_arviz(self, rng_key: jax.Array, num_samples: int = 1_000) -> Any:
+        r"""The fitted model as ArviZ has it, at the arguments of training.
+
+        Its groups are ``posterior`` (what :meth:`sample_posterior` draws, in one chain),
+        ``posterior_predictive`` (the data drawn anew for each), ``log_likelihood`` (of each
+        observation, without scales) and ``observed_data``. Plates are dimensions by name.
+
+        .. math:: z_s \sim q(z), \quad \tilde x_s \sim p(x \mid z_s), \quad \log p(x_i \mid z_s)
+
+        What :func:`vipp.marginal` summed out exactly is drawn back, and given in the likelihood.
+
+        Args:
+          rng_key: a PRNG key.
+          num_samples: how many draws.
+
+        Returns:
+          An ``xarray.DataTree``, ArviZ's format since its version 1. Needs ``vipp[arviz]``.
+
+        Raises:
+          ImportError: if ArviZ is not installed.
+          ValueError: if ``num_samples`` is not a positive int, if the density of the model's sites
+            is only estimated, or naming a plate that is subsampled.
+
+        References:
+          Kumar, Carroll, Hartikainen and Martin, *ArviZ, a unified library for exploratory
+          analysis of Bayesian models*, 2019.
+        """
+        positive_int("to_arviz: num_samples", num_samples)
+        params = {**self.params, **(self.state.mutable_state or {})}
+        return inference_data(rng_key, self.model, self.guide, params, num_samples)
 
 
 class NonFiniteError(FloatingPointError):
