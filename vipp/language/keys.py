@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import jax
 import numpyro
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger, apply_stack
@@ -21,10 +22,13 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
     ``seed`` splits its key each time that Python meets a draw. Under a JAX transformation that
     begins beneath it (``jit``, ``vmap``, ``lax.scan`` and the like) Python meets the draw once,
     whereas it may be made many times: that is refused, unless the draw brings its own key.
+
+    The n-th draw has the key ``fold_in(key, n)``, where ``seed`` has the n-th of a chain of splits:
+    no draw's key waits for another's, so that the draws of many sites can be made together.
     """
 
     def __enter__(self) -> None:
-        self.began = trace_now()
+        self.began, self.drawn = trace_now(), 0
         return super().__enter__()
 
     def process_message(self, msg: Any) -> None:
@@ -34,7 +38,9 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
                 raise shared_key(msg)
             for name in msg["inside"].latent if "inside" in msg and _keyless(msg) else ():
                 raise shared_key({"type": "sample", "name": name})
-        super().process_message(msg)
+        if wants_key(msg) or (msg["type"] == "control_flow" and _keyless(msg)):
+            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, self.drawn)
+            self.drawn += 1
         if msg["type"] == "plate" and msg["value"] is None:
             # in place of NumPyro's shuffle, which goes through all indices one by one
             size, count = msg["args"]
