@@ -15,6 +15,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal
 from numpyro.infer.util import log_density
+from scipy.special import logsumexp
 
 import plated
 import vipp
@@ -272,6 +273,69 @@ def test_a_long_chain_costs_to_compile_what_a_short_one_does():
         wanted, alpha = wanted + np.log(alpha.sum()), alpha / alpha.sum()
     got = jax.jit(equations(long)[0])(0.3) - dist.Beta(2.0, 2.0).log_prob(0.3)
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+# -- tables whose entries differ by more than a number holds ----------------------------------------
+
+START = np.array([0.0, -np.inf, -np.inf, -np.inf])
+
+
+def path_through_tables(move, seen):
+    """Log evidence, and its derivatives: how often each move is made, and what is seen."""
+    move, seen = np.float64(move) - math.log(4), np.float64(seen)
+    before, after = [START], [np.zeros(4)]
+    for e in seen:
+        before.append(logsumexp(before[-1][:, None] + move + e, axis=0))
+    for e in seen[::-1]:
+        after.insert(0, logsumexp(move + e + after[0], axis=1))
+    total = logsumexp(before[-1])
+    if total == -np.inf:
+        return total, np.zeros_like(move), np.zeros_like(seen)
+    pairs = [
+        np.exp(b[:, None] + move + e + a - total)
+        for b, e, a in zip(before, seen, after[1:], strict=False)
+    ]
+    return total, sum(pairs), np.array([p.sum(0) for p in pairs])
+
+
+def spread_tables(row, rng):
+    """Tables that are dense or not, some entries impossible, spread over up to ``e^-200..e^0``."""
+    move = -[1, 20, 50, 200][row % 4] * rng.random((4, 4))
+    seen = -[1, 20, 80, 200][row // 4 % 4] * rng.random((7, 4))
+    if row % 3 == 1:
+        move[rng.random((4, 4)) < 0.4] = -np.inf
+    if row % 5 == 1:
+        seen[rng.random((7, 4)) < 0.3] = -np.inf
+    if row % 7 == 1:
+        move[np.tril_indices(4, -1)] = -np.inf
+    return np.float32(move), np.float32(seen)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("width", [1, pytest.param(50, marks=pytest.mark.thorough)])
+def test_unequal_tables_lose_nothing_in_single_precision(width):
+    """A density that takes more room than a message stays in the loop."""
+
+    def model(move, seen):
+        def step(z, e):
+            new = numpyro.sample("z", dist.Categorical(logits=jnp.zeros(4)))
+            numpyro.factor("move", move[z, new])
+            numpyro.factor("see", jnp.min(jnp.broadcast_to(e[new], (width,))))
+            return new, None
+
+        scan(step, 0, seen)
+
+    fn = lambda *tables: log_marginal(model, None, *tables)
+    run, rng = jax.jit(jax.value_and_grad(fn, (0, 1))), np.random.default_rng(0)
+    impossible = 0
+    for row in range(100):
+        tables = spread_tables(row, rng)
+        (got, slopes), (wanted, *others) = run(*tables), path_through_tables(*tables)
+        np.testing.assert_allclose(got, wanted, rtol=2e-5)
+        for slope, other in zip(slopes, others, strict=True):
+            np.testing.assert_allclose(slope, other, rtol=2e-3, atol=1e-5)
+        impossible += wanted == -np.inf
+    assert 0 < impossible < 50
 
 
 @pytest.mark.thorough

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,13 @@ class Elimination(NamedTuple):
 
 
 class Reduction(Protocol):
-    """How an array of logarithms is summed over one axis."""
+    """How an array of logarithms is summed over one axis.
+
+    Attributes:
+      plain: whether it is the log of the sum of exponentials, and no more.
+    """
+
+    plain: ClassVar[bool]
 
     def fork(self, number: Any) -> Reduction:
         """The same with randomness of its own, if it has any, for the reduction of that number."""
@@ -73,6 +79,13 @@ class Graph:
     reduce: Reduction
     limit: int = 2**28
     order: list[Elimination] = field(default_factory=list)
+
+    def total(self, members: Sequence[Factor], site: str) -> list[Factor]:
+        """The sum over a site of a product, in parts."""
+        product = multiply(members)
+        at = product.dims.index(site)
+        array = self.reduce.fork(len(self.order))(product.array, at)
+        return [Factor(array, product.dims[:at] + product.dims[at + 1 :], product.origin)]
 
 
 def contract(
@@ -152,12 +165,7 @@ def eliminate(graph: Graph, factors: Sequence[Factor], sites: Iterable[str]) -> 
         if entries > graph.limit:
             raise _too_large(site, dims, entries, graph.limit)
         graph.order.append(Elimination(site, dims, entries))
-        product = multiply(members)
-        at = product.dims.index(site)
-        rest = product.dims[:at] + product.dims[at + 1 :]
-        total = graph.reduce.fork(len(graph.order))(product.array, at)
-        live = [f for f in live if site not in f.dims]
-        live.append(Factor(total, rest, product.origin))
+        live = [f for f in live if site not in f.dims] + graph.total(members, site)
     return live
 
 
@@ -198,6 +206,8 @@ def align(factor: Factor, dims: Sequence[str]) -> Any:
 
 class LogSumExp:
     """The log of the sum of exponentials; where all are zero, with gradient zero."""
+
+    plain: ClassVar[bool] = True
 
     def fork(self, number: Any) -> LogSumExp:
         """Itself."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,7 @@ class _Choose:
 
     key: Any
     most_probable: bool
+    plain: ClassVar[bool] = False
 
     def fork(self, number: Any) -> _Choose:
         """With a key of its own."""

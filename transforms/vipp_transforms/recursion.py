@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,17 +28,22 @@ from vipp_transforms.factor_graph import Member
 from vipp_transforms.factor_values import FactorValues, atoms_of
 from vipp_transforms.lane_classes import Joined
 from vipp_transforms.lifting import Env, Lifted
+from vipp_transforms.scaled_sums import ScaledGraph, weights_of
 from vipp_transforms.staging import live
+from vipp_transforms.step_tables import fitting, tables
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("array",), meta_fields=("dims", "order"))
+@partial(jax.tree_util.register_dataclass, data_fields=("array",), meta_fields=("dims",))
 @dataclass(frozen=True)
 class _Message:
     """What a step passes to the one before it: a factor whose names are no data."""
 
     array: Any
     dims: tuple[str, ...]
-    order: tuple[Elimination, ...] = ()
+
+
+_Sums = tuple[list[Any], dict[tuple[str, ...], Any]]
+_GraphOf = Callable[[Any], ScaledGraph]
 
 
 class Recursion:
@@ -84,56 +91,145 @@ class Recursion:
         lifted = [value_of(self.values.env, x) for x in loop.xs]
         self.names = [x.axes for x in lifted]
         xs = [jnp.moveaxis(x.array, len(x.axes), 0)[loop.left()] for x in lifted]
+        carry = self._carried(xs)
         probes = {n: self.values.probes[n] for n in self.sites if n in self.values.probes}
-        numbers = jnp.arange(self.chain.left)
-        inputs = (numbers, xs, self._carried(xs), probes)
-        step = partial(self._step, reduce)
+        ahead = fitting(self.changing, self.chain, self.values, self._entries())
+        self.inside = [m for m in self.changing if not any(m is a for a in ahead)]
+        arrays, self.ahead = tables(partial(self._factors, ahead), xs, carry) if ahead else ([], ())
+        moving = (xs, carry) if self.inside else ([], {})
+        inputs = (jnp.arange(self.chain.left), *moving, probes, arrays)
+        result, order = self._sum(reduce, inputs)
+        before = lambda dims: tuple(self.back[d] if d in self.back else d for d in dims)
+        return [Factor(array, before(dims), self.origin) for dims, array in result], order
+
+    def _entries(self) -> int:
+        """How many entries what is passed from step to step has at least."""
+        lanes = lambda m: zip(m.shape, self.joined.dims[m.name], strict=True)
+        each = lambda m: math.prod(n for n, d in lanes(m) if d is not None)
+        sizes = self.values.axes.sizes
+        return sum(sizes[name] * each(member) for name, member in self.own.items())
+
+    def _sum(
+        self, reduce: Reduction, inputs: Any
+    ) -> tuple[list[tuple[tuple[str, ...], Any]], tuple[Elimination, ...]]:
+        """The sum over all steps, by products of probabilities if nothing of it is lost."""
+        graph = lambda known, number: ScaledGraph(
+            self.joined.plates_of, reduce.fork(number), known=known
+        )
+        messages, rest, order = self._messages(partial(graph, ()), inputs)
+        named = lambda r: [*zip((m.dims for m in messages), r[0], strict=True), *r[1].items()]
+        slow = lambda: self._loop(partial(graph, ()), messages, inputs, again=True)[0]
+        known = weights_of(graph((), 0), self.fixed) if reduce.plain else []
+        if not known:
+            return named(slow()), order
+        self.fixed = [w.factor for w in known]
+        fast, failed = self._loop(partial(graph, known), messages, inputs, again=bool(self.inside))
+        if failed is None:
+            return named(fast), order
+        rest |= {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in fast[1].items()}
+
+        def filled(result: _Sums) -> _Sums:
+            return result[0], {
+                k: result[1].get(k, jnp.zeros(x.shape, x.dtype)) for k, x in rest.items()
+            }
+
+        # of the slow one nothing is kept for derivatives where it is not taken
+        taken = jax.checkpoint(lambda: filled(slow()))
+        return named(jax.lax.cond(failed, taken, lambda: filled(fast))), order
+
+    def _messages(self, graph_of: _GraphOf, inputs: Any) -> tuple[list[_Message], Any, Any]:
+        """The names and shapes of messages that a step turns into messages of the same names.
+
+        Returns:
+          These; by its names, what is about no choice; and the eliminations of a step.
+        """
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
-        messages, order = self._messages(step, example)
-
-        @jax.checkpoint
-        def back(ms: list[_Message], x: Any) -> tuple[list[_Message], list[_Message]]:
-            made = {_plates(self.joined, m.dims): m for m in step(ms, x)}
-            passed = [_like(made[_plates(self.joined, m.dims)], m) for m in ms]
-            # log messages shrink with every step; what is taken off them is added once, at the
-            # end
-            tops = [_top(self.joined, m) for m in passed]
-            return list(map(_without, passed, tops)), tops
-
-        # behind the last step there is nothing: the logarithm of one
-        zeros = [replace(m, array=jnp.zeros(m.array.shape, m.array.dtype)) for m in messages]
-        final, tops = jax.lax.scan(back, zeros, inputs, reverse=not loop.reverse)
-        final += [replace(m, array=m.array.sum(0)) for m in tops]
-        before = [tuple(self.back[d] if d in self.back else d for d in m.dims) for m in final]
-        return [Factor(m.array, d, self.origin) for m, d in zip(final, before, strict=True)], order
-
-    def _messages(self, step: Any, example: Any) -> tuple[list[_Message], tuple[Elimination, ...]]:
-        """The names and shapes of messages that a step turns into messages of the same names."""
         # which choices a message is about is found by steps on shapes alone, to a fixed point
         messages: list[_Message] = []
+        order: list[Elimination] = []
+
+        def step(messages: list[_Message], x: Any) -> Any:
+            graph = graph_of(x[0])
+            passed, rest = self._step(graph, messages, x)
+            order[:] = graph.order
+            return passed, _by_names([*rest, *(_top(self.joined, m) for m in passed)])
+
+        names = lambda ms: {_plates(self.joined, m.dims): {*m.dims} for m in ms}
         while True:
-            made = jax.eval_shape(step, messages, example)
-            out = [replace(m, order=()) for m in made]
-            names = {_plates(self.joined, m.dims): {*m.dims} for m in messages}
-            if names == {_plates(self.joined, m.dims): {*m.dims} for m in out}:
-                return out, made[0].order if made else ()
+            out, rest = jax.eval_shape(step, messages, example)
+            if names(messages) == names(out):
+                return out, rest, tuple(order)
             messages = out
 
-    def _step(self, reduce: Reduction, messages: list[_Message], inputs: Any) -> list[_Message]:
-        """What a step passes to the one before it, given what the one after it passed."""
-        number, xs, carry, probes = inputs
-        env = self._env(xs, carry)
-        self._compute(env, [a for m in self.changing for a in atoms_of(m)])
-        factors = [self.values.factor(m, self.joined, env) for m in self.changing]
+    def _loop(
+        self, graph_of: _GraphOf, messages: Sequence[_Message], inputs: Any, *, again: bool
+    ) -> tuple[_Sums, Any]:
+        """Pass messages from the last step to the first.
+
+        Args:
+          graph_of: given a step's number, how its sums are taken.
+          messages: their names and shapes.
+          inputs: of all steps.
+          again: whether a step is computed once more for derivatives.
+
+        Returns:
+          The last messages and, by its names, what is about no choice; and whether some of it may
+          be lost, None if that cannot be.
+        """
+        checked: list[Any] = []
+
+        def back(carry: Any, x: Any) -> Any:
+            graph = graph_of(x[0])
+            passed, rest = self._step(graph, carry[0], x)
+            made = {_plates(self.joined, m.dims): m for m in passed}
+            passed = [_like(made[_plates(self.joined, m.dims)], m) for m in messages]
+            checked[:] = graph.failed
+            if len(checked) < len(graph.order):
+                # logs shrink with every step; what is taken off them is added once, at the end
+                tops = [_top(self.joined, m) for m in passed]
+                passed, rest = list(map(_without, passed, tops)), [*rest, *tops]
+            failed = functools.reduce(jnp.logical_or, checked, carry[1])
+            return (passed, failed), _by_names(rest)
+
+        step = jax.checkpoint(back, prevent_cse=False) if again else back
+        # behind the last step there is nothing: the logarithm of one
+        zeros = [replace(m, array=jnp.zeros(m.array.shape, m.array.dtype)) for m in messages]
+        start, reverse = (zeros, jnp.bool_(False)), not self.chain.loop.reverse
+        (final, failed), rest = jax.lax.scan(step, start, inputs, reverse=reverse)
+        sums = [m.array for m in final], {k: x.sum(0) for k, x in rest.items()}
+        return sums, failed if checked else None
+
+    def _step(
+        self, graph: Graph, messages: Sequence[_Message], inputs: Any
+    ) -> tuple[list[_Message], list[_Message]]:
+        """What a step passes to the one before it, given what the one after it passed.
+
+        Returns:
+          Messages, and what is about no choice.
+        """
+        _, xs, carry, probes, arrays = inputs
+        factors = [n.factor(array) for n, array in zip(self.ahead, arrays, strict=True)]
+        factors += self._factors(self.inside, xs, carry) if self.inside else []
         factors += [self.values.probe(n, self.own[n], self.joined, p) for n, p in probes.items()]
         factors += [*self.fixed, *(Factor(m.array, m.dims, self.origin) for m in messages)]
-        graph = Graph(self.joined.plates_of, reduce.fork(number))
-        groups: dict[frozenset[str], list[Factor]] = {}
+        groups: dict[tuple[bool, frozenset[str]], list[Factor]] = {}
         for f in contract(graph, factors, self.sites, self.kept):
             factor = f._replace(dims=tuple(self.on.get(d, d) for d in f.dims))
-            groups.setdefault(_plates(self.joined, factor.dims), []).append(factor)
-        joint = [multiply(groups[k]) for k in sorted(groups, key=sorted)]
-        return [_Message(f.array, f.dims, tuple(graph.order)) for f in joint]
+            about = any(d in self.joined.plates_of for d in factor.dims)
+            groups.setdefault((about, _plates(self.joined, factor.dims)), []).append(factor)
+        found: dict[bool, list[_Message]] = {True: [], False: []}
+        for about, plates in sorted(groups, key=lambda k: sorted(k[1])):
+            joint = multiply(groups[about, plates])
+            found[about].append(_Message(joint.array, joint.dims))
+        return found[True], found[False]
+
+    def _factors(
+        self, members: Sequence[Member], xs: Sequence[Any], carry: Mapping[int, Any]
+    ) -> list[Factor]:
+        """Factors of a step, given what it reads."""
+        env = self._env(xs, carry)
+        self._compute(env, [a for m in members for a in atoms_of(m)])
+        return [self.values.factor(m, self.joined, env) for m in members]
 
     def _env(self, xs: Sequence[Any], carry: Mapping[int, Any]) -> Env:
         env = dict(self.values.env)
@@ -176,6 +272,16 @@ class Recursion:
 
 def _plates(joined: Joined, dims: Sequence[str]) -> frozenset[str]:
     return frozenset(d for d in dims if d not in joined.plates_of)
+
+
+def _by_names(messages: Sequence[_Message]) -> dict[tuple[str, ...], Any]:
+    """What is about no choice, by its names."""
+    found: dict[tuple[str, ...], Any] = {}
+    for message in messages:
+        dims = tuple(sorted(message.dims))
+        array = align(Factor(message.array, message.dims), dims)
+        found[dims] = found[dims] + array if dims in found else array
+    return found
 
 
 def _like(message: _Message, other: _Message) -> _Message:
