@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vipp.diagnostics.accuracy import PSIS, BoundGap, bound_gap, psis
 from vipp.diagnostics.check import check
 from vipp.diagnostics.explain import Explanation, explain
 from vipp.diagnostics.gradients import NoGradientWarning
@@ -71,6 +72,8 @@ __all__ = [
     "Automatic",
     "BiasedEstimatorWarning",
     "BiasedObjectiveWarning",
+    "bound_gap",
+    "BoundGap",
     "check",
     "CheckError",
     "CheckpointError",
@@ -108,6 +111,8 @@ __all__ = [
     "Pathwise",
     "PIWAE",
     "Program",
+    "psis",
+    "PSIS",
     "REBAR",
     "ReinMax",
     "RELAX",
