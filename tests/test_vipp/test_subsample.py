@@ -130,6 +130,7 @@ LINEAR = {
 PROGRAMS = {"local": (local_model, local_guide), "global": (global_model, global_guide)}
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("programs", PROGRAMS)
 @pytest.mark.parametrize("value", NOT_LINEAR)
 def test_what_is_not_linear_in_a_minibatch_density_is_refused(value, programs):
@@ -154,6 +155,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", PRODUCTS)
 def test_what_depends_on_the_minibatch_is_no_factor_of_its_density(case):
     """Averages over minibatches of a product: 9 standard errors off where this was not refused."""
@@ -169,6 +171,7 @@ def test_what_depends_on_the_minibatch_is_no_factor_of_its_density(case):
         loss(2)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("value", LINEAR)
 def test_what_is_linear_in_a_minibatch_density_is_not(value):
     at = jax.random.key(0), {"slope": jnp.float32(0.1)}, local_model, local_guide
