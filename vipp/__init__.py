@@ -34,6 +34,7 @@ from vipp.programs.marginal import marginal
 from vipp.programs.normalize import normalize
 from vipp.programs.program import Program
 from vipp.programs.trace import Trace
+from vipp.training.calibration import Calibration, calibration
 from vipp.training.checkpoint import CheckpointError
 from vipp.training.early_stopping import EarlyStopping
 from vipp.training.fit import fit
@@ -74,6 +75,8 @@ __all__ = [
     "BiasedObjectiveWarning",
     "bound_gap",
     "BoundGap",
+    "calibration",
+    "Calibration",
     "check",
     "CheckError",
     "CheckpointError",

@@ -1,11 +1,14 @@
 """How near a guide is to the posterior: the tail of its weights, and the gap of two bounds."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from jax.tree_util import Partial
 from numpyro.infer.autoguide import AutoDelta
 from numpyro.infer.svi import SVIState
@@ -98,3 +101,43 @@ def test_what_has_no_weights():
         point(X)
     with pytest.raises(ValueError, match="'z' being a point.*Fix"):
         vipp.psis(KEY, of_scale(1.0, point))
+
+
+# -- calibration ---------------------------------------------------------------------------------
+
+
+def test_coverage_of_guides_of_known_error():
+    """The posterior's ranks are uniform, up to draws; a fraction of its scale covers less.
+
+    Between the ends of an interval there are a hundred draws: it is off by up to one of them.
+    """
+    simulations = 2_000
+    found = vipp.calibration(KEY, of_scale([1.0, 0.5, 2.0]), simulations, 99)
+    assert found.ranks["z"].shape == (simulations, 3) and found.ranks["z"].max() <= 99
+    covered = found.coverage(0.9)["z"]
+    half = scipy.stats.norm.ppf(0.95)
+    exact = np.array([2 * scipy.stats.norm.cdf(half * s) - 1 for s in (1.0, 0.5, 2.0)])
+    error = np.sqrt(exact * (1 - exact) / simulations)
+    np.testing.assert_array_less(np.abs(covered - exact), 4.5 * error + 0.01)
+    fits, *fail = found.p_values()["z"]
+    assert fits > 1e-4 and max(fail) < 1e-8
+
+
+def test_uniform_ranks():
+    found = vipp.Calibration({"z": np.arange(100)[:, None]}, 99)
+    assert found.coverage(0.5)["z"] == 0.5 and found.p_values()["z"] == 1.0
+
+
+def test_what_cannot_be_calibrated():
+    fixed = of_scale(1.0, lambda x: guide(X))
+    with pytest.raises(ValueError, match=r"does not read the data \(\['x'\]\).*Fix"):
+        vipp.calibration(KEY, fixed, 5)
+    with pytest.raises(ValueError, match="holds the data of site 'x', got .*'x'.*Fix"):
+        vipp.calibration(KEY, of_scale(1.0), 5, data={"x": "y"})
+    with pytest.raises(ValueError, match="at least 9"):
+        vipp.calibration(KEY, of_scale(1.0), 5, 3)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        vipp.Calibration({}, 9).coverage(95)
+    composed = dataclasses.replace(of_scale(1.0), model=vipp.marginal(model, keep=["z"]))
+    with pytest.raises(TypeError, match=r"composed of others \(Marginal\)"):
+        vipp.calibration(KEY, composed, 5)

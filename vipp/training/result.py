@@ -129,6 +129,20 @@ class FitResult:
           ValueError: if ``num_samples`` is not a positive int, if the density of the model's sites
             is only estimated, or naming a plate that is subsampled.
 
+        Example:
+          >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax, vipp
+          >>> def model(x):
+          ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+          ...     with numpyro.plate("data", len(x)):
+          ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+          >>> guide = lambda x: numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+          >>> result = vipp.fit(
+          ...     jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.1), 10, jnp.ones(3),
+          ...     progress_bar=False)
+          >>> tree = result.to_arviz(jax.random.key(1), num_samples=5)
+          >>> tree["log_likelihood"]["x"].dims
+          ('chain', 'draw', 'data')
+
         References:
           Kumar, Carroll, Hartikainen and Martin, *ArviZ, a unified library for exploratory
           analysis of Bayesian models*, 2019.
