@@ -106,6 +106,7 @@ def test_linear_terms_leave_none_at_all(exact, estimator):
     assert grad.var(0).max() < 1e-9
 
 
+@pytest.mark.thorough
 def test_quasi_random_numbers_lower_the_variance(exact):
     smooth = lambda theta, rv: jnp.exp(0.3 * slope(theta, rv))
     quasi, plain = (

@@ -212,6 +212,7 @@ def test_value_and_grad_starts_at_the_start(bound_and_grad):
 # -- the weight of a mixture ---------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_mixture_finds_the_best_weight(bound_and_grad):
     r"""Two score functions on one draw, ``g_a = f s`` and ``g_b = (f - c) s``.
 

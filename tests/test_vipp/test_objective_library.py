@@ -450,6 +450,7 @@ def test_annealed_bound_tightens(bound_and_grad):
     assert evidence - reached[2] < 0.8
 
 
+@pytest.mark.thorough
 def test_annealed_weights_are_unbiased_for_the_evidence(bound_and_grad):
     """Constrained sites move in unconstrained coordinates, and the volume is accounted for."""
 

@@ -232,6 +232,7 @@ def test_explicit_samplers_are_left_alone():
     assert implicit(MIXED) and not explicit(MIXED)
 
 
+@pytest.mark.thorough
 def test_an_implicit_draw_inside_scan_has_its_gradient(reference):
     kappa = jnp.array(1.3)
 

@@ -312,7 +312,8 @@ def spread_tables(row, rng):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("width", [1, pytest.param(50, marks=pytest.mark.thorough)])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("width", [1, 50])
 def test_unequal_tables_lose_nothing_in_single_precision(width):
     """A density that takes more room than a message stays in the loop."""
 
