@@ -95,7 +95,8 @@ def psis(
             f"psis: num_samples must be at least 25, to have a tail, got {num_samples}. Fix: give "
             "a thousand."
         )
-    log_w = np.asarray(_weights(rng_key, result, num_samples, per_plate).log_w)
+    weights = jax.jit(lambda key: _weights(key, result, num_samples, per_plate).log_w)
+    log_w = np.asarray(weights(rng_key))
     rows = log_w.reshape(num_samples, -1)
     shapes, sizes = np.array([_judged(row) for row in rows.T]).T
     shapes, sizes = shapes.reshape(log_w.shape[1:]), sizes.reshape(log_w.shape[1:])
