@@ -61,6 +61,9 @@ def packed_estimate(
 ) -> tuple[jax.Array, Any]:
     """What :func:`estimate` returns, value and gradient packed if ``fn`` has many small equations.
 
+    Only where all its choices are pathwise: the tables of an enumerated chain take fewer operations
+    one by one than stacked, and a third of the time to trace.
+
     Args:
       then: is given the auxiliary outputs and the updates, and returns arrays instead, which are
         not differentiated.
@@ -77,8 +80,9 @@ def packed_estimate(
         value, aux, updates = _evaluated(traced, planned)
         return value, then(aux, updates)
 
-    eqns = _jax.equations(traced.closed) if planned is None else planned.program.eqns
-    return packed_scalar(both, sum(1 for _ in eqns))
+    if planned is not None:
+        return both()
+    return packed_scalar(both, sum(1 for _ in _jax.equations(traced.closed)))
 
 
 def _evaluated(traced: Traced, planned: Plan | None) -> tuple[jax.Array, Any, Updates]:
