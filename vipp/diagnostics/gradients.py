@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp.diagnostics.parameters import by_name
-from vipp_transforms import _jax
+from vipp_transforms import _jax, packing
 from vipp_transforms.reach import reach
 
 
@@ -43,7 +43,8 @@ def without_gradient(loss: Callable[[Any], jax.Array], params: Mapping[str, Any]
         return jax.jvp(of, (arrays,), (tangents,))[1]
 
     arrays = {n: jnp.asarray(x) for n, x in arrays.items()}
-    closed, _ = _jax.trace(differential, arrays)
+    with packing.around():  # what is evaluated together would depend on all of them
+        closed, _ = _jax.trace(differential, arrays)
     order = jax.tree.leaves({n: n for n in arrays})
     (reaching,) = reach(closed, [frozenset({n}) for n in order])
     return [n for n in arrays if n not in reaching]

@@ -17,6 +17,7 @@ from numpyro.infer.util import transform_fn
 
 from vipp.training.identity import identity, structure
 from vipp_transforms import packing
+from vipp_transforms.ravelled import Ravelled
 
 MOST_STEPS_AT_ONCE = 4096
 _MOST_KEPT = 32
@@ -84,11 +85,12 @@ class Compiled:
 def advance(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
     """A function ``(state, steps) -> (state, taken, ok, losses)`` that trains.
 
-    It takes up to ``steps`` steps and stops before a bad one.
+    It takes up to ``steps`` steps and stops before a bad one. The state is :func:`state_of` what is
+    returned.
     """
 
     def run(state: SVIState, steps: Any) -> tuple[Any, Any, Any, Any]:
-        one, pack, unpack = _stepping(_update(svi, args, kwargs), state)
+        one, pack, _, leave = _stepping(_update(svi, args, kwargs), state)
 
         def step(carry: Any) -> Any:
             i, state, _, losses = carry
@@ -99,7 +101,7 @@ def advance(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
         taken, end, ok, losses = jax.lax.while_loop(
             lambda carry: (carry[0] < steps) & carry[2], step, begin
         )
-        return unpack(end), taken, ok, losses
+        return leave(end), taken, ok, losses
 
     return run
 
@@ -113,7 +115,7 @@ def advance_each(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
 
     def run(states: SVIState, going: jax.Array, steps: Any) -> tuple[Any, Any, Any, Any]:
         first = jax.tree.map(lambda x: x[0], states)
-        one, pack, unpack = _stepping(_update(svi, args, kwargs), first)
+        one, pack, unpack, _ = _stepping(_update(svi, args, kwargs), first)
 
         def each(state: Any, going: jax.Array) -> Any:
             new, loss, ok = one(state)
@@ -149,11 +151,24 @@ def _chosen(new_one: jax.Array, new: Any, old: Any) -> Any:
 
 
 class _Stepping(NamedTuple):
-    """An update of a state as a loop carries it, how it gets there, and back."""
+    """An update of a state as a loop carries it, how it gets there, and back.
+
+    Attributes:
+      one: the update.
+      pack: of a state, the loop's.
+      unpack: of the loop's state, a state.
+      leave: the same for :func:`state_of`, outside of the compiled program.
+    """
 
     one: Callable[[Any], Any]
     pack: Callable[[Any], Any]
     unpack: Callable[[Any], Any]
+    leave: Callable[[Any], Any]
+
+
+def state_of(left: SVIState | Ravelled) -> SVIState:
+    """The state that :func:`advance` has come to."""
+    return left.tree() if isinstance(left, Ravelled) else left
 
 
 def _stepping(update: Callable[[Any], Any], state: Any) -> _Stepping:
@@ -172,8 +187,9 @@ def _stepping(update: Callable[[Any], Any], state: Any) -> _Stepping:
         return new, loss, ok
 
     if packing.pays(program):
-        return _Stepping(packed, layout.ravel, layout.unravel)
-    return _Stepping(whole, jax.tree.leaves, partial(jax.tree.unflatten, treedef))
+        return _Stepping(packed, layout.ravel, layout.unravel, partial(Ravelled.of, layout))
+    unpack = partial(jax.tree.unflatten, treedef)
+    return _Stepping(whole, jax.tree.leaves, unpack, unpack)
 
 
 def _finite(params: Any) -> jax.Array:

@@ -16,7 +16,7 @@ from numpyro.infer.svi import SVIState
 from vipp.training.batches import Batches
 from vipp.training.blame import Blame, blame
 from vipp.training.checkpoint import Checkpoints
-from vipp.training.compiled import MOST_STEPS_AT_ONCE, Compiled, advance
+from vipp.training.compiled import MOST_STEPS_AT_ONCE, Compiled, advance, state_of
 from vipp.training.early_stopping import Patience
 from vipp.training.mesh import Placement
 from vipp.training.metrics import evaluate, measure
@@ -117,8 +117,9 @@ class Run:
           NonFiniteError: if a loss or a parameter was not finite; the state is the one before it.
         """
         train = self.compiled.function(advance, (*self.placed(batch), *self.args), self.kwargs)
-        state, *report = train(self.state, count)
+        left, *report = train(self.state, count)
         taken, ok, block = jax.device_get(report)  # interrupts come here, and find all as it was
+        state = state_of(left)
         self.state, self.done = state, self.done + int(taken)
         self.losses.append(block[:taken])
         if not ok:

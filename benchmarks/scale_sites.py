@@ -1,0 +1,131 @@
+"""What many scalar latent sites under ``AutoNormal`` cost to compile, and a step of them.
+
+Each row is a process of its own with three minutes, after which it is given up. CPU seconds are
+those of `resource.getrusage`, of all threads: load by others disturbs them less than the clock.
+
+    python benchmarks/scale_sites.py [--sites 30 100 300] [--numpyro 10 30]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import optax
+from _common import table
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
+
+import vipp
+
+LIMIT = 180
+STEPS = 2_000
+
+
+def scalars(sites: int) -> None:
+    total = 0.0
+    for i in range(sites):
+        total += numpyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(total, 1.0), obs=3.0)
+
+
+def stacked(sites: int) -> None:
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([sites]).to_event(1))
+    numpyro.sample("x", dist.Normal(z.sum(), 1.0), obs=3.0)
+
+
+def cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def spent(fn: Any) -> float:
+    """CPU seconds of a call."""
+    started = cpu()
+    jax.block_until_ready(fn())
+    return cpu() - started
+
+
+def fitting(model: Any, sites: int) -> Any:
+    """A function that takes steps; the guide's own first look at the model is behind it."""
+    guide, optim = AutoNormal(model), optax.adam(1e-2)
+    SVI(model, guide, optim, vipp.ELBO()).init(jax.random.key(0), sites)
+    return lambda steps: vipp.fit(
+        jax.random.key(0), vipp.ELBO(), model, guide, optim, steps, sites, progress_bar=False
+    ).losses
+
+
+def with_vipp(sites: int) -> dict[str, float]:
+    runs = {"scalars": fitting(scalars, sites), "stacked": fitting(stacked, sites)}
+    found = {f"compile {name}": spent(lambda run=run: run(1)) for name, run in runs.items()}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(5):
+        for name, run in runs.items():
+            taken[name].append(spent(lambda run=run: run(STEPS)) - spent(lambda run=run: run(1)))
+    return found | {f"step {name}": min(taken[name]) / (STEPS - 1) for name in runs}
+
+
+def with_svi(loss: Any, sites: int) -> dict[str, float]:
+    svi = SVI(scalars, AutoNormal(scalars), optax.adam(1e-2), loss)
+    state = svi.init(jax.random.key(0), sites)
+    step = jax.jit(lambda state: svi.update(state, sites))
+    return {"compile scalars": spent(lambda: step(state))}
+
+
+CASES = {
+    "fit": with_vipp,
+    "SVI(vipp.ELBO())": lambda sites: with_svi(vipp.ELBO(), sites),
+    "NumPyro": lambda sites: with_svi(Trace_ELBO(), sites),
+}
+
+
+def one(case: str, sites: int) -> None:
+    spent(lambda: jnp.ones(()) + 1)
+    found = CASES[case](sites)
+    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps(found))
+
+
+def row(case: str, sites: int) -> tuple[Any, ...]:
+    command = [sys.executable, __file__, "--case", case, "--sites", str(sites)]
+    try:
+        output = subprocess.run(command, check=True, capture_output=True, timeout=LIMIT).stdout
+    except subprocess.TimeoutExpired:
+        return (sites, case, f"over {LIMIT} s on the clock", "", "", "", "")
+    found = json.loads(output.splitlines()[-1])
+    scalar, whole = (found.get(f"step {name}", 0.0) for name in ("scalars", "stacked"))
+    steps = (scalar * 1e6, whole * 1e6, scalar / whole) if whole else ("", "", "")
+    return (sites, case, found["compile scalars"], found["memory"], *steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sites", type=int, nargs="+", default=[30, 100, 300])
+    parser.add_argument("--svi", type=int, nargs="*", default=[30, 100])
+    parser.add_argument("--numpyro", type=int, nargs="*", default=[10, 30])
+    parser.add_argument("--case", choices=CASES)
+    args = parser.parse_args()
+    if args.case:
+        return one(args.case, args.sites[0])
+    rows = []
+    for case, sites in zip(CASES, (args.sites, args.svi, args.numpyro)):
+        for count in sites:
+            rows.append(row(case, count))
+            print(rows[-1], flush=True)
+    header = (
+        "sites", "", "trace and compile, CPU s", "peak memory, GiB",
+        "step, CPU us", "of a stacked program", "ratio",
+    )  # fmt: skip
+    table("Scalar Normal sites under AutoNormal", header, rows)
+
+
+if __name__ == "__main__":
+    main()

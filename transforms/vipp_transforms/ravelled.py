@@ -1,0 +1,64 @@
+"""What a packed loop returns: vectors, taken apart outside of the compiled program."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vipp_transforms.packing import Layout
+
+
+@jax.tree_util.register_pytree_node_class
+class Ravelled:
+    """A tree as one vector for each dtype.
+
+    XLA compiles a kernel for every slice that a program returns; outside of it they are free.
+
+    Args:
+      layout: of the tree.
+      vectors: by dtype, those of random keys left out.
+      keys: the leaves that are random keys, in order.
+    """
+
+    def __init__(self, layout: Layout, vectors: dict[str, Any], keys: list[Any]):
+        self.layout, self.vectors, self.keys = layout, vectors, keys
+
+    def tree_flatten(self) -> tuple[Any, Layout]:
+        """The arrays, and how they lie."""
+        return (self.vectors, self.keys), self.layout
+
+    @classmethod
+    def tree_unflatten(cls, layout: Layout, children: Any) -> Ravelled:
+        """Of its arrays."""
+        return cls(layout, *children)
+
+    @classmethod
+    def of(cls, layout: Layout, vectors: dict[str, Any]) -> Ravelled:
+        """Of the vectors of :meth:`Layout.ravel`."""
+        leaves = jax.tree_util.tree_leaves(layout.unravel(vectors))
+        plain = {name: v for name, v in vectors.items() if not _is_key(v)}
+        return cls(layout, plain, [x for x in leaves if _is_key(x)])
+
+    def tree(self) -> Any:
+        """The tree itself, each leaf where its vector is."""
+        host = jax.device_get(self.vectors)
+        keys, leaves, places = iter(self.keys), [], []
+        for segment in self.layout.segments:
+            if segment.vector not in host:
+                leaves.append(next(keys))
+                places.append(leaves[-1].sharding)
+                continue
+            end = segment.start + math.prod(segment.shape)
+            leaves.append(np.reshape(host[segment.vector][segment.start : end], segment.shape))
+            place = self.vectors[segment.vector].sharding
+            places.append(place if place.is_fully_replicated else None)
+        moved = jax.device_put(leaves, places)
+        return jax.tree_util.tree_unflatten(self.layout.treedef, moved)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
