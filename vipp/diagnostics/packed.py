@@ -33,7 +33,7 @@ class PackReport:
 
     def __str__(self) -> str:
         if not self.groups:
-            return f"packed: nothing ({self.equations} small equations; from {WORTHWHILE} on)"
+            return f"packed: nothing ({self.equations} small equations; from {WORTHWHILE} on, all pathwise)"
         largest = ", ".join(f"{name} x {size}" for name, size in self.groups[:_SHOWN])
         return (
             f"packed: {self.equations:,} equations of value and gradient as {self.after:,} "
@@ -54,7 +54,7 @@ def packed(
       programs: model, guide, their arguments and keyword arguments.
     """
     count = len(plan.program.eqns)
-    if count < WORTHWHILE:
+    if count < WORTHWHILE or plan.program.sites:
         return PackReport(count, count)
     real = {n: x for n, x in params.items() if is_real(x)}
 
