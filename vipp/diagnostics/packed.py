@@ -33,7 +33,8 @@ class PackReport:
 
     def __str__(self) -> str:
         if not self.groups:
-            return f"packed: nothing ({self.equations} small equations; from {WORTHWHILE} on, all pathwise)"
+            limit = f"from {WORTHWHILE} on, all pathwise"
+            return f"packed: nothing ({self.equations} small equations; {limit})"
         largest = ", ".join(f"{name} x {size}" for name, size in self.groups[:_SHOWN])
         return (
             f"packed: {self.equations:,} equations of value and gradient as {self.after:,} "
