@@ -851,3 +851,34 @@ def test_values_for_another_number_of_steps_are_refused(steps):
 
     with pytest.raises(vipp.SiteError, match=f"'z' has values for {steps} steps, expected 3"):
         vipp.ELBO().loss(jax.random.key(0), {}, of(3), of(steps))
+
+
+@pytest.mark.parametrize("place", ["scan", "cond"])
+def test_a_parameter_of_a_step_has_the_value_given(place):
+    """NumPyro's handlers do not reach it: it would have its initial value, and slope 0."""
+
+    def of(inside):
+        def program():
+            outside = None if inside else numpyro.param("loc", 0.0)
+            at = lambda: numpyro.param("loc", 0.0) if inside else outside
+            draw = lambda _: numpyro.sample("z", dist.Normal(at(), 1.0))
+            if place == "cond":
+                cond(True, draw, draw, 0.0)
+            else:
+                scan(lambda c, _: (c, draw(c)), 0.0, None, length=2)
+
+        return program
+
+    def model():
+        draw = lambda _: numpyro.sample("z", dist.Normal(2.0, 1.0))
+        if place == "cond":
+            cond(True, draw, draw, 0.0)
+        else:
+            scan(lambda c, _: (c, draw(c)), 0.0, None, length=2)
+
+    bound = lambda inside: vipp.value_and_grad(vipp.ELBO(), model, of(inside))(
+        jax.random.key(0), {"loc": jnp.float32(0.7)}
+    )
+    (value, slope), (wanted, slope_wanted) = bound(True), bound(False)
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    np.testing.assert_allclose(slope["loc"], slope_wanted["loc"], rtol=1e-6)

@@ -223,12 +223,13 @@ class _own_keys(Messenger):  # noqa: N801
 class own_sites(Messenger):  # noqa: N801
     """Refuses a site under a JAX transformation that began inside a program scored by its trace.
 
-    And a parameter in the body of a ``scan`` or ``cond``, which the values outside do not reach.
+    In the body of a ``scan`` or ``cond``, which NumPyro's handlers outside do not reach, parameters
+    have the values given; one without is refused.
     """
 
-    def __init__(self, *, in_body: bool = False):
+    def __init__(self, params: Mapping[str, Any] | None = None, *, in_body: bool = False):
         super().__init__()
-        self.in_body = in_body
+        self.params, self.in_body = params or {}, in_body
 
     def __enter__(self) -> None:
         self.began = trace_now()
@@ -237,7 +238,9 @@ class own_sites(Messenger):  # noqa: N801
     def process_message(self, msg: Any) -> None:
         """Look at the site."""
         if msg["type"] == "control_flow":
-            within(msg, lambda: own_sites(in_body=True))
+            within(msg, lambda: own_sites(self.params, in_body=True))
+        elif msg["type"] == "param" and self.in_body and msg["name"] in self.params:
+            msg["value"] = self.params[msg["name"]]
         elif msg["type"] == "param" and self.in_body:
             raise vt.SiteError(
                 f"Parameter '{msg['name']}' is declared in the body of a scan or cond, expected "

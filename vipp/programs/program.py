@@ -289,7 +289,7 @@ class Program(AbstractProgram):
             seeded(rng_seed=key),
             handlers.Given({**self.params, **self.mutable, **data}, given if all_given else None),
             loops,
-            own_sites(),
+            own_sites(self.params),
             inner or nullcontext(),
         ):
             result = self.keyed()(*self.args, **self.kwargs)
