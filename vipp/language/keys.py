@@ -38,7 +38,8 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
                 raise shared_key(msg)
             for name in msg["inside"].latent if "inside" in msg and _keyless(msg) else ():
                 raise shared_key({"type": "sample", "name": name})
-        if wants_key(msg) or (msg["type"] == "control_flow" and _keyless(msg)):
+        waits = wants_key(msg) or (msg["type"] == "control_flow" and _keyless(msg))
+        if waits and self.rng_key is not None:
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, self.drawn)
             self.drawn += 1
         if msg["type"] == "plate" and msg["value"] is None:
