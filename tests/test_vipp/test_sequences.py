@@ -562,9 +562,9 @@ SEEN = jnp.array([True, False, True])
 @pytest.mark.parametrize("how", ["mask", "obs_mask"])
 @pytest.mark.parametrize(
     "objective, keys",
-    [(vipp.FilteringBound(num_particles=1_000), 8), (vipp.IWAE(num_particles=1_000), 200)],
+    [(vipp.FilteringBound(num_particles=500), 100), (vipp.IWAE(num_particles=1_000), 200)],
 )
-def test_missing_observations(how, objective, keys, bound_and_grad):
+def test_missing_observations(how, objective, keys):
     """The bound is tight, and the step without an observation counts nothing; a carry in a tree."""
 
     def model(xs):
@@ -581,7 +581,8 @@ def test_missing_observations(how, objective, keys, bound_and_grad):
         start = numpyro.sample("z0", dist.Normal(0.0, 1.0))
         scan(step, {"z": (start, 0), "none": None}, (xs, SEEN))
 
-    value, _ = bound_and_grad(objective, model, gaussian_steps, {}, XS, keys=keys)
+    bound = jax.jit(jax.vmap(lambda key: -objective.loss(key, {}, model, gaussian_steps, XS)))
+    value = bound(jax.random.split(jax.random.key(0), keys))
     np.testing.assert_allclose(value.mean(), kalman(XS, SEEN), atol=0.06)
 
 
