@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from numpyro.handlers import block, seed, substitute, trace
+
+from vipp.training.abstract_run import facts_of
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,10 @@ def placement(
 ) -> Placement:
     """What of a model's data can be shared out: what lies along its plates."""
     plates: dict[int, str] = {}
-
-    def run(key: Any) -> None:
-        with block(), trace() as record, seed(rng_seed=key), substitute(data=params):
-            model(*args, **kwargs)
-        for name, site in record.items():
-            if site["type"] == "plate":
-                size, count = site["args"]
-                plates.setdefault(size if count is None else count, name)
-
-    jax.eval_shape(run, jax.random.key(0))
+    for name, found in facts_of(model, params, args, kwargs).items():
+        if found.kind == "plate":
+            size, count = found.args
+            plates.setdefault(size if count is None else count, name)
     # the compiler works out where everything else lies: a program need not say it
     auto = (AxisType.Auto,) * len(mesh.axis_names)
     return Placement(Mesh(mesh.devices, mesh.axis_names, axis_types=auto), plates)

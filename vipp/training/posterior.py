@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from numpyro.handlers import block, seed, substitute, trace
 from numpyro.infer import Predictive
 from numpyro.infer.autoguide import AutoGuide
 
@@ -14,6 +13,7 @@ from vipp.language.subsample import subsample
 from vipp.programs.composed import Binding
 from vipp.programs.infer_discrete import drawn_back
 from vipp.programs.marginal import Marginal
+from vipp.training.abstract_run import facts_of
 
 
 def draw_posterior(
@@ -100,19 +100,9 @@ def _sites_of(
     Returns:
       ``"sample"`` or ``"deterministic"``, by name; size and subsample size, by name.
     """
-    kinds: dict[str, str] = {}
-    plates: dict[str, tuple[int, int]] = {}
-
-    def run(key: Any) -> None:
-        with block(), trace() as record, seed(rng_seed=key), substitute(data=data):
-            program(*args, **kwargs)
-        for name, site in record.items():
-            if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
-                plates[name] = site["args"]
-            if site["type"] == "deterministic" or (
-                site["type"] == "sample" and not site["is_observed"]
-            ):
-                kinds[name] = site["type"]
-
-    jax.eval_shape(run, jax.random.key(0))
-    return kinds, plates
+    found = facts_of(program, data, args, kwargs)
+    drawn = {n: f.kind for n, f in found.items() if f.kind == "sample" and not f.observed}
+    derived = {n: f.kind for n, f in found.items() if f.kind == "deterministic"}
+    plates = {n: f.args for n, f in found.items() if f.kind == "plate"}
+    subsampled = {n: x for n, x in plates.items() if x[1] not in (None, x[0])}
+    return drawn | derived, subsampled
