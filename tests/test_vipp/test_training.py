@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+import orbax.checkpoint as orbax
 import pytest
 from numpyro.infer.autoguide import AutoNormal
 
@@ -312,40 +314,117 @@ def test_a_run_that_was_killed_goes_on_bit_by_bit(settings, tmp_path):
     assert sum(p.name.isdigit() for p in (tmp_path / "run").iterdir()) <= 2
 
 
-@pytest.fixture
-def saved(tmp_path):
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("once") / "run"
     train(20, checkpoint=str(folder), checkpoint_every=10)
     return folder
 
 
-@pytest.mark.filterwarnings("ignore::vipp.NoGradientWarning")
-def test_a_checkpoint_of_another_run_is_refused(saved):
-    def other(x):
-        numpyro.param("second", jnp.zeros(3))
+@pytest.fixture
+def saved(twenty, tmp_path):
+    return pathlib.Path(shutil.copytree(twenty, tmp_path / "run"))
+
+
+def of_the_data(change):
+    """A fault in the files that hold the numbers."""
+
+    def fault(saved):
+        for path in (saved / "20" / "d").iterdir():
+            change(path)
+
+    return fault
+
+
+def flip(path):
+    whole = bytearray(path.read_bytes())
+    whole[-9] ^= 1
+    path.write_bytes(bytes(whole))
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def of_somebody_else(saved):
+    shutil.rmtree(saved / "20")
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(saved / "20", {"w": np.zeros(3)})
+
+
+def with_numbers_of_its_own(saved):
+    """Whole, and read without an error, but not what was written."""
+    with orbax.StandardCheckpointer() as checkpointer:
+        whole = checkpointer.restore(saved / "20")
+        whole["run"] = np.asarray(whole["run"]).copy()
+        whole["run"][-1] ^= 1
+        checkpointer.save(saved / "20", whole, force=True)
+
+
+def half_written(saved):
+    shutil.rmtree(saved / "20")
+    (saved / "20").mkdir()
+
+
+DAMAGED = "20 is damaged.*Fix: move it away"
+FAULTS = {
+    "bit flipped": (of_the_data(flip), DAMAGED),
+    "truncated": (of_the_data(shorten), DAMAGED),
+    "data gone": (of_the_data(pathlib.Path.unlink), DAMAGED),
+    "metadata gone": (lambda saved: (saved / "20" / "_METADATA").unlink(), DAMAGED),
+    "half-written": (half_written, DAMAGED),
+    "other bytes": (with_numbers_of_its_own, "20 is damaged.*not those that were written"),
+    "of somebody else": (of_somebody_else, "20 was not written by vipp.fit.*folder of its own"),
+}
+
+
+@pytest.mark.parametrize("fault, says", FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_told_and_the_checkpoint_before_it_is_there(fault, says, saved):
+    fault(saved)
+    with pytest.raises(vipp.CheckpointError, match=says):
+        train(30, checkpoint=str(saved))
+    shutil.move(saved / "20", saved / "away")
+    same(train(30, checkpoint=str(saved)), train(30))
+
+
+def test_what_a_killed_run_left_half_written_is_written_anew(saved):
+    shutil.move(saved / "20", saved / "20.orbax-checkpoint-tmp")
+    same(train(20, checkpoint=str(saved)), train(20))
+    assert sorted(p.name for p in saved.iterdir()) == [".lock", "10", "20"]
+
+
+def second(x):
+    numpyro.param("second", jnp.zeros(3))
+    model(x)
+
+
+def heavier(x):
+    with numpyro.handlers.scale(scale=2.0):
         model(x)
 
-    for key, programs, what in (
-        (KEY, other, "other shapes"),
-        (jax.random.key(1), model, "rng_key"),
-    ):
-        with pytest.raises(vipp.CheckpointError, match=f"20 is of a run with.*{what}"):
-            vipp.fit(
-                key, vipp.ELBO(), programs, guide, ADAM, 20, X, progress_bar=False,
-                checkpoint=str(saved),
-            )  # fmt: skip
+
+OTHERS = {
+    "shapes": ({"model": second}, r".*other shapes or dtypes \(int32\[\], now float32\[3\]"),
+    "key": ({"key": jax.random.key(1)}, "another rng_key"),
+    "objective": ({"objective": vipp.IWAE(num_particles=2)}, "another objective"),
+    "model": ({"model": heavier}, "other losses at its start.*another model"),
+    "data": ({"x": X + 1.0}, "other losses at its start.*other data"),
+    "optimiser": ({"optim": optax.adam(0.04)}, "other losses at its start.*optimiser"),
+    "number of steps": ({"steps": 19}, "20 steps, more than the 19 asked for"),
+}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_there(saved):
-    for path in (saved / "20").rglob("*"):
-        if path.is_file() and path.parent.name == "d":
-            path.write_bytes(path.read_bytes()[:-8] + b"damaged!")
-    with pytest.raises(vipp.CheckpointError, match=r"20 is damaged.*Fix: delete it"):
-        train(20, checkpoint=str(saved))
-    subprocess.run(["rm", "-r", str(saved / "20")], check=True)
-    same(train(20, checkpoint=str(saved)), train(20))
+@pytest.mark.filterwarnings("ignore::vipp.NoGradientWarning")
+@pytest.mark.parametrize("other, says", OTHERS.values(), ids=OTHERS)
+def test_a_checkpoint_of_another_run_is_refused(other, says, saved):
+    run = {"key": KEY, "objective": vipp.ELBO(), "model": model, "optim": ADAM, "steps": 20, "x": X}
+    key, objective, program, optim, steps, x = (run | other).values()
+    with pytest.raises(vipp.CheckpointError, match=f"20 is of a run with {says}"):
+        vipp.fit(
+            key, objective, program, guide, optim, steps, x, progress_bar=False,
+            checkpoint=str(saved),
+        )  # fmt: skip
+    assert sorted(p.name for p in saved.iterdir()) == [".lock", "10", "20"]
 
 
 def test_one_folder_for_two_runs_is_refused(saved):
@@ -364,16 +443,19 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_run_and_the_checkpoints_before(saved, monkeypatch):
-    import orbax.checkpoint
-
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(orbax.checkpoint.StandardCheckpointer, "save", full)
-    with pytest.raises(vipp.CheckpointError, match="step 30 can't.*No space left") as error:
+    monkeypatch.setattr(orbax.StandardCheckpointer, "save", full)
+    monkeypatch.setattr(orbax.StandardCheckpointer, "close", full)
+    with pytest.raises(
+        vipp.CheckpointError, match=r"step 30 can't.*No space left.*\[10, 20\]"
+    ) as error:
         train(30, checkpoint=str(saved), checkpoint_every=10)
     same(error.value.result, train(30))
-    assert {p.name for p in saved.iterdir() if p.name.isdigit()} == {"10", "20"}
+    monkeypatch.undo()
+    same(train(30, checkpoint=str(saved), checkpoint_every=50), train(30))
+    assert {p.name for p in saved.iterdir() if p.name.isdigit()} == {"20", "30"}
 
 
 def test_without_orbax(monkeypatch, tmp_path):

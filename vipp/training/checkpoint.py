@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
+import itertools
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vipp.training.folder_lock import lock
+from vipp.training.saved_bytes import from_bytes, to_bytes
+
 _KEPT = 2
+_NAME = "run"
 
 
 class CheckpointError(RuntimeError):
@@ -41,7 +43,7 @@ class Checkpoints:
     """The checkpoints of one run, in a folder of its own, the last two of them.
 
     Orbax writes one beside its place and renames it. So a run that is killed leaves the earlier
-    one as it was. A digest of all bytes tells one that was damaged.
+    one as it was. All is one array of bytes, with a digest that tells one that was damaged.
 
     Args:
       folder: made if it is not there.
@@ -67,7 +69,7 @@ class Checkpoints:
                 "give one that can."
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock)
         except OSError as error:
             self._lock.close()
             raise CheckpointError(
@@ -77,8 +79,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._checkpointer.close()
-        self._lock.close()
+        try:
+            self._checkpointer.close()
+        except Exception:  # of a save that was told of, or of Orbax's notes, which nobody reads
+            pass
+        finally:
+            self._lock.close()
 
     def save(self, step: int, arrays: Any, series: np.ndarray, notes: Mapping[str, Any]) -> None:
         """Write a checkpoint, and delete those before the last two.
@@ -87,18 +93,19 @@ class Checkpoints:
           CheckpointError: if it can't be written; those before it are still there.
         """
         leaves = [series, *(np.asarray(_raw(x)) for x in jax.tree.leaves(arrays))]
-        text = json.dumps({"identity": self._identity, "digest": _digest(leaves), **notes})
-        whole = {f"leaf {i}": x for i, x in enumerate(leaves)}
-        whole["notes"] = np.frombuffer(text.encode(), np.uint8)
+        whole = {_NAME: to_bytes(leaves, {"identity": self._identity, **notes})}
         try:
             self._checkpointer.save(self._folder / str(step), whole, force=True)
             self._checkpointer.wait_until_finished()
             for old in self._steps()[:-_KEPT]:
                 shutil.rmtree(self._folder / str(old))
         except Exception as error:  # of the file system, however Orbax wraps it
+            for half in self._folder.glob(f"{step}.*"):
+                shutil.rmtree(half, ignore_errors=True)
             raise CheckpointError(
-                f"fit: checkpoint: step {step} can't be written to {self._folder} ({error}). The "
-                "checkpoints before it are still there. Fix: make room, and run again to go on."
+                f"fit: checkpoint: step {step} can't be written to {self._folder} "
+                f"({_first_line(error)}). Checkpoints that are there: {self._steps()}. Fix: make "
+                "room, and run again to go on from the last of them."
             ) from error
 
     def latest(self, like: Any) -> Saved | None:
@@ -113,33 +120,47 @@ class Checkpoints:
         steps = self._steps()
         return self._read(steps[-1], like) if steps else None
 
+    def refuse(self, step: int, what: str) -> NoReturn:
+        """Say that the checkpoint of a step can't be gone on from.
+
+        Raises:
+          CheckpointError: that it is of a run with ``what``.
+        """
+        raise _foreign(self._folder / str(step), what)
+
     def _steps(self) -> list[int]:
-        return sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit())
+        return sorted(int(p.name) for p in self._folder.glob("*") if p.name.isdigit())
 
     def _read(self, step: int, like: Any) -> Saved:
         path = self._folder / str(step)
         try:
             whole = self._checkpointer.restore(path)
-            notes = json.loads(bytes(np.asarray(whole.pop("notes"))))
-            leaves = [np.asarray(whole[f"leaf {i}"]) for i in range(len(whole))]
-            intact = notes.pop("digest") == _digest(leaves)
         except Exception as error:  # whatever reading a damaged file may raise
             raise _damaged(path, error) from error
-        if not intact:
-            raise _damaged(path, "its bytes are not those that were written")
-        self._check_identity(path, notes.pop("identity"))
-        series, *leaves = leaves
-        wanted, treedef = jax.tree.flatten(like)
-        shapes = [(np.shape(_raw(x)), np.asarray(_raw(x)).dtype) for x in wanted]
-        if [(x.shape, x.dtype) for x in leaves] != shapes:
-            raise _foreign(path, "parameters or an optimiser of other shapes")
-        made = [_like(x, w) for x, w in zip(leaves, wanted, strict=True)]
-        return Saved(step, jax.tree.unflatten(treedef, made), series, notes)
-
-    def _check_identity(self, path: pathlib.Path, found: Mapping[str, str]) -> None:
+        if not isinstance(whole, Mapping) or list(whole) != [_NAME]:
+            raise CheckpointError(
+                f"fit: checkpoint: {path} was not written by vipp.fit. Fix: give this run a folder "
+                "of its own."
+            )
+        try:
+            (series, *leaves), notes = from_bytes(np.asarray(whole[_NAME]))
+        except Exception as error:
+            raise _damaged(path, error) from error
         for name, value in self._identity.items():
-            if found.get(name) != value:
-                raise _foreign(path, f"another {name} ({found.get(name)}, now {value})")
+            found = notes["identity"].get(name)
+            if found != value:
+                self.refuse(step, f"another {name} ({found}, now {value})")
+        return Saved(step, self._as(step, like, leaves), series, notes)
+
+    def _as(self, step: int, like: Any, leaves: list[np.ndarray]) -> Any:
+        wanted, treedef = jax.tree.flatten(like)
+        saved, now = list(map(_described, leaves)), [_described(_raw(x)) for x in wanted]
+        if saved != now:
+            pairs = itertools.zip_longest(saved, now, fillvalue="nothing")
+            then, here = next((a, b) for a, b in pairs if a != b)
+            what = "parameters or an optimiser of other shapes or dtypes"
+            self.refuse(step, f"{what} ({then}, now {here})")
+        return jax.tree.unflatten(treedef, map(_like, leaves, wanted))
 
 
 def _orbax() -> Any:
@@ -167,18 +188,19 @@ def _like(value: np.ndarray, wanted: Any) -> jax.Array:
     return jnp.asarray(value)
 
 
-def _digest(leaves: list[np.ndarray]) -> str:
-    found = hashlib.sha256()
-    for x in leaves:
-        found.update(f"{x.shape} {x.dtype}".encode() + np.ascontiguousarray(x).tobytes())
-    return found.hexdigest()
+def _described(x: Any) -> str:
+    return f"{np.asarray(x).dtype}{list(np.shape(x))}"
 
 
-def _damaged(path: pathlib.Path, why: Any) -> CheckpointError:
-    said = (str(why).splitlines() or [type(why).__name__])[0][:200]
+def _first_line(error: Any) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _damaged(path: pathlib.Path, why: Exception) -> CheckpointError:
     return CheckpointError(
-        f"fit: checkpoint: {path} is damaged ({said}). Fix: delete it to go on from the one before "
-        "it, if there is one, or from the start."
+        f"fit: checkpoint: {path} is damaged ({_first_line(why)}). Fix: move it away to go on from "
+        "the one before it, if there is one, or from the start; if it is not of vipp.fit, give "
+        "this run a folder of its own."
     )
 
 

@@ -125,7 +125,7 @@ def fit(
         {"batches": batches, "log_every": log_every, "metrics": metrics, "callback": callback,
          "stop": stop, "checkpoint": checkpoint, "init_state": init_state, "mesh": mesh},
     )  # fmt: skip
-    rest = args
+    rest, batch = args, ()
     if batches is not None:
         batch, batches = first_of(batches)
         args = (*batch, *args)
@@ -152,7 +152,7 @@ def fit(
         between = Between(
             log_every, validate, metrics, callback, patience, checkpoints, checkpoint_every
         )
-        between.resume(run)
+        between.resume(run, num_steps, batch)
         _train(run, between, num_steps, progress_bar, batches)
     best = None if patience is None else patience.state
     return run.result(best)

@@ -15,7 +15,7 @@ from numpyro.infer.svi import SVIState
 
 from vipp.training.batches import Batches
 from vipp.training.blame import Blame, blame
-from vipp.training.checkpoint import Checkpoints
+from vipp.training.checkpoint import Checkpoints, Saved
 from vipp.training.compiled import MOST_STEPS_AT_ONCE, Compiled, advance, state_of
 from vipp.training.early_stopping import Patience
 from vipp.training.mesh import Placement
@@ -24,6 +24,7 @@ from vipp.training.progress import Progress
 from vipp.training.result import FitResult, NonFiniteError
 
 _SECONDS_AT_ONCE = 0.25
+_SAME_LOSSES = 1e-4, 1e-6  # relative and absolute: of another kind of device at most
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Run:
     def __post_init__(self) -> None:
         self.compiled = Compiled(self.svi, self.optim)
         self.placed: Callable[[Any], Any] = lambda data: data
+        self.everywhere: Callable[[Any], Any] = lambda state: state
 
     def share_out(self, where: Placement, data: Any) -> None:
         """Have the data, and each batch to come, lie there.
@@ -84,7 +86,8 @@ class Run:
           ValueError: if ``data`` cannot be shared evenly.
         """
         where.check(data)
-        self.placed, self.state = where.data, where.everywhere(self.state)
+        self.placed, self.everywhere = where.data, where.everywhere
+        self.state = self.everywhere(self.state)
         self.args, self.kwargs = where.data(self.args), where.data(self.kwargs)
 
     def result(self, state: SVIState | None = None) -> FitResult:
@@ -116,8 +119,7 @@ class Run:
         Raises:
           NonFiniteError: if a loss or a parameter was not finite; the state is the one before it.
         """
-        train = self.compiled.function(advance, (*self.placed(batch), *self.args), self.kwargs)
-        left, *report = train(self.state, count)
+        left, *report = self._train(batch)(self.state, count)
         taken, ok, block = jax.device_get(report)  # interrupts come here, and find all as it was
         state = state_of(left)
         self.state, self.done = state, self.done + int(taken)
@@ -126,6 +128,14 @@ class Run:
             blamed = blame(self.svi, state, (*batch, *self.args), self.kwargs)
             raise not_finite(self.done - 1, self.result(), block[taken - 1], blamed)
         return block[:taken]
+
+    def first_losses(self, count: int, batch: tuple[Any, ...]) -> np.ndarray:
+        """What :meth:`steps` would return from here; the run stays as it is."""
+        _, taken, _, block = jax.device_get(self._train(batch)(self.state, count))
+        return block[:taken]
+
+    def _train(self, batch: tuple[Any, ...]) -> Callable[..., Any]:
+        return self.compiled.function(advance, (*self.placed(batch), *self.args), self.kwargs)
 
     def look(self, validate: tuple[Any, ...] | None, metrics: bool, batch: Any = ()) -> None:
         """Measure, and add to the history."""
@@ -200,19 +210,50 @@ class Between:
         waited = None if patience is None else [patience.best, patience.waited]
         return {"history": run.history, "waited": waited, "stopped": run.stopped}
 
-    def resume(self, run: Run) -> None:
-        """Go on from the last checkpoint, if there is one."""
+    def resume(self, run: Run, num_steps: int, batch: tuple[Any, ...]) -> None:
+        """Go on from the last checkpoint, if there is one.
+
+        Args:
+          run: at its start.
+          num_steps: of the whole run.
+          batch: the first one.
+
+        Raises:
+          CheckpointError: if the checkpoint is of another run, or behind ``num_steps``.
+        """
         if self.checkpoints is None:
             return
         saved = self.checkpoints.latest(self.saved(run))
         if saved is None:
             return
-        run.done, run.state = saved.step, saved.arrays["state"]
+        if saved.step > num_steps:
+            self.checkpoints.refuse(
+                saved.step, f"{saved.step} steps, more than the {num_steps} asked for"
+            )
+        _check_beginning(run, saved, batch, self.checkpoints)
+        run.done, run.state = saved.step, run.everywhere(saved.arrays["state"])
         run.losses = [saved.series]
         run.history, run.stopped = saved.notes["history"], saved.notes["stopped"]
         if self.patience is not None and saved.notes["waited"] is not None:
             self.patience.best, self.patience.waited = saved.notes["waited"]
-            self.patience.state = saved.arrays["best"]
+            self.patience.state = run.everywhere(saved.arrays["best"])
+
+
+def _check_beginning(
+    run: Run, saved: Saved, batch: tuple[Any, ...], checkpoints: Checkpoints
+) -> None:
+    """The first losses tell whether programs, data and optimiser are those of the checkpoint.
+
+    The second loss is that of a step of the optimiser; with batches it is that of another batch.
+    """
+    count = min(saved.step, 1 if batch else 2)
+    before, now = saved.series[:count], run.first_losses(count, batch)
+    if not np.allclose(before, now, *_SAME_LOSSES):
+        checkpoints.refuse(
+            saved.step,
+            f"other losses at its start ({before.tolist()}, now {now.tolist()}): of another model, "
+            "guide or optimiser, or on other data",
+        )
 
 
 def train(run: Any, between: Between, num_steps: int, progress_bar: bool) -> None:
