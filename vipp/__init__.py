@@ -34,12 +34,12 @@ from vipp.programs.marginal import marginal
 from vipp.programs.normalize import normalize
 from vipp.programs.program import Program
 from vipp.programs.trace import Trace
+from vipp.training.between import FitProgress
 from vipp.training.calibration import Calibration, calibration
 from vipp.training.checkpoint import CheckpointError
 from vipp.training.early_stopping import EarlyStopping
 from vipp.training.fit import fit
 from vipp.training.result import FitResult, NonFiniteError, Restarts
-from vipp.training.run import FitProgress
 from vipp_transforms import (
     ARM,
     ARMS,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 RUN = """
-import json, os, sys
+import json, os, sys, tempfile
 sys.path[:0] = json.loads(sys.argv[1])
 port, processes, rank, devices = map(int, sys.argv[2:])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
@@ -27,9 +27,10 @@ def model(x, y, size=400):
 def guide(x, y, size=400):
     loc = numpyro.param("loc", jnp.zeros(3))
     numpyro.sample("w", dist.Normal(loc, 0.1).to_event(1))
-def train(x, y, **kwargs):
+adam = optax.adam(0.05)
+def train(x, y, steps=30, **kwargs):
     result = vipp.fit(
-        jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.05), 30,
+        jax.random.key(0), vipp.ELBO(), model, guide, adam, steps,
         *([] if x is None else [x, y]), progress_bar=False, **kwargs)
     return [np.asarray(result.losses).tolist(), np.asarray(result.params["loc"]).tolist()]
 mesh = jax.make_mesh((jax.device_count(),), ("data",))
@@ -39,6 +40,12 @@ if processes == 1:
     found["one"] = train(x, y)
     found["shared batches"] = train(None, None, batches=batches, mesh=mesh)
     found["batches"] = train(None, None, batches=batches)
+    several = {"num_restarts": 2, "validate": (jnp.array(x), jnp.array(y)), "log_every": 10}
+    found["shared restarts"] = train(x, y, mesh=mesh, **several)
+    found["restarts"] = train(x, y, **several)
+    with tempfile.TemporaryDirectory() as folder:
+        train(x, y, steps=20, mesh=mesh, checkpoint=folder)
+        found["resumed"] = train(x, y, mesh=mesh, checkpoint=folder)
     try:
         train(x[:399], y[:399], size=399, mesh=mesh)
     except ValueError as error:
@@ -62,9 +69,10 @@ def started(processes, devices):
 @pytest.mark.thorough
 def test_losses_are_those_of_one_device():
     (four,), (first, second) = started(1, 4), started(2, 1)
-    same = ((four, "shared", "one"), (four, "shared batches", "batches"), (first, "shared", "one"))
+    same = [(four, "shared", "one"), (first, "shared", "one")]
+    same += [(four, f"shared {what}", what) for what in ("batches", "restarts")]
     for shared, name, alone in same:
         for got, wanted in zip(shared[name], four[alone], strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-5)
-    assert first == second
+    assert first == second and four["resumed"] == four["shared"]
     assert "plate 'N' has 399 elements in a step, which 4 devices" in four["refused"]

@@ -19,6 +19,7 @@ import pytest
 from numpyro.infer.autoguide import AutoNormal
 
 import vipp
+from vipp.training.run import extend
 
 KEY = jax.random.key(0)
 X = jnp.array([1.9, 2.3, 2.1, 1.7])
@@ -100,6 +101,15 @@ def test_an_error_of_the_loader_reaches_the_caller_with_what_there_is():
     with pytest.raises(OSError, match="disk gone") as error:
         train(10, batches=loader())
     assert len(error.value.result.losses) == 4
+
+
+def test_a_series_keeps_no_block_whole():
+    """Of a million steps, one a block, are the losses kept, and nothing else of the blocks."""
+    series = []
+    for step in range(5_000):
+        extend(series, np.full(4096, step, np.float32)[:1])
+    np.testing.assert_array_equal(np.concatenate(series), np.arange(5_000))
+    assert sum(x.nbytes if x.base is None else x.base.nbytes for x in series) == 4 * 5_000
 
 
 # -- looks ---------------------------------------------------------------------------------------
@@ -272,10 +282,66 @@ def test_a_restart_that_fails_is_left_out():
     assert error.value.step == np.isfinite(error.value.result.losses).sum()
 
 
-@pytest.mark.parametrize("what", ["batches", "callback", "checkpoint", "log_every", "init_state"])
-def test_what_does_not_go_with_restarts(what):
-    with pytest.raises(ValueError, match=f"{what} follows one run.*Fix: find the best start"):
-        restarted(**{what: 1})
+def anywhere(x, size=None):
+    with numpyro.plate("data", size or len(x), subsample_size=len(x)):
+        mean = numpyro.param("mean", lambda key: 9.0 * jax.random.normal(key))
+        numpyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+FAST = optax.adam(2.0)  # from further away it gets nearer for longer, then goes too far
+ASKED = {
+    "looks": {"log_every": 7, "metrics": True},
+    "stopping": {"stop": vipp.EarlyStopping(patience=2), "log_every": 1},
+    "stopping by held-out data": {
+        "stop": vipp.EarlyStopping(patience=2), "log_every": 1, "validate": (X + 3.0,),
+    },
+    "batches": {"batches": BATCHES, "log_every": 7},
+}  # fmt: skip
+
+
+def from_anywhere(key, number, *args, **asked):
+    args = args or ((40,) if "batches" in asked else (X,))
+    return vipp.fit(
+        key, vipp.ELBO(), anywhere, guide, FAST, 30, *args, num_restarts=number,
+        progress_bar=False, **asked,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_each_restart_is_looked_at_and_stopped_as_one_alone(asked):
+    """The bound has no noise, so that nothing depends on the draws of a look."""
+    several = from_anywhere(KEY, 4, **asked)
+    alone = [from_anywhere(key, 1, **asked) for key in STARTS]
+    for losses, one in zip(several.restarts.losses, alone):
+        np.testing.assert_allclose(losses[: len(one.losses)], one.losses, rtol=1e-4)
+        assert np.isnan(losses[len(one.losses) :]).all()
+    best = alone[several.restarts.best]
+    assert several.stopped == best.stopped and several.losses.shape == best.losses.shape
+    np.testing.assert_allclose(several.params["mean"], best.params["mean"], rtol=1e-4)
+    for name in ("step", "loss", *(["validation"] if "validate" in asked else [])):
+        np.testing.assert_allclose(several.metrics[name], best.metrics[name], rtol=1e-4)
+    assert several.metrics.keys() == best.metrics.keys()
+    if "stop" in asked:
+        assert len({len(one.losses) for one in alone}) > 1
+        seen = [one.metrics.get("validation", -one.metrics["loss"]).max() for one in alone]
+        np.testing.assert_allclose(several.restarts.bounds, seen, rtol=1e-4)
+        assert several.restarts.best == np.argmax(seen)
+
+
+def test_restarts_call_back_with_the_best_and_are_stopped_together():
+    seen = []
+    several = from_anywhere(
+        KEY, 4, log_every=10, callback=lambda p: seen.append(p) or len(seen) > 1
+    )
+    assert [p.step for p in seen] == [10, 20] and several.restarts.losses.shape == (4, 20)
+    bounds = -np.asarray(several.restarts.losses)[:, 10:].mean(1)
+    np.testing.assert_allclose(seen[1].metrics["loss"], -bounds.max(), rtol=1e-6)
+    np.testing.assert_array_equal(seen[1].result().losses, several.losses)
+
+
+def test_restarts_go_on_from_one_state_no_more():
+    with pytest.raises(ValueError, match="init_state is one state.*Fix: leave out num_restarts"):
+        restarted(init_state=1)
 
 
 # -- checkpoints ---------------------------------------------------------------------------------
@@ -297,11 +363,12 @@ SETTINGS = [
     {},
     {"batches": BATCHES},
     {"stop": vipp.EarlyStopping(patience=2), "validate": (X + 0.3,), "log_every": 5},
+    {"stop": vipp.EarlyStopping(patience=2), "log_every": 5, "num_restarts": 3},
 ]
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "batches", "stopping"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "batches", "stopping", "restarts"])
 def test_a_run_that_was_killed_goes_on_bit_by_bit(settings, tmp_path):
     folder = {"checkpoint": str(tmp_path / "run"), "checkpoint_every": 8, "log_every": 5}
     whole = train(40, **settings)

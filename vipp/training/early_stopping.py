@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,3 +63,16 @@ class Patience:
         else:
             self.waited += 1
         return self.waited >= self.rule.patience
+
+    def reason(self) -> str:
+        """Why training ended."""
+        return f"the bound had not improved for {self.rule.patience} looks"
+
+    def saved(self) -> list[float]:
+        """The numbers of a checkpoint."""
+        return [self.best, self.waited]
+
+    def restore(self, saved: Sequence[Any], state: Any) -> None:
+        """Be where a checkpoint was made; before the first look there is no best state."""
+        self.best, self.waited = saved
+        self.state = None if self.best == -math.inf else state

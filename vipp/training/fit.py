@@ -13,12 +13,13 @@ from numpyro.infer.svi import SVIState
 from vipp.diagnostics.gradients import warn_without_gradient
 from vipp.objectives.objective import Objective
 from vipp.training.batches import first_of
+from vipp.training.between import Between, FitProgress, train, train_on_batches
 from vipp.training.checkpoint import Checkpoints
 from vipp.training.early_stopping import EarlyStopping, Patience
 from vipp.training.mesh import placement
 from vipp.training.restarts import Several, keys_of
 from vipp.training.result import FitResult, NonFiniteError
-from vipp.training.run import Between, FitProgress, Run, train, train_on_batches
+from vipp.training.run import Run
 from vipp.training.start import continued, initialised, strongly_typed, unmoved
 from vipp_transforms.checks import positive_int
 
@@ -79,8 +80,9 @@ def fit(
       checkpoint_every: the number of steps between checkpoints.
       num_restarts: how many times to start, each with the initial parameters and the draws that
         its own key gives, one of ``jax.random.split(rng_key, num_restarts)``. All are trained in
-        one loop, vectorised. The result is that of the largest bound, at ``validate`` or over the
-        last tenth of the steps; its ``restarts`` has the losses of all.
+        one loop, vectorised, each as if it were alone. The result is that of the largest bound, at
+        ``validate`` or over the last tenth of the steps, with ``stop`` at its best look; its
+        ``restarts`` has the losses of all.
       progress_bar: whether to show one.
       init_params: initial constrained values by name, instead of those of ``numpyro.param``.
       init_state: the state of an earlier result, to go on from it.
@@ -104,7 +106,7 @@ def fit(
       TypeError: if ``objective`` is not an :class:`vipp.Objective`.
       ValueError: if ``num_steps`` is not a positive int, ``init_params`` has a name that is no
         parameter's, for a plate that the devices cannot share evenly, or as the objective raises;
-        if something is asked for that does not go with ``num_restarts``, by name.
+        for ``init_state`` with ``num_restarts``.
       CheckpointError: if a checkpoint can't be written, is damaged, or is of another run.
       NonFiniteError: at the first step whose loss or parameters are not finite, naming the sites
         and parameters at fault.
@@ -120,11 +122,7 @@ def fit(
       True
     """
     _check_arguments(objective, num_steps, log_every, checkpoint_every, stop)
-    keys = keys_of(
-        rng_key, num_restarts,
-        {"batches": batches, "log_every": log_every, "metrics": metrics, "callback": callback,
-         "stop": stop, "checkpoint": checkpoint, "init_state": init_state, "mesh": mesh},
-    )  # fmt: skip
+    keys = keys_of(rng_key, num_restarts, init_state)
     rest, batch = args, ()
     if batches is not None:
         batch, batches = first_of(batches)
@@ -136,34 +134,29 @@ def fit(
     state = strongly_typed(state if init_state is None else continued(init_state, state))
     bound = jax.tree_util.Partial(guide, *args, **kwargs)
     own = args if batches is None else rest
-    run = Run(svi, optim, bound, state, own, kwargs, jax.random.fold_in(rng_key, 1))
-    warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
-    if mesh is not None:
-        run.share_out(placement(mesh, model, run.svi.get_params(state), args, kwargs), args)
-    if num_restarts > 1:
-        return _best(Several(run, keys[1:], init_params, validate), num_steps, progress_bar)
     patience = None if stop is None else Patience(stop)
+    run = Run(svi, optim, bound, state, own, kwargs, jax.random.fold_in(rng_key, 1), patience)
+    warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
+    if num_restarts > 1:
+        run = Several(run, keys[1:], init_params, args, validate)
+    if mesh is not None:
+        run.share_out(placement(mesh, model, svi.get_params(state), args, kwargs), args)
     looked_at = validate is not None or metrics or callback is not None or stop is not None
     if log_every is None and looked_at:
         log_every = max(1, num_steps // 100)
-    identity = {"objective": repr(objective), "rng_key": str(jax.random.key_data(rng_key).tolist())}
+    identity = {
+        "objective": repr(objective),
+        "rng_key": str(jax.random.key_data(rng_key).tolist()),
+        "num_restarts": str(num_restarts),
+    }
     saving = contextlib.nullcontext() if checkpoint is None else Checkpoints(checkpoint, identity)
     with saving as checkpoints:
-        between = Between(
-            log_every, validate, metrics, callback, patience, checkpoints, checkpoint_every
-        )
+        between = Between(log_every, validate, metrics, callback, checkpoints, checkpoint_every)
         between.resume(run, num_steps, batch)
         _train(run, between, num_steps, progress_bar, batches)
-    best = None if patience is None else patience.state
-    return run.result(best)
-
-
-def _best(several: Several, num_steps: int, progress_bar: bool) -> FitResult:
-    """Train several starts to the end; the result of the best."""
-    nothing = Between(None, None, False, None, None, None, num_steps)
-    _train(several, nothing, num_steps, progress_bar, None)
-    several.warn(stacklevel=3)
-    return several.result()
+    if isinstance(run, Several):
+        run.warn(stacklevel=2)
+    return run.outcome()
 
 
 def _train(
