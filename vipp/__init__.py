@@ -40,6 +40,7 @@ from vipp.training.checkpoint import CheckpointError
 from vipp.training.early_stopping import EarlyStopping
 from vipp.training.fit import fit
 from vipp.training.result import FitResult, NonFiniteError, Restarts
+from vipp.training.trainer import trainer
 from vipp_transforms import (
     ARM,
     ARMS,
@@ -131,6 +132,7 @@ __all__ = [
     "SparseMixer",
     "StraightThrough",
     "Trace",
+    "trainer",
     "TVO",
     "value_and_grad",
     "VarGrad",

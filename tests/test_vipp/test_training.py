@@ -234,6 +234,10 @@ def test_restarts_are_the_runs_of_their_keys_and_the_best_is_kept():
     several, alone = restarted(), [restarted(key, num_restarts=1) for key in STARTS]
     losses = np.stack([one.losses for one in alone])
     np.testing.assert_allclose(several.restarts.losses, losses, rtol=1e-4)
+    train = vipp.trainer(vipp.ELBO(), two_peaks, somewhere, ADAM, 40)
+    params, mapped = jax.jit(jax.vmap(train, (0, None)))(STARTS, X)
+    np.testing.assert_allclose(mapped, losses, rtol=1e-4)
+    np.testing.assert_allclose(params["loc"], [one.params["loc"] for one in alone], rtol=1e-4)
     bounds = -losses[:, -4:].mean(1)
     np.testing.assert_allclose(several.restarts.bounds, bounds, rtol=1e-4)
     best = several.restarts.best
@@ -257,6 +261,10 @@ def test_restarts_of_an_autoguide_start_as_new_ones():
     ]
     losses = np.stack([one.losses for one in alone])
     assert len(set(losses[:, 0].tolist())) == 4
+    guide = AutoNormal(two_peaks, init_scale=0.1)
+    train = vipp.trainer(vipp.ELBO(), two_peaks, guide, ADAM, 40)
+    np.testing.assert_allclose(jax.vmap(train, (0, None))(STARTS, X)[1], losses, rtol=1e-4)
+    assert guide.prototype_trace is None  # nothing that was traced stays in it
     np.testing.assert_allclose(several.restarts.losses, losses, rtol=1e-4)
 
 
@@ -277,6 +285,10 @@ def test_a_restart_that_fails_is_left_out():
     assert str(np.flatnonzero(lost).tolist()) in str(caught[0].message)
     assert 0 < lost.sum() < 4 and np.isfinite(result.losses).all()
     np.testing.assert_array_equal(lost, np.isnan(result.restarts.losses[:, -1]))
+    alone = vipp.trainer(vipp.ELBO(), start, guide, optax.sgd(0.1), 6)
+    params, losses = jax.vmap(alone, (0, None))(STARTS, X)
+    np.testing.assert_allclose(losses, result.restarts.losses, rtol=1e-5)
+    assert params["w"].max() < edge + 0.1
     with pytest.raises(vipp.NonFiniteError, match="site 'f' under the model is nan") as error:
         train(50)
     assert error.value.step == np.isfinite(error.value.result.losses).sum()

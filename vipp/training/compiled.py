@@ -117,9 +117,7 @@ def advance_each(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
         first = jax.tree.map(lambda x: x[0], states)
         one, pack, unpack, _ = _stepping(_update(svi, args, kwargs), first)
 
-        def each(state: Any, going: jax.Array) -> Any:
-            new, loss, ok = one(state)
-            return _chosen(going & ok, new, state), going & ok, jnp.where(going, loss, jnp.nan)
+        each = _while_going(one)
 
         def step(carry: Any) -> Any:
             i, states, going, losses = carry
@@ -135,6 +133,26 @@ def advance_each(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
         return jax.vmap(unpack)(end), going, taken, losses
 
     return run
+
+
+def steps_of(svi: SVI, args: Any, kwargs: Any, state: SVIState) -> tuple[Any, Any, Any]:
+    """One step of training as ``(state, going) -> (state, going, loss)``, from a state to its end.
+
+    Returns:
+      The step; the state that it begins with; and a function of its state to an ``SVIState``.
+    """
+    one, pack, unpack, _ = _stepping(_update(svi, args, kwargs), state)
+    return _while_going(one), pack(state), unpack
+
+
+def _while_going(one: Callable[[Any], Any]) -> Callable[[Any, jax.Array], Any]:
+    """A step that changes nothing, and has no loss, after one that was not finite."""
+
+    def each(state: Any, going: jax.Array) -> Any:
+        new, loss, ok = one(state)
+        return _chosen(going & ok, new, state), going & ok, jnp.where(going, loss, jnp.nan)
+
+    return each
 
 
 def _update(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState], Any]:

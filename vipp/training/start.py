@@ -108,18 +108,19 @@ def restarted(
       init_params: initial constrained values by name.
       like: the first state of the earlier start.
     """
-    own = SVI(svi.model, _renewed(svi.guide), svi.optim, loss=svi.loss)
+    own = SVI(svi.model, renewed(svi.guide), svi.optim, loss=svi.loss)
     state = own.init(rng_key, *args, init_params=init_params, **kwargs)
     return strongly_typed(continued(state, like))
 
 
-def _renewed(guide: Any) -> Any:
+def renewed(guide: Any) -> Any:
+    """A guide without an earlier start, which an autoguide keeps."""
     if not isinstance(guide, AutoGuide):
         return guide
     guide = copy.copy(guide)
     guide.prototype_trace = None
     if isinstance(guide, AutoGuideList):
-        guide._guides = [_renewed(part) for part in guide._guides]
+        guide._guides = [renewed(part) for part in guide._guides]
     return guide
 
 
