@@ -34,6 +34,7 @@ from vipp.programs.marginal import marginal
 from vipp.programs.normalize import normalize
 from vipp.programs.program import Program
 from vipp.programs.trace import Trace
+from vipp.training.automatic_steps import AveragedRound, StepSizes
 from vipp.training.between import FitProgress
 from vipp.training.calibration import Calibration, calibration
 from vipp.training.checkpoint import CheckpointError
@@ -72,6 +73,7 @@ __all__ = [
     "ARM",
     "ARMS",
     "Automatic",
+    "AveragedRound",
     "BiasedEstimatorWarning",
     "BiasedObjectiveWarning",
     "bound_gap",
@@ -130,6 +132,7 @@ __all__ = [
     "RelaxedDecisionWarning",
     "SiteError",
     "SparseMixer",
+    "StepSizes",
     "StraightThrough",
     "Trace",
     "trainer",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vipp.training.automatic_steps import AutomaticSteps
 from vipp.training.batches import Batches
 from vipp.training.checkpoint import Checkpoints, Saved
 from vipp.training.compiled import MOST_STEPS_AT_ONCE
@@ -47,6 +48,7 @@ class Between:
       callback: is given each look; true to stop.
       checkpoints: where the run is saved, or None.
       checkpoint_every: the number of steps between two.
+      automatic: what decides the step sizes, or None.
     """
 
     log_every: int | None
@@ -55,14 +57,18 @@ class Between:
     callback: Callable[[FitProgress], Any] | None
     checkpoints: Checkpoints | None
     checkpoint_every: int
+    automatic: AutomaticSteps | None = None
 
     def next_stop(self, done: int, num_steps: int) -> int:
         """The number of steps after which something is to be done."""
         every = [self.log_every] + [self.checkpoint_every if self.checkpoints else None]
-        return min([num_steps, *((done // n + 1) * n for n in every if n)])
+        due = [] if self.automatic is None else [self.automatic.due]
+        return min([num_steps, *due, *((done // n + 1) * n for n in every if n)])
 
     def happen(self, run: Any, num_steps: int, batch: Any) -> None:
         """Do what is due after the steps done."""
+        if self.automatic is not None and run.done == self.automatic.due:
+            self.automatic.decide(run)
         last = run.done == num_steps
         if self.log_every and (last or run.done % self.log_every == 0):
             run.look(self.validate, self.metrics, batch)
@@ -123,7 +129,8 @@ def train(run: Any, between: Between, num_steps: int, progress_bar: bool) -> Non
             started = time.perf_counter()
             stop = between.next_stop(run.done, num_steps)
             losses = run.steps(min(chunk, stop - run.done, MOST_STEPS_AT_ONCE))
-            progress.advance(len(losses), float(losses.mean()))
+            if len(losses):
+                progress.advance(len(losses), float(losses.mean()))
             if time.perf_counter() - started < _SECONDS_AT_ONCE:
                 chunk *= 2
             if run.done == stop:
@@ -142,6 +149,7 @@ def train_on_batches(
                 return
             stop = between.next_stop(run.done, num_steps)
             losses = run.steps(1, batch)
-            bar.advance(1, float(losses[0]))
+            if len(losses):
+                bar.advance(1, float(losses[0]))
             if run.done == stop:
                 between.happen(run, num_steps, batch)

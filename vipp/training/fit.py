@@ -12,6 +12,9 @@ from numpyro.infer.svi import SVIState
 
 from vipp.diagnostics.gradients import warn_without_gradient
 from vipp.objectives.objective import Objective
+from vipp.training.adam_state import searching
+from vipp.training.automatic_steps import AutomaticSteps, check_goes_without_optimiser
+from vipp.training.averaged_adam import averaged_adam
 from vipp.training.batches import first_of
 from vipp.training.between import Between, FitProgress, train, train_on_batches
 from vipp.training.checkpoint import Checkpoints
@@ -59,8 +62,10 @@ def fit(
       objective: what is maximised, such as ``vipp.ELBO()``.
       model: a NumPyro program.
       guide: a NumPyro program; NumPyro's autoguides too.
-      optim: an optax ``GradientTransformation`` or a ``numpyro.optim`` optimiser.
-      num_steps: at least 1.
+      optim: an optax ``GradientTransformation`` or a ``numpyro.optim`` optimiser. None finds the
+        step sizes, averages the parameters and stops by itself: where a further round of steps is
+        not worth what it costs. ``stopped`` of the result says why, ``automatic`` how.
+      num_steps: at least 1; without an optimiser the most, those that only measure included.
       *args: arguments of model and guide. Arrays are inputs of the compiled loop, anything else is
         fixed when it is compiled. The loop is kept: training the same programs with the same
         optimiser again, on arrays of the same shapes, compiles nothing.
@@ -106,7 +111,8 @@ def fit(
       TypeError: if ``objective`` is not an :class:`vipp.Objective`.
       ValueError: if ``num_steps`` is not a positive int, ``init_params`` has a name that is no
         parameter's, for a plate that the devices cannot share evenly, or as the objective raises;
-        for ``init_state`` with ``num_restarts``.
+        for ``init_state`` with ``num_restarts``, and, by name, for what does not go without an
+        optimiser.
       CheckpointError: if a checkpoint can't be written, is damaged, or is of another run.
       NonFiniteError: at the first step whose loss or parameters are not finite, naming the sites
         and parameters at fault.
@@ -120,22 +126,35 @@ def fit(
       ...     progress_bar=False)
       >>> abs(float(result.params["m"]) - 3.0) < 0.3
       True
+      >>> vipp.fit(
+      ...     jax.random.key(0), vipp.ELBO(), model, guide, None, 5_000, progress_bar=False
+      ... ).stopped
+      'the estimated divergence ... nats, is not worth another round'
+
+    References:
+      Welandawe, Andersen, Vehtari and Huggins, *A framework for improving the reliability of
+      black-box variational inference*, 2024.
     """
     _check_arguments(objective, num_steps, log_every, checkpoint_every, stop)
+    automatic = None if optim is not None else AutomaticSteps(num_steps)
+    if automatic is not None:
+        check_goes_without_optimiser(objective, num_restarts, stop, checkpoint, init_state)
     keys = keys_of(rng_key, num_restarts, init_state)
     rest, batch = args, ()
     if batches is not None:
         batch, batches = first_of(batches)
         args = (*batch, *args)
     svi, state = initialised(
-        keys[0], objective, model, guide, optim, args, kwargs, init_params,
+        keys[0], objective, model, guide, optim or averaged_adam, args, kwargs, init_params,
         in_batches=batches is not None,
     )  # fmt: skip
     state = strongly_typed(state if init_state is None else continued(init_state, state))
+    state = state if automatic is None else searching(state)
     bound = jax.tree_util.Partial(guide, *args, **kwargs)
     own = args if batches is None else rest
     patience = None if stop is None else Patience(stop)
-    run = Run(svi, optim, bound, state, own, kwargs, jax.random.fold_in(rng_key, 1), patience)
+    key = jax.random.fold_in(rng_key, 1)
+    run = Run(svi, optim, bound, state, own, kwargs, key, patience, automatic)
     warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
     if num_restarts > 1:
         run = Several(run, keys[1:], init_params, args, validate)
@@ -144,19 +163,29 @@ def fit(
     looked_at = validate is not None or metrics or callback is not None or stop is not None
     if log_every is None and looked_at:
         log_every = max(1, num_steps // 100)
-    identity = {
-        "objective": repr(objective),
-        "rng_key": str(jax.random.key_data(rng_key).tolist()),
-        "num_restarts": str(num_restarts),
-    }
-    saving = contextlib.nullcontext() if checkpoint is None else Checkpoints(checkpoint, identity)
-    with saving as checkpoints:
-        between = Between(log_every, validate, metrics, callback, checkpoints, checkpoint_every)
+    with _saving(checkpoint, objective, rng_key, num_restarts) as checkpoints:
+        between = Between(
+            log_every, validate, metrics, callback, checkpoints, checkpoint_every, automatic
+        )
         between.resume(run, num_steps, batch)
         _train(run, between, num_steps, progress_bar, batches)
     if isinstance(run, Several):
         run.warn(stacklevel=2)
     return run.outcome()
+
+
+def _saving(
+    folder: str | None, objective: Objective, rng_key: jax.Array, num_restarts: int
+) -> contextlib.AbstractContextManager[Checkpoints | None]:
+    """The checkpoints in a folder, none without one."""
+    if folder is None:
+        return contextlib.nullcontext()
+    identity = {
+        "objective": repr(objective),
+        "rng_key": str(jax.random.key_data(rng_key).tolist()),
+        "num_restarts": str(num_restarts),
+    }
+    return Checkpoints(folder, identity)
 
 
 def _train(

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpyro.infer.svi import SVIState
 
+from vipp.training.automatic_steps import StepSizes
 from vipp.training.inference_data import inference_data
 from vipp.training.posterior import draw_posterior
 from vipp_transforms.checks import positive_int
@@ -47,6 +48,7 @@ class FitResult:
         ``signal_to_noise/...`` of each parameter's gradient.
       stopped: why training ended before its last step; None if it did not.
       restarts: what all starts gave, of ``fit(num_restarts=...)``; None of one start.
+      automatic: the step sizes and averages, of ``fit(optim=None)``; None with an optimiser.
     """
 
     params: dict[str, Any]
@@ -57,6 +59,7 @@ class FitResult:
     metrics: dict[str, np.ndarray] = field(default_factory=dict)
     stopped: str | None = None
     restarts: Restarts | None = None
+    automatic: StepSizes | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.params, self.losses, self.state, self.guide))

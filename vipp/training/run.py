@@ -12,6 +12,7 @@ import numpy as np
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
+from vipp.training.automatic_steps import AutomaticSteps
 from vipp.training.blame import Blame, blame
 from vipp.training.checkpoint import Saved
 from vipp.training.compiled import MOST_STEPS_AT_ONCE, Compiled, advance, state_of
@@ -34,6 +35,7 @@ class Run:
       kwargs: of the programs.
       key: of what is drawn beside the training.
       patience: when to stop, or None.
+      automatic: what decides its step sizes, or None if the optimiser does.
       done: the number of steps.
       losses: block by block.
       history: what was measured, look by look.
@@ -48,6 +50,7 @@ class Run:
     kwargs: dict[str, Any]
     key: jax.Array
     patience: Patience | None = None
+    automatic: AutomaticSteps | None = None
     done: int = 0
     losses: list[np.ndarray] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -71,7 +74,7 @@ class Run:
 
     def result(self, state: SVIState | None = None) -> FitResult:
         """What the run has given so far, with the parameters of ``state``, now's if None."""
-        state = self.state if state is None else state
+        state = self.shown() if state is None else state
         names = dict.fromkeys(n for look in self.history for n in look)
         metrics = {n: np.array([look[n] for look in self.history]) for n in names}
         params = self.svi.get_params(state)
@@ -83,7 +86,12 @@ class Run:
             self.svi.model,
             metrics,
             self.stopped,
+            automatic=None if self.automatic is None else self.automatic.record(self.state),
         )
+
+    def shown(self) -> SVIState:
+        """The state with the parameters that the run would give now."""
+        return self.state if self.automatic is None else self.automatic.shown(self.state)
 
     def outcome(self) -> FitResult:
         """The result at the end, with the parameters of the best look if there is patience."""
@@ -104,7 +112,11 @@ class Run:
         """
         left, *report = self._train(batch)(self.state, count)
         taken, ok, block = jax.device_get(report)  # interrupts come here, and find all as it was
-        state = state_of(left)
+        state, good = state_of(left), int(taken) - 1
+        if not ok and self.automatic is not None and self.automatic.retreat(self, self.done + good):
+            self.done += good
+            extend(self.losses, block[:good])
+            return block[:good]
         self.state, self.done = state, self.done + int(taken)
         extend(self.losses, block[:taken])
         if not ok:
@@ -124,7 +136,7 @@ class Run:
         """Measure, and add to the history."""
         since = int(self.history[-1]["step"]) if self.history else 0
         found = {"step": self.done, "loss": float(self.every_loss()[since:].mean())}
-        self.history.append(found | self.measured(self.state, validate, metrics, batch))
+        self.history.append(found | self.measured(self.shown(), validate, metrics, batch))
 
     def measured(
         self, state: SVIState, validate: tuple[Any, ...] | None, metrics: bool, batch: Any
