@@ -259,14 +259,14 @@ def test_many_sites_are_packed():
     """A guide of many scalar sites trains packed as it does unpacked, under SVI as well."""
 
     def many(x):
-        z = [numpyro.sample(f"z{i}", dist.Normal(0.1 * i, 1.0)) for i in range(12)]
+        z = [numpyro.sample(f"z{i}", dist.Normal(0.1 * i, 1.0)) for i in range(14)]
         numpyro.sample("x", dist.Normal(sum(z), 1.0).expand([4]).to_event(1), obs=x)
 
     autoguide, optim = AutoNormal(many), optax.adam(0.03)
     packed = vipp.fit(KEY, vipp.ELBO(), many, autoguide, optim, 5, X, progress_bar=False)
     svi = SVI(many, autoguide, optim, vipp.ELBO())
     first = state = svi.init(KEY, X)
-    with packing.around():  # as it stands
+    with packing.apart():  # as it stands
         closed = jax.make_jaxpr(lambda state: svi.update(state, X))(state)
         step = jax.jit(lambda state: svi.update(state, X))
         for loss in packed.losses:

@@ -228,15 +228,24 @@ def define_primitive(
     abstract: Callable[..., Any],
     batch: Callable[..., Any],
     jvp: Callable[..., Any] | None = None,
+    transpose: Callable[..., Any] | None = None,
+    *,
+    several: bool = False,
 ) -> Any:
-    """A single-result primitive evaluated, compiled, vmapped and differentiated as given."""
+    """A primitive evaluated, compiled, vmapped, differentiated and transposed as given.
+
+    With ``several`` results all of them are lists.
+    """
     primitive = Primitive(name)
+    primitive.multiple_results = several
     primitive.def_impl(impl)
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=several))
     if jvp is not None:
         ad.primitive_jvps[primitive] = jvp
+    if transpose is not None:
+        ad.primitive_transposes[primitive] = transpose
     return primitive
 
 
@@ -259,14 +268,13 @@ def define_linear(
     name: str, identity: Callable[..., Any], batch: Callable[..., Any], jvp: Callable[..., Any]
 ) -> Any:
     """A primitive ``(y, *others) -> y``, linear in ``y``."""
-    primitive = define_primitive(name, identity, identity, batch, jvp)
 
     def transpose(cotangent: Any, y: Any, *others: Any, **params: Any) -> list[Any]:
         if not is_zero(cotangent):
             cotangent = primitive.bind(cotangent, *others, **params)
         return [cotangent, *(None for _ in others)]
 
-    ad.primitive_transposes[primitive] = transpose
+    primitive = define_primitive(name, identity, identity, batch, jvp, transpose)
     return primitive
 
 

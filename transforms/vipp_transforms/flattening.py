@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,11 +19,21 @@ Atom = Any  # a variable or a literal of a jaxpr
 
 
 class Node(NamedTuple):
-    """One equation: what it does, on which atoms, and what it gives."""
+    """One equation: what it does, on which atoms, and what it gives.
 
-    eqn: Any  # None for a sum of all operands
+    Attributes:
+      eqn: None for a sum of all operands.
+      operands: what it is applied to.
+      outs: the variables of its results.
+      kind: equal for nodes that do the same to operands of the same shapes.
+      small: whether it may be grouped: no large arrays, no inner programs.
+    """
+
+    eqn: Any
     operands: tuple[Atom, ...]
     outs: tuple[Any, ...]
+    kind: Hashable
+    small: bool
 
 
 @dataclass(eq=False)
@@ -47,22 +57,24 @@ class Flat:
     @property
     def num_small(self) -> int:
         """The number of equations that could be grouped."""
-        return sum(is_small(node) for node in self.nodes)
+        return sum(node.small for node in self.nodes)
 
 
-def flatten(closed: Any, *, final: bool = False) -> Flat:
+def flatten(closed: Any, *, final: bool = False, identities: frozenset[Any] = frozenset()) -> Flat:
     """Open the calls, share common subexpressions, join chains of additions, drop dead code.
 
     Args:
       closed: a jaxpr with its constants.
       final: whether it will not be differentiated, so that functions with a derivative of their own
         may be opened as well.
+      identities: primitives that stand for their first operand.
     """
     jaxpr, consts = _jax.open_jaxpr(closed)
     flat = Flat(list(jaxpr.invars), {}, [], [], True)
     scope: dict[Any, Any] = {}
     flat.consts.update(zip(jaxpr.constvars, consts, strict=True))
-    _open(jaxpr, scope, flat, {}, final)
+    opens = (lambda eqn: _jax.called(eqn) is not None) if final else _jax.is_jit
+    _open(jaxpr, scope, flat, {}, _Reading(opens, identities))
     flat.outs = [_lookup(v, scope) for v in jaxpr.outvars]
     flat.nodes = _alive(_summed(_alive(flat.nodes, flat.outs), flat.outs), flat.outs)
     return flat
@@ -72,26 +84,50 @@ def _lookup(atom: Atom, scope: dict[Any, Any]) -> Atom:
     return atom if isinstance(atom, _jax.Literal) else scope.get(atom, atom)
 
 
+class _Reading(NamedTuple):
+    opens: Callable[[Any], bool]
+    identities: frozenset[Any]
+
+
 def _open(
-    jaxpr: Any, scope: dict[Any, Any], flat: Flat, seen: dict[Hashable, Node], final: bool
+    jaxpr: Any, scope: dict[Any, Any], flat: Flat, seen: dict[Hashable, Node], reading: _Reading
 ) -> None:
     for eqn in jaxpr.eqns:
         operands = tuple(_lookup(v, scope) for v in eqn.invars)
         flat.packable = flat.packable and not eqn.effects
-        if _jax.is_jit(eqn) or (final and _jax.called(eqn) is not None):
+        if eqn.primitive in reading.identities:
+            scope[eqn.outvars[0]] = operands[0]
+            continue
+        if reading.opens(eqn):
             inner, consts = _jax.open_jaxpr(_jax.called(eqn))
             own: dict[Any, Any] = dict(zip(inner.invars, operands, strict=True))
             for var, const in zip(inner.constvars, consts, strict=True):
                 own[var] = _jax.fresh_like(var)
                 flat.consts[own[var]] = const
-            _open(inner, own, flat, seen, final)
+            _open(inner, own, flat, seen, reading)
             scope.update(zip(eqn.outvars, (_lookup(w, own) for w in inner.outvars), strict=True))
             continue
-        node = Node(eqn, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
-        node = seen.setdefault((signature(node), names(operands)), node)
+        node = _node(eqn, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
+        node = seen.setdefault((node.kind, names(operands)), node)
         scope.update(zip(eqn.outvars, node.outs, strict=True))
         if node.eqn is eqn:
             flat.nodes.append(node)
+
+
+def _node(eqn: Any, operands: tuple[Atom, ...], outs: tuple[Any, ...]) -> Node:
+    avals = [x.aval for x in (*operands, *outs)]
+    shaped = all(hasattr(a, "shape") and math.prod(a.shape) <= LARGEST for a in avals)
+    small = shaped and (eqn is None or not _jax.sub_jaxprs(eqn))
+    if eqn is None:
+        return Node(eqn, operands, outs, ("sum", len(operands), _type(avals[-1])), small)
+    params = tuple(sorted((k, _hashed(v)) for k, v in eqn.params.items()))
+    return Node(eqn, operands, outs, (eqn.primitive.name, params, *map(_type, avals)), small)
+
+
+def _type(aval: Any) -> Hashable:
+    if not hasattr(aval, "dtype"):
+        return str(aval)
+    return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
 
 
 def names(operands: Sequence[Atom]) -> Hashable:
@@ -129,7 +165,7 @@ def _summed(nodes: list[Node], outs: Sequence[Atom]) -> list[Node]:
             inner = None if isinstance(atom, _jax.Literal) else parts.get(atom)
             terms += inner if inner is not None and uses[atom] == 1 else (atom,)
         parts[node.outs[0]] = terms
-        made.append(Node(None, terms, node.outs) if len(terms) > 2 else node)
+        made.append(_node(None, terms, node.outs) if len(terms) > 2 else node)
     return made
 
 
@@ -138,24 +174,7 @@ def _is_addition(node: Node) -> bool:
         return False
     shapes = {x.aval.shape for x in (*node.operands, *node.outs)}
     inexact = jnp.issubdtype(node.outs[0].aval.dtype, jnp.inexact)
-    return len(shapes) == 1 and inexact and is_small(node)
-
-
-def is_small(node: Node) -> bool:
-    """Whether a node may be grouped: no large arrays, no inner programs."""
-    if node.eqn is not None and _jax.sub_jaxprs(node.eqn):
-        return False
-    avals = [x.aval for x in (*node.operands, *node.outs)]
-    return all(hasattr(a, "shape") and math.prod(a.shape) <= LARGEST for a in avals)
-
-
-def signature(node: Node) -> Hashable:
-    """Equal for nodes that do the same to operands of the same shapes."""
-    eqn = node.eqn
-    if eqn is None:
-        return ("sum", len(node.operands), str(node.outs[0].aval))
-    params = tuple(sorted((k, _hashed(v)) for k, v in eqn.params.items()))
-    return eqn.primitive.name, params, tuple(str(x.aval) for x in (*node.operands, *node.outs))
+    return len(shapes) == 1 and inexact and node.small
 
 
 def _hashed(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A scalar function evaluated and differentiated as one packed program."""
+"""A scalar program evaluated and differentiated as one packed program."""
 
 from __future__ import annotations
 
@@ -10,57 +10,58 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms import _jax, packing
+from vipp_transforms.flattening import Flat
 
 WORTHWHILE = packing.WORTHWHILE // 2  # of the value: its gradient has as many equations again
 
 
-def packed_scalar(fn: Callable[[], tuple[Any, Any]], size: int) -> tuple[Any, Any]:
-    """``fn() -> (value, aux)``, packed where it has many small equations.
+def packed_scalar(
+    closed: Any, inputs: Sequence[Any], identities: frozenset[Any] = frozenset()
+) -> list[Any] | None:
+    """The results of a program, packed where it has many small equations.
 
-    So is its gradient, together with the value: a first derivative in any inputs is the product of
-    the gradient with their tangents. Derivatives of that are those of the program as it stands.
+    So is the gradient of the first, a scalar, together with the value: a first derivative in any
+    inputs is the product of the gradient with their tangents. Derivatives of that are those of the
+    packed program.
 
     Args:
-      fn: of a scalar, and what goes with it and is not differentiated; it reads its inputs from
-        around it.
-      size: how many equations it has at most, before they are counted.
+      closed: the program; what it returns behind the scalar is not differentiated.
+      inputs: of it.
+      identities: primitives that stand for their first operand.
 
     Returns:
-      What ``fn`` does.
+      The results, or None if packing does not pay.
     """
-    if size < WORTHWHILE or packing.is_packed():
-        return fn()
-    with packing.around():
-        closed, shape = _jax.trace(fn)
-    outs = _value_and_rest(closed)
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), outs)
-
-
-def _value_and_rest(closed: Any) -> list[Any]:
-    if not packing.pays(packing.flatten(closed), WORTHWHILE):
-        return _jax.evaluated(closed, ())
-    jaxpr, consts = _jax.open_jaxpr(closed)
-    pairs = list(zip(jaxpr.constvars, consts, strict=True))
-    inputs = [(v, x) for v, x in pairs if _jax.is_tracer(x)]
-    fixed = [(v, x) for v, x in pairs if not _jax.is_tracer(x)]
-    whole = _jax.evaluator(jaxpr.eqns, [v for v, _ in fixed + inputs], jaxpr.outvars)
-    plain = lambda *xs: whole(*(x for _, x in fixed), *xs)
+    if packing.is_apart() or sum(1 for _ in _jax.equations(closed)) < WORTHWHILE:
+        return None
+    program = packing.flatten(closed, identities=identities)
+    if not packing.pays(program, WORTHWHILE):
+        return None
+    inner = [v for v, x in program.consts.items() if _jax.is_tracer(x)]
+    values = [*inputs, *(program.consts.pop(v) for v in inner)]
+    program.invars = [*program.invars, *inner]
     # what repeats until a condition is met has derivatives forwards alone
     repeats = any(eqn.primitive.name == "while" for eqn in _jax.equations(closed))
-    packed = _packed(plain) if repeats else _with_gradient(plain)
-    return packed(*(x for _, x in inputs))
+    alone = repeats or packing.is_packed()
+    first, *rest = (_forwards(program) if alone else _with_gradient(program))(*values)
+    return [first, *map(jax.lax.stop_gradient, rest)]
 
 
-def _with_gradient(plain: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """``plain``, whose first result is a scalar, packed; so is its gradient."""
-    evaluate = jax.custom_jvp(_packed(plain))
+def _with_gradient(program: Flat) -> Callable[..., list[Any]]:
+    """A program, whose first result is a scalar, packed; so is its gradient."""
+    evaluate = jax.custom_jvp(lambda *xs: packing.evaluated(program, xs))
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         moving = _moving(tangents)
-        scalar = lambda *xs: (lambda first, *rest: (first, rest))(*plain(*xs))
-        both = jax.value_and_grad(scalar, argnums=moving, has_aux=True)
-        (first, rest), slopes = _packed(both)(*primals)
-        along = [jnp.vdot(g, tangents[i]) for g, i in zip(slopes, moving, strict=True)]
+        positions = tuple(i for i, moves in enumerate(moving) if moves)
+
+        def scalar(*xs: Any) -> tuple[Any, list[Any]]:
+            first, *rest = _forwards(program)(*xs)
+            return first, rest
+
+        both = packing.pack(jax.value_and_grad(scalar, positions, has_aux=True), worthwhile=0)
+        (first, rest), slopes = both(*primals)
+        along = [jnp.vdot(g, tangents[i]) for g, i in zip(slopes, positions, strict=True)]
         tangent = sum(along, start=jnp.zeros((), first.dtype)).astype(first.dtype)
         return [first, *rest], [tangent, *map(_no_tangent, rest)]
 
@@ -68,32 +69,33 @@ def _with_gradient(plain: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     return evaluate
 
 
-def _packed(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """``plain``, packed. Its derivatives are not.
+def _forwards(program: Flat) -> Callable[..., list[Any]]:
+    """A program, packed, whose derivatives are those of the packed program.
 
     A stack has a tangent if one of its entries has, and rules that refuse to be differentiated, or
-    count how often they are, would take the others' noughts for tangents.
+    count how often they are, would take the others' noughts for tangents: what moves with the
+    inputs that have one is packed by itself.
     """
-    evaluate = jax.custom_jvp(packing.pack(plain, worthwhile=WORTHWHILE))
+    evaluate = jax.custom_jvp(lambda *xs: packing.evaluated(program, xs))
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
         moving = _moving(tangents)
+        moves = [t for t, m in zip(tangents, moving, strict=True) if m]
 
-        def partial(*moved: Any) -> Any:
-            given = dict(zip(moving, moved, strict=True))
-            return plain(*(given.get(i, x) for i, x in enumerate(primals)))
+        def partial(*given: Any) -> list[Any]:
+            rest = iter(given)
+            merged = [next(rest) if m else x for x, m in zip(primals, moving, strict=True)]
+            return packing.evaluated(program, merged, moving)
 
-        return jax.jvp(
-            partial, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
-        )
+        return jax.jvp(partial, [x for x, m in zip(primals, moving, strict=True) if m], moves)
 
     evaluate.defjvp(jvp, symbolic_zeros=True)
     return evaluate
 
 
-def _moving(tangents: Sequence[Any]) -> tuple[int, ...]:
+def _moving(tangents: Sequence[Any]) -> list[bool]:
     zero = jax.custom_derivatives.SymbolicZero
-    return tuple(i for i, t in enumerate(tangents) if not isinstance(t, zero))
+    return [not isinstance(t, zero) for t in tangents]
 
 
 def _no_tangent(x: Any) -> Any:

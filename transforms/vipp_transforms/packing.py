@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipp_transforms import _jax
-from vipp_transforms.flattening import Atom, Flat, Node, flatten, is_small, names, signature
+from vipp_transforms import _jax, stacking
+from vipp_transforms.flattening import Atom, Flat, Node, flatten, names
 from vipp_transforms.stacks import Place, Stacks
 
 WORTHWHILE = 1_000  # small equations: with fewer, compiling them one by one is fast
+_OWN = "vipp_"  # how the names of primitives begin that have rules of their own
 _PACKED = contextvars.ContextVar("packed", default=False)
+_APART = contextvars.ContextVar("apart", default=False)
 
 
 def pack(fn: Callable[..., Any], *, worthwhile: int = WORTHWHILE) -> Callable[..., Any]:
@@ -83,9 +85,25 @@ def around() -> Iterator[None]:
         _PACKED.reset(token)
 
 
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """While a function is traced of which it matters what depends on what: nothing is packed."""
+    token = _APART.set(True)
+    try:
+        with around():
+            yield
+    finally:
+        _APART.reset(token)
+
+
 def is_packed() -> bool:
     """Whether what is traced now will be packed as a whole."""
     return _PACKED.get()
+
+
+def is_apart() -> bool:
+    """Whether nothing of what is traced now may be packed."""
+    return _APART.get()
 
 
 def evaluate(closed: Any, inputs: Sequence[Any], worthwhile: int = WORTHWHILE) -> list[Any]:
@@ -93,11 +111,36 @@ def evaluate(closed: Any, inputs: Sequence[Any], worthwhile: int = WORTHWHILE) -
     program = flatten(closed)
     if not pays(program, worthwhile):
         return _jax.evaluated(closed, list(inputs))
-    stacks = Stacks()
+    return evaluated(program, inputs)
+
+
+def evaluated(program: Flat, inputs: Sequence[Any], moving: Sequence[bool] = ()) -> list[Any]:
+    """The results of a program, packed.
+
+    Args:
+      program: it.
+      inputs: of it.
+      moving: which of them it is being differentiated in, if it is: what moves with them and what
+        does not is never evaluated together.
+    """
+    stacks = Stacks(stacking.stack, stacking.unstack) if moving else Stacks()
     for var, value in zip(program.invars, inputs, strict=True):
         stacks.put(var, jnp.asarray(value))
-    run(program, stacks)
+    run(program, stacks, moved(program, moving) if moving else None)
     return [stacks.get(v) for v in program.outs]
+
+
+_STILL = frozenset({"stop_gradient", "floor", "ceil", "round", "sign", "nextafter"})
+
+
+def moved(program: Flat, moving: Sequence[bool]) -> frozenset[Any]:
+    """The variables that have a derivative in inputs."""
+    found = {v for v, moves in zip(program.invars, moving, strict=True) if moves}
+    for node in program.nodes:
+        if any(v in found for v in node.operands if not isinstance(v, _jax.Literal)):
+            if node.eqn is None or node.eqn.primitive.name not in _STILL:
+                found.update(v for v in node.outs if jnp.issubdtype(v.aval.dtype, jnp.inexact))
+    return frozenset(found)
 
 
 def pays(program: Flat, worthwhile: int = WORTHWHILE) -> bool:
@@ -108,37 +151,43 @@ def pays(program: Flat, worthwhile: int = WORTHWHILE) -> bool:
 # -- evaluation ----------------------------------------------------------------------------------
 
 
-def run(program: Flat, stacks: Stacks) -> None:
+def run(program: Flat, stacks: Stacks, moved: frozenset[Any] | None = None) -> None:
     """Evaluate a program level by level, the nodes of one kind on a level together."""
     for var, value in program.consts.items():
         stacks.put(var, value)
-    for group in groups(program):
+    for group in groups(program, moved):
         _evaluate(group, stacks)
 
 
-def groups(program: Flat) -> list[list[Node]]:
-    """The nodes that are evaluated together, in order."""
+def groups(program: Flat, moved: frozenset[Any] | None = None) -> list[list[Node]]:
+    """The nodes that are evaluated together, in order; ``moved`` and other variables apart."""
+    kinds = {id(node): _kind(node, moved) for node in program.nodes}
     found = []
-    for level in levels(program.nodes):
+    for level in levels(program.nodes, kinds):
         alike: dict[Hashable, list[Node]] = {}
         for node in level:
-            alike.setdefault(_kind(node), []).append(node)
+            alike.setdefault(kinds[id(node)], []).append(node)
         found += alike.values()
     return found
 
 
-def levels(nodes: Sequence[Node]) -> list[list[Node]]:
+def levels(nodes: Sequence[Node], kinds: dict[int, Hashable]) -> list[list[Node]]:
     """The nodes by depth, counted from the inputs or from the results: the fewer groups win."""
+
+    def num_groups(found: Sequence[Sequence[Node]]) -> int:
+        return sum(len({kinds[id(node)] for node in level}) for level in found)
+
     return min(_from_inputs(nodes), _from_results(nodes), key=num_groups)
 
 
-def num_groups(found: Sequence[Sequence[Node]]) -> int:
-    """How many groups the nodes of each level fall into."""
-    return sum(len({_kind(node) for node in level}) for level in found)
-
-
-def _kind(node: Node) -> Hashable:
-    return signature(node) if is_small(node) else id(node)
+def _kind(node: Node, moved: frozenset[Any] | None) -> Hashable:
+    if not node.small:
+        return id(node)
+    if moved is None:
+        return node.kind
+    if node.eqn is not None and node.eqn.primitive.name.startswith(_OWN):
+        return id(node)  # whether it may be differentiated depends on what it is applied to
+    return node.kind, *(not isinstance(v, _jax.Literal) and v in moved for v in node.operands)
 
 
 def _from_inputs(nodes: Sequence[Node]) -> list[list[Node]]:
@@ -165,12 +214,22 @@ def _from_results(nodes: Sequence[Node]) -> list[list[Node]]:
 
 
 def _evaluate(group: list[Node], stacks: Stacks) -> None:
+    group = sorted(group, key=lambda node: stacks.order(node.operands))
     first = group[0]
     if first.eqn is None:
         count = len(first.operands)
-        terms = stacks.fetch([x for node in group for x in node.operands])
-        totals = terms.reshape((len(group), count, *terms.shape[1:])).sum(1)
+        terms = [sorted(node.operands, key=lambda x: stacks.order([x])) for node in group]
+        stack = stacks.fetch([x for operands in terms for x in operands])
+        totals = stack.reshape((len(group), count, *stack.shape[1:])).sum(1)
         stacks.put_all([node.outs[0] for node in group], totals)
+        return
+    if first.eqn.primitive is stacking.stack_p:
+        for node in group:
+            stacks.put(node.outs[0], stacks.fetch(node.operands))
+        return
+    if first.eqn.primitive is stacking.unstack_p:
+        for node in group:
+            stacks.put_entries(node.outs, node.operands[0])
         return
     if len(group) == 1:
         values = _jax.apply(first.eqn, [stacks.get(x) for x in first.operands])

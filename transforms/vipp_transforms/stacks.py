@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from vipp_transforms import _jax
+from vipp_transforms import _jax, stacking
 from vipp_transforms.flattening import Atom, names
 
 
@@ -22,11 +23,19 @@ class Place(NamedTuple):
 
 @dataclass(eq=False)
 class Stacks:
-    """The values of a program's variables, many of them entries of one array."""
+    """The values of a program's variables, many of them entries of one array.
 
+    Attributes:
+      join: makes one array of several, :func:`stacking.joined` or :func:`stacking.stack`.
+      part: makes several of one, :func:`stacking.entries` or :func:`stacking.unstack`.
+    """
+
+    join: Callable[..., Any] = stacking.joined
+    part: Callable[[Any], list[Any]] | None = None
     arrays: list[Any] = field(default_factory=list)
     places: dict[Any, Place] = field(default_factory=dict)
     fetched: dict[Hashable, Any] = field(default_factory=dict)
+    parted: dict[int, list[Any]] = field(default_factory=dict)
 
     def put(self, var: Any, value: Any) -> None:
         """A value by itself."""
@@ -39,12 +48,32 @@ class Stacks:
             self.places[var] = Place(len(self.arrays), index)
         self.arrays.append(array)
 
+    def put_entries(self, variables: Sequence[Any], atom: Atom) -> None:
+        """Values along the first axis of another value."""
+        stack, entry = self.places[atom]
+        if entry is not None:
+            return self.put_all(variables, self.get(atom))
+        for index, var in enumerate(variables):
+            self.places[var] = Place(stack, index)
+
     def get(self, atom: Atom) -> Any:
         """One value."""
         if isinstance(atom, _jax.Literal):
             return jnp.asarray(atom.val, _dtype(atom))
         stack, entry = self.places[atom]
-        return self.arrays[stack] if entry is None else self.arrays[stack][entry]
+        array = self.arrays[stack]
+        if entry is None:
+            return array
+        if self.part is None:
+            return lax.index_in_dim(array, entry, keepdims=False)
+        if stack not in self.parted:
+            self.parted[stack] = self.part(array)
+        return self.parted[stack][entry]
+
+    def order(self, atoms: Sequence[Atom]) -> tuple[tuple[int, int], ...]:
+        """Where they are: values in this order need not be rearranged to be taken together."""
+        places = (self.places[x] for x in atoms if not isinstance(x, _jax.Literal))
+        return tuple((stack, entry or 0) for stack, entry in places)
 
     def fetch(self, atoms: Sequence[Atom]) -> Any:
         """Several values of one shape along a new first axis."""
@@ -54,23 +83,34 @@ class Stacks:
         return self.fetched[label]
 
     def _fetch(self, atoms: Sequence[Atom]) -> Any:
+        alone = {names([x]): x for x in atoms if self._stack_of(x) is None}
+        found = dict.fromkeys(map(self._stack_of, atoms))
+        starts: dict[int | None, int] = {}
+        sources: list[Any] = []
+        length = 0
+        for stack in found:
+            array = self._together(list(alone.values())) if stack is None else self.arrays[stack]
+            starts[stack], length = length, length + array.shape[0]
+            sources.append(array)
+        within = {name: i for i, name in enumerate(alone)}
+        index = []
+        for atom in atoms:
+            stack = self._stack_of(atom)
+            entry = within[names([atom])] if stack is None else self.places[atom].entry
+            index.append(starts[stack] + (entry or 0))
+        joined = sources[0] if len(sources) == 1 else lax.concatenate(sources, 0)
+        return _take(joined, index)
+
+    def _stack_of(self, atom: Atom) -> int | None:
+        """The array that a value is an entry of, None if it is by itself."""
+        if isinstance(atom, _jax.Literal) or self.places[atom].entry is None:
+            return None
+        return self.places[atom].stack
+
+    def _together(self, atoms: Sequence[Atom]) -> Any:
         if all(isinstance(x, _jax.Literal) for x in atoms):
             return jnp.asarray(np.stack([np.asarray(x.val, _dtype(x)) for x in atoms]))
-        starts: dict[Hashable, int] = {}
-        sources: list[Any] = []
-        length, index = 0, []
-        for atom in atoms:
-            literal = isinstance(atom, _jax.Literal)
-            place = Place(-1, None) if literal else self.places[atom]
-            source = names([atom]) if literal else place.stack
-            if source not in starts:
-                alone = literal or place.entry is None
-                array = self.get(atom)[None] if alone else self.arrays[place.stack]
-                starts[source], length = length, length + len(array)
-                sources.append(array)
-            index.append(starts[source] + (place.entry or 0))
-        joined = sources[0] if len(sources) == 1 else jnp.concatenate(sources)
-        return _take(joined, index)
+        return self.join(*map(self.get, atoms))
 
 
 def _dtype(atom: Any) -> Any:
@@ -79,6 +119,8 @@ def _dtype(atom: Any) -> Any:
 
 def _take(array: Any, index: list[int]) -> Any:
     start, count = index[0], len(index)
-    if index == list(range(start, start + count)):
-        return array if count == len(array) else array[start : start + count]
+    step = index[1] - start if count > 1 else 1
+    if step > 0 and index == list(range(start, start + count * step, step)):
+        whole = count == len(array)
+        return array if whole else lax.slice_in_dim(array, start, index[-1] + 1, step)
     return array[np.asarray(index)]

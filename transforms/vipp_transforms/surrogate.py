@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms import _jax
 from vipp_transforms.evaluation import Evaluation, value_of
 from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.packed_gradient import packed_scalar
 from vipp_transforms.plan import Plan, derive
+from vipp_transforms.sites import lane_key_p
 from vipp_transforms.staging import Program, Traced, live
 
 
@@ -75,14 +75,14 @@ def packed_estimate(
       The estimate, and what ``then`` returns.
     """
     traced, planned = derive(fn, args, kwargs)
-
-    def both() -> tuple[jax.Array, Any]:
-        value, aux, updates = _evaluated(traced, planned)
-        return value, then(aux, updates)
-
-    if planned is not None:
-        return both()
-    return packed_scalar(both, sum(1 for _ in _jax.equations(traced.closed)))
+    if planned is None:
+        check_keys(traced.closed)
+        outs = packed_scalar(traced.closed, traced.arrays, frozenset({lane_key_p}))
+        if outs is not None:
+            aux = jax.tree_util.tree_unflatten(traced.aux_tree, outs[1:])
+            return outs[0], then(aux, {})
+    value, aux, updates = _evaluated(traced, planned)
+    return value, then(aux, updates)
 
 
 def _evaluated(traced: Traced, planned: Plan | None) -> tuple[jax.Array, Any, Updates]:

@@ -43,7 +43,7 @@ def without_gradient(loss: Callable[[Any], jax.Array], params: Mapping[str, Any]
         return jax.jvp(of, (arrays,), (tangents,))[1]
 
     arrays = {n: jnp.asarray(x) for n, x in arrays.items()}
-    with packing.around():  # what is evaluated together would depend on all of them
+    with packing.apart():  # what is evaluated together would depend on all of them
         closed, _ = _jax.trace(differential, arrays)
     order = jax.tree.leaves({n: n for n in arrays})
     (reaching,) = reach(closed, [frozenset({n}) for n in order])

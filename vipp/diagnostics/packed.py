@@ -62,15 +62,17 @@ def packed(
     def value(real: Any) -> jax.Array:
         return objective.bound_and_state(key, {**params, **real}, *programs)[0]
 
-    with packing.around():
+    with packing.apart():
         small = packing.flatten(jax.make_jaxpr(value)(real)).num_small
         slope = jax.make_jaxpr(jax.value_and_grad(value))(real)
     program = packing.flatten(slope, final=True)
     if small < WORTHWHILE or not program.packable:
         return PackReport(small, small)
-    groups = packing.groups(program)
-    sizes = [(_operation(group[0]), len(group)) for group in groups if len(group) > 1]
-    return PackReport(sum(map(len, groups)), len(groups), tuple(sorted(sizes, key=lambda g: -g[1])))
+    with packing.around():
+        whole = jax.make_jaxpr(jax.value_and_grad(value))(real)
+    after = len(packing.groups(packing.flatten(whole, final=True)))
+    alike = [(_operation(g[0]), len(g)) for g in packing.groups(program) if len(g) > 1]
+    return PackReport(len(program.nodes), after, tuple(sorted(alike, key=lambda g: -g[1])))
 
 
 def _operation(node: Any) -> str:
