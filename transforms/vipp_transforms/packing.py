@@ -276,6 +276,15 @@ class Layout:
             self.segments.append(Segment(str(leaf.dtype), start, leaf.shape))
             lengths[str(leaf.dtype)] = start + math.prod(leaf.shape)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self._all() == other._all()
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def _all(self) -> tuple[Any, ...]:
+        return self.treedef, *self.segments
+
     def ravel(self, tree: Any) -> dict[str, Any]:
         """The vectors of a tree."""
         parts: dict[str, list[Any]] = {}
@@ -285,11 +294,12 @@ class Layout:
 
     def unravel(self, vectors: dict[str, Any]) -> Any:
         """The tree of its vectors."""
-        leaves = [_cut(vectors[s.vector], s) for s in self.segments]
+        leaves = [cut(vectors[s.vector], s) for s in self.segments]
         return jax.tree_util.tree_unflatten(self.treedef, leaves)
 
 
-def _cut(vector: Any, segment: Segment) -> Any:
+def cut(vector: Any, segment: Segment) -> Any:
+    """A leaf of its vector."""
     size = math.prod(segment.shape)
     return vector[segment.start : segment.start + size].reshape(segment.shape)
 
@@ -314,7 +324,7 @@ def step(program: Flat, layout: Layout, vectors: dict[str, Any]) -> tuple[dict[s
         if segment.shape == ():
             stacks.places[var] = Place(at[segment.vector], segment.start)
         else:
-            stacks.put(var, _cut(vectors[segment.vector], segment))
+            stacks.put(var, cut(vectors[segment.vector], segment))
     run(program, stacks)
     count = len(layout.segments)
     new = _joined(program.outs[:count], layout, stacks)

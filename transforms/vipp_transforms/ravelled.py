@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipp_transforms.packing import Layout
+from vipp_transforms.packing import Layout, cut
 
 
 @jax.tree_util.register_pytree_node_class
@@ -42,6 +42,25 @@ class Ravelled:
         leaves = jax.tree_util.tree_leaves(layout.unravel(vectors))
         plain = {name: v for name, v in vectors.items() if not _is_key(v)}
         return cls(layout, plain, [x for x in leaves if _is_key(x)])
+
+    @classmethod
+    def outside(cls, tree: Any) -> Ravelled:
+        """Of a tree of arrays, put together where they are not traced."""
+        layout, host = Layout(tree), {}
+        keys = [x for x in jax.tree_util.tree_leaves(tree) if _is_key(x)]
+        plain = [x for x in jax.tree_util.tree_leaves(tree) if not _is_key(x)]
+        for x in jax.device_get(plain):
+            host.setdefault(str(x.dtype), []).append(np.reshape(x, -1))
+        return cls(layout, {n: jnp.asarray(np.concatenate(xs)) for n, xs in host.items()}, keys)
+
+    def inside(self) -> Any:
+        """The tree itself, within a traced function."""
+        keys = iter(self.keys)
+        leaves = [
+            next(keys) if s.vector not in self.vectors else cut(self.vectors[s.vector], s)
+            for s in self.layout.segments
+        ]
+        return jax.tree_util.tree_unflatten(self.layout.treedef, leaves)
 
     def tree(self) -> Any:
         """The tree itself, each leaf where its vector is."""

@@ -17,10 +17,12 @@ from numpyro.infer.util import transform_fn
 
 from vipp.training.identity import identity, structure
 from vipp_transforms import packing
+from vipp_transforms.flattening import LARGEST
 from vipp_transforms.ravelled import Ravelled
 
 MOST_STEPS_AT_ONCE = 4096
 _MOST_KEPT = 32
+_MANY = 64  # arrays
 _KEPT: collections.OrderedDict[Hashable, Callable[..., Any]] = collections.OrderedDict()
 _FACTS: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 
@@ -85,11 +87,12 @@ class Compiled:
 def advance(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
     """A function ``(state, steps) -> (state, taken, ok, losses)`` that trains.
 
-    It takes up to ``steps`` steps and stops before a bad one. The state is :func:`state_of` what is
-    returned.
+    It takes up to ``steps`` steps and stops before a bad one. A state of many small arrays is given
+    :func:`ravelled`; what comes back is one by :func:`state_of`.
     """
 
-    def run(state: SVIState, steps: Any) -> tuple[Any, Any, Any, Any]:
+    def run(given: SVIState | Ravelled, steps: Any) -> tuple[Any, Any, Any, Any]:
+        state = given.inside() if isinstance(given, Ravelled) else given
         one, pack, _, leave = _stepping(_update(svi, args, kwargs), state)
 
         def step(carry: Any) -> Any:
@@ -187,6 +190,16 @@ class _Stepping(NamedTuple):
 def state_of(left: SVIState | Ravelled) -> SVIState:
     """The state that :func:`advance` has come to."""
     return left.tree() if isinstance(left, Ravelled) else left
+
+
+def ravelled(state: SVIState) -> SVIState | Ravelled:
+    """A state as it is given to a compiled program: many small arrays as one.
+
+    XLA compiles something for every input of a program.
+    """
+    leaves = jax.tree.leaves(state)
+    small = all(x.size <= LARGEST and len(x.sharding.device_set) == 1 for x in leaves)
+    return Ravelled.outside(state) if small and len(leaves) > _MANY else state
 
 
 def _stepping(update: Callable[[Any], Any], state: Any) -> _Stepping:

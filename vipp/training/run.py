@@ -15,7 +15,7 @@ from numpyro.infer.svi import SVIState
 from vipp.training.automatic_steps import AutomaticSteps
 from vipp.training.blame import Blame, blame
 from vipp.training.checkpoint import Saved
-from vipp.training.compiled import MOST_STEPS_AT_ONCE, Compiled, advance, state_of
+from vipp.training.compiled import MOST_STEPS_AT_ONCE, Compiled, advance, ravelled, state_of
 from vipp.training.early_stopping import Patience
 from vipp.training.mesh import Placement
 from vipp.training.metrics import evaluate, measure
@@ -110,7 +110,7 @@ class Run:
         Raises:
           NonFiniteError: if a loss or a parameter was not finite; the state is the one before it.
         """
-        left, *report = self._train(batch)(self.state, count)
+        left, *report = self._train(batch)(ravelled(self.state), count)
         taken, ok, block = jax.device_get(report)  # interrupts come here, and find all as it was
         state, good = state_of(left), int(taken) - 1
         if not ok and self.automatic is not None and self.automatic.retreat(self, self.done + good):
@@ -126,7 +126,8 @@ class Run:
 
     def first_losses(self, count: int, batch: tuple[Any, ...]) -> np.ndarray:
         """What :meth:`steps` would return from here; the run stays as it is."""
-        _, taken, _, block = jax.device_get(self._train(batch)(self.state, count))
+        _, *report = self._train(batch)(ravelled(self.state), count)
+        taken, _, block = jax.device_get(report)
         return block[:taken]
 
     def _train(self, batch: tuple[Any, ...]) -> Callable[..., Any]:
