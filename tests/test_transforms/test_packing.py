@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import vipp_transforms as vt
-from vipp_transforms import packed_gradient, packing
+from vipp_transforms import packed_gradient, packing, stacking
 from vipp_transforms.surrogate import packed_estimate
 
 SIZE = 6
@@ -81,6 +81,54 @@ def test_maps():
         jax.jit(jax.vmap(f))(batch, key) for f in (vt.pack(families, worthwhile=1), families)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+
+
+@jax.custom_jvp
+def refuses(x):
+    return x**2
+
+
+@refuses.defjvp
+def _(primals, tangents):
+    raise NotImplementedError("differentiated")
+
+
+def test_what_does_not_move_has_no_tangent(monkeypatch):
+    """Values that depend on data alone, or are stopped, and like ones that do not."""
+    monkeypatch.setattr(packed_gradient, "WORTHWHILE", 1)
+
+    def fn(theta, data):
+        sines = [jnp.sin(x) for x in (*theta, *data, *jax.lax.stop_gradient(theta))]
+        fixed = sum(refuses(2 * x) for x in sines[len(theta) :])
+        return sum(x * x * fixed for x in sines), None
+
+    packed = lambda theta, data: packed_estimate(lambda aux, _: aux, fn, theta, data)[0]
+    plain = lambda theta, data: vt.surrogate(fn)(theta, data)[0]
+    args = XS, [x + 1 for x in XS[:3]]
+    got, want = (jax.jit(jax.value_and_grad(f))(*args) for f in (packed, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+    with packing.around():  # within a step that is packed as a whole
+        jaxpr = jax.make_jaxpr(jax.grad(packed))(*args)
+    assert sum(e.primitive.name == "cos" for e in jaxpr.eqns) == 1
+    with pytest.raises(NotImplementedError, match="differentiated"):
+        jax.grad(packed, argnums=1)(*args)
+
+
+def test_stacks_and_their_entries():
+    """One is the other's derivative; forwards, backwards, mapped, of keys and of unused entries."""
+    x = jnp.arange(6.0).reshape(3, 2)
+
+    def fn(x):
+        a, _, c = stacking.unstack(x)
+        return stacking.stack(jnp.sin(c), a * c, jnp.ones(2))
+
+    want = lambda x: jnp.stack([jnp.sin(x[2]), x[0] * x[2], jnp.ones(2)])
+    for f in (lambda f: f, jax.jacfwd, jax.jacrev, lambda f: jax.hessian(lambda x: f(x).sum())):
+        np.testing.assert_allclose(jax.jit(f(fn))(x), f(want)(x), rtol=1e-6)
+    mapped = jax.vmap(fn, in_axes=2, out_axes=1)(jnp.stack([x, x + 1], 2))
+    np.testing.assert_allclose(mapped, jnp.stack([want(x), want(x + 1)], 1), rtol=1e-6)
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert (stacking.stack(*stacking.unstack(keys)) == keys).all()
 
 
 def count(jaxpr, name):
