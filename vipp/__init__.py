@@ -7,6 +7,12 @@ from vipp.diagnostics.check import check
 from vipp.diagnostics.explain import Explanation, explain
 from vipp.diagnostics.gradients import NoGradientWarning
 from vipp.diagnostics.mistake import CheckError
+from vipp.diagnostics.plots import (
+    plot_calibration,
+    plot_losses,
+    plot_pairs,
+    plot_signal_to_noise,
+)
 from vipp.distributions.one_hot import OneHotCategorical
 from vipp.language.bias import BiasedEstimatorWarning, BiasedObjectiveWarning
 from vipp.language.expectation import expectation
@@ -116,6 +122,10 @@ __all__ = [
     "OneHotCategorical",
     "Pathwise",
     "PIWAE",
+    "plot_calibration",
+    "plot_losses",
+    "plot_pairs",
+    "plot_signal_to_noise",
     "Program",
     "psis",
     "PSIS",
