@@ -60,13 +60,20 @@ class Flat:
         return sum(node.small for node in self.nodes)
 
 
-def flatten(closed: Any, *, final: bool = False, identities: frozenset[Any] = frozenset()) -> Flat:
+def flatten(
+    closed: Any,
+    *,
+    final: bool = False,
+    sums: bool = True,
+    identities: frozenset[Any] = frozenset(),
+) -> Flat:
     """Open the calls, share common subexpressions, join chains of additions, drop dead code.
 
     Args:
       closed: a jaxpr with its constants.
       final: whether it will not be differentiated, so that functions with a derivative of their own
         may be opened as well.
+      sums: whether to join additions.
       identities: primitives that stand for their first operand.
     """
     jaxpr, consts = _jax.open_jaxpr(closed)
@@ -76,7 +83,9 @@ def flatten(closed: Any, *, final: bool = False, identities: frozenset[Any] = fr
     opens = (lambda eqn: _jax.called(eqn) is not None) if final else _jax.is_jit
     _open(jaxpr, scope, flat, {}, _Reading(opens, identities))
     flat.outs = [_lookup(v, scope) for v in jaxpr.outvars]
-    flat.nodes = _alive(_summed(_alive(flat.nodes, flat.outs), flat.outs), flat.outs)
+    flat.nodes = alive(flat.nodes, flat.outs)
+    if sums:
+        flat.nodes = alive(_summed(flat.nodes, flat.outs), flat.outs)
     return flat
 
 
@@ -138,7 +147,8 @@ def names(operands: Sequence[Atom]) -> Hashable:
     )
 
 
-def _alive(nodes: list[Node], outs: Sequence[Atom]) -> list[Node]:
+def alive(nodes: Sequence[Node], outs: Sequence[Atom]) -> list[Node]:
+    """The nodes that some of ``outs`` needs."""
     needed = {v for v in outs if not isinstance(v, _jax.Literal)}
     kept = []
     for node in reversed(nodes):

@@ -143,6 +143,13 @@ def moved(program: Flat, moving: Sequence[bool]) -> frozenset[Any]:
     return frozenset(found)
 
 
+def one_by_one(program: Flat, inputs: Sequence[Any]) -> list[Any]:
+    """The results of a program without joined sums, as it stands."""
+    eqns = [n.eqn.replace(invars=list(n.operands), outvars=list(n.outs)) for n in program.nodes]
+    given = [*program.consts, *program.invars]
+    return _jax.evaluator(eqns, given, program.outs)(*program.consts.values(), *inputs)
+
+
 def pays(program: Flat, worthwhile: int = WORTHWHILE) -> bool:
     """Whether a program has so many small equations that packing them is worth it."""
     return program.packable and program.num_small >= worthwhile
@@ -304,13 +311,16 @@ def cut(vector: Any, segment: Segment) -> Any:
     return vector[segment.start : segment.start + size].reshape(segment.shape)
 
 
-def step(program: Flat, layout: Layout, vectors: dict[str, Any]) -> tuple[dict[str, Any], list]:
+def step(
+    program: Flat, layout: Layout, vectors: dict[str, Any], others: Sequence[Any] = ()
+) -> tuple[dict[str, Any], list]:
     """One step of a loop whose state is packed, so that nothing is taken apart between steps.
 
     Args:
-      program: of which the inputs, and the first results, are the leaves of the state.
+      program: of which the first inputs, and results, are the leaves of the state.
       layout: of the state.
       vectors: the state.
+      others: the other inputs.
 
     Returns:
       The new state's vectors, and the other results.
@@ -320,13 +330,15 @@ def step(program: Flat, layout: Layout, vectors: dict[str, Any]) -> tuple[dict[s
     for name, vector in vectors.items():
         at[name] = len(stacks.arrays)
         stacks.arrays.append(vector)
-    for var, segment in zip(program.invars, layout.segments, strict=True):
+    count = len(layout.segments)
+    for var, value in zip(program.invars[count:], others, strict=True):
+        stacks.put(var, value)
+    for var, segment in zip(program.invars[:count], layout.segments, strict=True):
         if segment.shape == ():
             stacks.places[var] = Place(at[segment.vector], segment.start)
         else:
             stacks.put(var, cut(vectors[segment.vector], segment))
     run(program, stacks)
-    count = len(layout.segments)
     new = _joined(program.outs[:count], layout, stacks)
     return new, [stacks.get(v) for v in program.outs[count:]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,12 +17,16 @@ from numpyro.infer.util import transform_fn
 
 from vipp.training.identity import identity, structure
 from vipp_transforms import packing
+from vipp_transforms.drawing_ahead import ahead
 from vipp_transforms.flattening import LARGEST
 from vipp_transforms.ravelled import Ravelled
+from vipp_transforms.sites import lane_key_p
 
 MOST_STEPS_AT_ONCE = 4096
 _MOST_KEPT = 32
 _MANY = 64  # arrays
+_BLOCK = 64  # steps
+_SPENT = frozenset({lane_key_p})  # what marks the keys of draws has been looked at by then
 _KEPT: collections.OrderedDict[Hashable, Callable[..., Any]] = collections.OrderedDict()
 _FACTS: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 
@@ -88,23 +92,56 @@ def advance(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
     """A function ``(state, steps) -> (state, taken, ok, losses)`` that trains.
 
     It takes up to ``steps`` steps and stops before a bad one. A state of many small arrays is given
-    :func:`ravelled`; what comes back is one by :func:`state_of`.
+    :func:`ravelled`; what comes back is one by :func:`state_of`. The noise of many steps is drawn
+    at once.
+    """
+    return _training(svi, args, kwargs, at_once=True)
+
+
+def advance_singly(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
+    """:func:`advance` for one step after the other, each of which draws its noise."""
+    return _training(svi, args, kwargs, at_once=False)
+
+
+def _training(svi: SVI, args: Any, kwargs: Any, *, at_once: bool) -> Callable[..., Any]:
+    """Blocks of steps; one in which a step is bad is taken again, up to the step before that.
+
+    So what a step leaves as it was need not be chosen at every step.
     """
 
     def run(given: SVIState | Ravelled, steps: Any) -> tuple[Any, Any, Any, Any]:
         state = given.inside() if isinstance(given, Ravelled) else given
-        one, pack, _, leave = _stepping(_update(svi, args, kwargs), state)
+        one = _stepping(_update(svi, args, kwargs), state, at_once=at_once)
 
-        def step(carry: Any) -> Any:
-            i, state, _, losses = carry
-            new, loss, ok = one(state)
-            return i + 1, _chosen(ok, new, state), ok, losses.at[i].set(loss)
+        def block(carry: Any) -> Any:
+            begin, state, limit, losses = carry
+            noise, end = one.draw(state), jnp.minimum(begin + one.count, limit)
 
-        begin = (0, pack(state), jnp.array(True), jnp.zeros(MOST_STEPS_AT_ONCE))
-        taken, end, ok, losses = jax.lax.while_loop(
-            lambda carry: (carry[0] < steps) & carry[2], step, begin
+            def step(carry: Any) -> Any:
+                i, state, _, losses = carry
+                new, loss, ok = one.update(state, [x[i - begin] for x in noise])
+                return i + 1, new, ok, losses.at[i].set(loss)
+
+            i, new, ok, losses = jax.lax.while_loop(
+                lambda carry: (carry[0] < end) & carry[2],
+                step,
+                (begin, state, jnp.array(True), losses),
+            )
+            state, begin = _chosen(ok, (new, i), (state, begin))
+            return begin, state, jnp.where(ok, limit, i - 1), losses
+
+        taken, end, limit, losses = jax.lax.while_loop(
+            lambda carry: carry[0] < carry[2],
+            block,
+            (
+                jnp.zeros((), int),
+                one.pack(state),
+                jnp.asarray(steps),
+                jnp.zeros(MOST_STEPS_AT_ONCE),
+            ),
         )
-        return leave(end), taken, ok, losses
+        ok = limit == steps
+        return one.leave(end), jnp.where(ok, taken, taken + 1), ok, losses
 
     return run
 
@@ -118,9 +155,8 @@ def advance_each(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
 
     def run(states: SVIState, going: jax.Array, steps: Any) -> tuple[Any, Any, Any, Any]:
         first = jax.tree.map(lambda x: x[0], states)
-        one, pack, unpack, _ = _stepping(_update(svi, args, kwargs), first)
-
-        each = _while_going(one)
+        one = _stepping(_update(svi, args, kwargs), first)
+        each = _while_going(one.update)
 
         def step(carry: Any) -> Any:
             i, states, going, losses = carry
@@ -131,9 +167,9 @@ def advance_each(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
         taken, end, going, losses = jax.lax.while_loop(
             lambda carry: (carry[0] < steps) & carry[2].any(),
             step,
-            (0, jax.vmap(pack)(states), going, losses),
+            (0, jax.vmap(one.pack)(states), going, losses),
         )
-        return jax.vmap(unpack)(end), going, taken, losses
+        return jax.vmap(one.unpack)(end), going, taken, losses
 
     return run
 
@@ -144,8 +180,8 @@ def steps_of(svi: SVI, args: Any, kwargs: Any, state: SVIState) -> tuple[Any, An
     Returns:
       The step; the state that it begins with; and a function of its state to an ``SVIState``.
     """
-    one, pack, unpack, _ = _stepping(_update(svi, args, kwargs), state)
-    return _while_going(one), pack(state), unpack
+    one = _stepping(_update(svi, args, kwargs), state)
+    return _while_going(one.update), one.pack(state), one.unpack
 
 
 def _while_going(one: Callable[[Any], Any]) -> Callable[[Any, jax.Array], Any]:
@@ -175,16 +211,20 @@ class _Stepping(NamedTuple):
     """An update of a state as a loop carries it, how it gets there, and back.
 
     Attributes:
-      one: the update.
+      update: ``(state, noise) -> (state, loss, ok)``.
       pack: of a state, the loop's.
       unpack: of the loop's state, a state.
       leave: the same for :func:`state_of`, outside of the compiled program.
+      draw: of the loop's state, the noise of a block along a first axis, if it is drawn at once.
+      count: how many are taken in one block.
     """
 
-    one: Callable[[Any], Any]
+    update: Callable[..., Any]
     pack: Callable[[Any], Any]
     unpack: Callable[[Any], Any]
     leave: Callable[[Any], Any]
+    draw: Callable[[Any], list[Any]]
+    count: int
 
 
 def state_of(left: SVIState | Ravelled) -> SVIState:
@@ -202,25 +242,46 @@ def ravelled(state: SVIState) -> SVIState | Ravelled:
     return Ravelled.outside(state) if small and len(leaves) > _MANY else state
 
 
-def _stepping(update: Callable[[Any], Any], state: Any) -> _Stepping:
-    """An update for states like ``state``, packed where it has many small equations."""
+def _stepping(update: Callable[[Any], Any], state: Any, *, at_once: bool = False) -> _Stepping:
+    """An update for states like ``state``, packed where it has many small equations.
+
+    Args:
+      update: of a state.
+      state: one.
+      at_once: whether to draw the noise of many steps at once, if it is little.
+    """
     with packing.around():
         closed = jax.make_jaxpr(update)(state)
-    program = packing.flatten(closed, final=True)
-    treedef, layout = jax.tree.structure(state), packing.Layout(state)
+    packed = packing.pays(packing.flatten(closed, final=True, identities=_SPENT))
+    program = packing.flatten(closed, final=True, sums=packed, identities=_SPENT)
+    first = ahead(program) if at_once else None
+    rest = program if first is None else first.rest
+    layout = packing.Layout(state)
+    if packed:
+        evaluate = packing.evaluated
+        unpack, leave = layout.unravel, partial(Ravelled.of, layout)
+        keys_of = lambda vectors, at: packing.cut(
+            vectors[layout.segments[at].vector], layout.segments[at]
+        )
+    else:
+        evaluate = packing.one_by_one
+        unpack = leave = partial(jax.tree.unflatten, jax.tree.structure(state))
+        keys_of = lambda leaves, at: leaves[at]
 
-    def whole(leaves: Any) -> Any:
-        *new, loss, ok = core.jaxpr_as_fun(closed)(*leaves)
+    def step(carried: Any, noise: Sequence[Any] = ()) -> Any:
+        if packed:
+            new, (loss, ok) = packing.step(rest, layout, carried, noise)
+        elif first is None:
+            *new, loss, ok = core.jaxpr_as_fun(closed)(*carried)
+        else:
+            *new, loss, ok = evaluate(rest, [*carried, *noise])
         return new, loss, ok
 
-    def packed(vectors: Any) -> Any:
-        new, (loss, ok) = packing.step(program, layout, vectors)
-        return new, loss, ok
+    def draw(carried: Any) -> list[Any]:
+        return first.draw(evaluate, [keys_of(carried, at) for at in first.keys]) if first else []
 
-    if packing.pays(program):
-        return _Stepping(packed, layout.ravel, layout.unravel, partial(Ravelled.of, layout))
-    unpack = partial(jax.tree.unflatten, treedef)
-    return _Stepping(whole, jax.tree.leaves, unpack, unpack)
+    pack = layout.ravel if packed else jax.tree.leaves
+    return _Stepping(step, pack, unpack, leave, draw, first.count if first else _BLOCK)
 
 
 def _finite(params: Any) -> jax.Array:

@@ -15,7 +15,14 @@ from numpyro.infer.svi import SVIState
 from vipp.training.automatic_steps import AutomaticSteps
 from vipp.training.blame import Blame, blame
 from vipp.training.checkpoint import Saved
-from vipp.training.compiled import MOST_STEPS_AT_ONCE, Compiled, advance, ravelled, state_of
+from vipp.training.compiled import (
+    MOST_STEPS_AT_ONCE,
+    Compiled,
+    advance,
+    advance_singly,
+    ravelled,
+    state_of,
+)
 from vipp.training.early_stopping import Patience
 from vipp.training.mesh import Placement
 from vipp.training.metrics import evaluate, measure
@@ -131,7 +138,8 @@ class Run:
         return block[:taken]
 
     def _train(self, batch: tuple[Any, ...]) -> Callable[..., Any]:
-        return self.compiled.function(advance, (*self.placed(batch), *self.args), self.kwargs)
+        what = advance_singly if batch else advance
+        return self.compiled.function(what, (*self.placed(batch), *self.args), self.kwargs)
 
     def look(self, validate: tuple[Any, ...] | None, metrics: bool, batch: Any = ()) -> None:
         """Measure, and add to the history."""
