@@ -333,7 +333,7 @@ RULES = {
     "cholesky": _plain(np.linalg.cholesky), "triangular_solve": _triangular_solve, "conv_general_dilated": _conv,
     "reduce_window_sum": _window(np.sum, 0.0), "reduce_window_max": _window(np.max, -np.inf),
     "reduce_window_min": _window(np.min, np.inf),
-    "vipp_order": lambda p, y, *_: y, "vipp_constant": _plain(lambda x: x),
+    "vipp_order": lambda p, y, *_: y, "vipp_constant": _plain(lambda x: x), "vipp_settled": _plain(lambda x: x),
     "tile": lambda p, x: np.tile(x, p["reps"]),
     "shift_left": _plain(np.left_shift),
     "shift_right_logical": lambda p, x, y: np.right_shift(

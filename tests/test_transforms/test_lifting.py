@@ -95,7 +95,12 @@ def test_what_does_not_depend_on_a_site_is_evaluated_once():
 
 def test_lanes_apart_are_enumerated_side_by_side():
     program = lambda x: lax.lgamma(three("z", 5) + x).sum()
-    assert shapes_of("lgamma", program, jnp.float32(2.0)) == [(3, 5)]
+    assert shapes_of("lgamma", program, jnp.arange(5.0)) == [(3, 5)]
+
+
+def test_what_all_lanes_share_is_evaluated_once():
+    program = lambda x: (lax.lgamma(three("z", 5) + x) * jnp.arange(5.0)).sum()
+    assert shapes_of("lgamma", program, jnp.float32(2.0)) == [(3, 1)]
 
 
 def test_lanes_together_are_enumerated_jointly():

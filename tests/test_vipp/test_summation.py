@@ -420,8 +420,20 @@ def sum_labels():
     return term(0, X[0]) + np.logaddexp(term(0, X[1]), term(1, X[1]))
 
 
+def unit_vectors():
+    with numpyro.plate("n", 6):
+        z = numpyro.sample("z", vipp.OneHotCategorical(probs=jnp.array(PROBS)))
+        see(X, z @ jnp.array(WEIGHTS))
+
+
+def sum_unit_vectors():
+    terms = [[math.log(p) + normal(x, w) for p, w in zip(PROBS, WEIGHTS)] for x in X]
+    return np.logaddexp.reduce(terms, axis=1).sum()
+
+
 SUPPORTS = {
     "multinomial": (splits, sum_splits),
+    "unit vectors": (unit_vectors, sum_unit_vectors),
     "a total for each lane": (totals(np.array([3, 1]), probs=0.3), sum_totals),
     "a total for each lane, logits": (totals(np.array([3, 1]), logits=math.log(3 / 7)), sum_totals),
     "data some of which are seen": (data_some_of_which_are_seen, sum_data),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -192,9 +192,18 @@ def evaluator(
 
     ``jaxpr_as_fun`` keeps source information and custom derivative rules.
     """
+    return core.jaxpr_as_fun(closed(eqns, {}, invars, outvars))
+
+
+def closed(
+    eqns: Sequence[Any], consts: Mapping[Any, Any], invars: Sequence[Any], outvars: Sequence[Any]
+) -> Any:
+    """The closed jaxpr of equations, given the values of variables that are no inputs."""
     effects = frozenset().union(*(e.effects for e in eqns)) if eqns else frozenset()
-    jaxpr = core.Jaxpr((), tuple(invars), tuple(outvars), list(eqns), effects, _debug_info())
-    return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+    jaxpr = core.Jaxpr(
+        tuple(consts), tuple(invars), tuple(outvars), list(eqns), effects, _debug_info()
+    )
+    return core.ClosedJaxpr(jaxpr, tuple(consts.values()))
 
 
 def apply(eqn: Any, values: Sequence[Any]) -> list[Any]:
@@ -265,13 +274,18 @@ def trace_now() -> weakref.ref[Any]:
 
 
 def define_linear(
-    name: str, identity: Callable[..., Any], batch: Callable[..., Any], jvp: Callable[..., Any]
+    name: str,
+    identity: Callable[..., Any],
+    batch: Callable[..., Any],
+    jvp: Callable[..., Any],
+    back: Callable[..., Any] | None = None,
 ) -> Any:
-    """A primitive ``(y, *others) -> y``, linear in ``y``."""
+    """A primitive ``(y, *others) -> y``, linear in ``y``; ``back`` is applied to cotangents."""
 
     def transpose(cotangent: Any, y: Any, *others: Any, **params: Any) -> list[Any]:
         if not is_zero(cotangent):
-            cotangent = primitive.bind(cotangent, *others, **params)
+            send = back or primitive.bind
+            cotangent = send(cotangent, *others, **params)
         return [cotangent, *(None for _ in others)]
 
     primitive = define_primitive(name, identity, identity, batch, jvp, transpose)

@@ -287,8 +287,8 @@ def _solve(core_rank: int) -> Rule:
     return rule
 
 
-_TABLE: dict[str, Rule] = {
-    """
+# One entry of each operand makes one of the result, whatever the shape.
+_ENTRY_BY_ENTRY = """
     add add_any sub mul mulhi div rem neg abs sign max min pow integer_pow square sqrt rsqrt cbrt
     exp exp2 expm1 log log1p logistic floor ceil round nextafter is_finite clamp select_n
     sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh
@@ -296,9 +296,16 @@ _TABLE: dict[str, Rule] = {
     igamma igammac igamma_grad_a random_gamma_grad bessel_i0e bessel_i1e
     and or not xor shift_left shift_right_arithmetic shift_right_logical population_count clz
     eq ne lt le gt ge eq_to le_to lt_to real imag complex conj
-    convert_element_type reduce_precision stop_gradient copy copy_p name tie
-    sharding_constraint layout_constraint reshard random_clone threefry2x32
+    convert_element_type reduce_precision stop_gradient copy copy_p
+"""
+ENTRY_BY_ENTRY = frozenset(_ENTRY_BY_ENTRY.split())
+
+_TABLE: dict[str, Rule] = {
+    _ENTRY_BY_ENTRY: _elementwise,
+    """
+    name tie sharding_constraint layout_constraint reshard random_clone threefry2x32
     slice dynamic_slice dynamic_update_slice tile concatenate split vipp_constant vipp_order
+    vipp_settled
     """: _elementwise,
     "optimization_barrier device_put pvary": _one_to_one,
     "bitcast_convert_type to_edtype from_edtype random_wrap random_unwrap": _leading,

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 
+from vipp_transforms.axis_sums import max_over, sum_over
 from vipp_transforms.errors import SiteError
 
 
@@ -219,11 +219,11 @@ class LogSumExp:
 
 
 def _log_sum_exp(x: Any, axis: int) -> Any:
-    top = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
+    top = max_over(x, axis)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    total = jnp.sum(jnp.exp(x - top), axis=axis)
+    total = sum_over(jnp.exp(x - jnp.expand_dims(top, axis)), axis)
     possible = total > 0
-    log = jnp.log(jnp.where(possible, total, 1.0)) + jnp.squeeze(top, axis)
+    log = jnp.log(jnp.where(possible, total, 1.0)) + top
     return jnp.where(possible, log, -jnp.inf)
 
 

@@ -115,7 +115,7 @@ class Described(abc.ABC):
     @property
     def support(self) -> np.ndarray | None:
         """All values of one lane, ``(size, *event_shape)``, or None if there is no finite list."""
-        return _enumerated(self.fn) if getattr(self.fn, "has_enumerate_support", False) else None
+        return enumerated(self.fn)
 
     @property
     def mean(self) -> jax.Array | None:
@@ -164,8 +164,10 @@ class Plain(Described):
         return bool(declared or not getattr(self.fn, "is_discrete", True))
 
 
-def _enumerated(fn: Any) -> np.ndarray | None:
-    """The values of ``fn.enumerate_support``, if these depend on no traced parameter."""
+def enumerated(fn: Any) -> np.ndarray | None:
+    """The values of ``fn.enumerate_support``, if it has one and these depend on no parameter."""
+    if not getattr(fn, "has_enumerate_support", False):
+        return None
     try:
         with jax.ensure_compile_time_eval():
             values = np.asarray(fn.enumerate_support(expand=False))

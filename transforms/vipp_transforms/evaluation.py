@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms import _jax
 from vipp_transforms.elimination import Layout, Step
 from vipp_transforms.estimators.base import Axis, Term
+from vipp_transforms.estimators.enumerate import lane_numbers
 from vipp_transforms.lane import MIXED, UpTo
-from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
+from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
 from vipp_transforms.orders import limited
 from vipp_transforms.plan import Plan
+from vipp_transforms.sharing import call, evaluate
 from vipp_transforms.sites import lifting, split_keys
 from vipp_transforms.source import LaneSource
 from vipp_transforms.staging import Site, live
+from vipp_transforms.support_numbers import Numbers
 from vipp_transforms.terms import weights
 
 
@@ -149,7 +151,9 @@ class Evaluation:
     def _node(self, site: Site) -> Node:
         axis, names = self.axis_of[site.index], self._carried[site.index]
         if axis is not None and axis.drawless:
-            return Node(names, lambda env: self._expand_drawless(site, axis))
+            table = lane_numbers(self.plan.choices[site.index].site, site.var.aval.dtype)
+            numbers = None if table is None else Numbers(table, (axis.name,))
+            return Node(names, lambda env: self._expand_drawless(site, axis), numbers)
         return Node(names, lambda env: self._expand(site, axis))
 
     def _expand_drawless(self, site: Site, axis: Axis) -> Lifted:
@@ -312,15 +316,11 @@ class Evaluation:
 
     def log_prob(self, site: Site, value: Lifted | None = None) -> Lifted:
         """The log density of a site at ``value`` (its own values), one entry per lane."""
-        value = self.env[site.var] if value is None else value
-        jaxpr, consts = _jax.open_jaxpr(site.log_prob)
-        fn = _jax.evaluator(jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars), jaxpr.outvars)
-        return self.axes.apply(fn, *map(Lifted, consts), value, *self._leaves(site))[0]
-
-
-def value_of(env: Env, atom: Any) -> Lifted:
-    """The value of a variable or a literal."""
-    return Lifted(jnp.asarray(atom.val)) if isinstance(atom, _jax.Literal) else env[atom]
+        values = [self.env[site.var] if value is None else value, *self._leaves(site)]
+        # a setting has no gradient here, and a parameter may be replaced
+        parameters = site.parameters if self.leaves is None else [None for _ in site.parameters]
+        atoms = [site.var if value is None else None, *parameters, *(None for _ in site.settings)]
+        return call(site.log_prob, values, self.axes, self.env, atoms)[0]
 
 
 def _counted(value: jax.Array, log_weight: jax.Array) -> jax.Array:

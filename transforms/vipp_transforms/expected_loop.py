@@ -17,12 +17,14 @@ import jax.numpy as jnp
 
 from vipp_transforms import _jax
 from vipp_transforms.estimators.base import Axis, Estimator, Policy, SiteInfo, Traits, estimator
-from vipp_transforms.estimators.enumerate import ALL_VALUES, joint_size, joint_support
-from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
+from vipp_transforms.estimators.enumerate import ALL_VALUES, joint_size, joint_support, lane_numbers
+from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
 from vipp_transforms.loop_parts import Parts, made
 from vipp_transforms.marginal_choice import Marginal, chosen
+from vipp_transforms.sharing import call, evaluate
 from vipp_transforms.sites import lifting, sample, sample_p
 from vipp_transforms.staging import Site
+from vipp_transforms.support_numbers import Numbers
 from vipp_transforms.unrolling import NotSummed
 from vipp_transforms.windows import Windows
 
@@ -179,7 +181,7 @@ class ExpectedLoop:
                 evaluate(parts.ahead(needed), env, self.axes, nodes, needed, self._names_of)
                 factors = [self._factor(s, env) for s in sites]
             factors.append(_Factor(probs, (*self.past, *self.lanes)))
-            moved = [self._later(_value_of(env, c.result)) for c in self.steps.carried]
+            moved = [self._later(value_of(env, c.result)) for c in self.steps.carried]
             new = [self.axes.spread(x, n) for x, n in zip(moved, entering, strict=True)]
             after = self._next(factors) if self.past else probs
             return (after, new), (probs, values, [env[v].array for v in parts.alike])
@@ -213,14 +215,14 @@ class ExpectedLoop:
             full = (joint.shape[0], *info.lane_shape, *info.event_shape)
             return Lifted(jnp.broadcast_to(joint, full), (name,))
 
-        return Node(frozenset({name}), make)
+        table = lane_numbers(info, site.var.aval.dtype)
+        numbers = None if table is None else Numbers(table, (name,))
+        return Node(frozenset({name}), make, numbers)
 
     def _factor(self, site: Site, env: Env) -> _Factor:
         """The probability of a choice given those before, in each lane that stays apart."""
-        jaxpr, consts = _jax.open_jaxpr(site.log_prob)
-        fn = _jax.evaluator(jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars), jaxpr.outvars)
-        inputs = [*map(Lifted, consts), *(_value_of(env, v) for v in (site.var, *site.leaves))]
-        (log_prob,) = self.axes.apply(fn, *inputs)
+        atoms = (site.var, *site.leaves)
+        (log_prob,) = call(site.log_prob, [value_of(env, v) for v in atoms], self.axes, env, atoms)
         apart = self.windows.classes(f"log_prob {site.index}")
         named = len(log_prob.axes)
         kept = {named + a for _, a in apart}
@@ -353,7 +355,7 @@ class ExpectedLoop:
     def _stacked(self, atom: Any, stacked: Mapping[Any, Any], fixed: Env) -> Any:
         if not isinstance(atom, _jax.Literal) and atom in stacked:
             return stacked[atom]
-        one = _value_of(fixed, atom).array
+        one = value_of(fixed, atom).array
         return jnp.broadcast_to(one, (self.steps.length, *jnp.shape(one)))
 
 
@@ -363,10 +365,3 @@ def _name(number: int) -> str:
 
 def _number(name: str) -> int:
     return int(name.removeprefix("choice:"))
-
-
-def _value_of(env: Env, atom: Any) -> Lifted:
-    if isinstance(atom, _jax.Literal):
-        aval: Any = atom.aval
-        return Lifted(jnp.asarray(atom.val, aval.dtype))
-    return env[atom]

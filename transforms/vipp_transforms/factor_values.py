@@ -13,13 +13,14 @@ from vipp_transforms import _jax
 from vipp_transforms.contraction import Factor
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import Axis, SiteInfo
-from vipp_transforms.estimators.enumerate import joint_size, joint_support
-from vipp_transforms.evaluation import value_of
+from vipp_transforms.estimators.enumerate import joint_size, joint_support, lane_numbers
 from vipp_transforms.factor_graph import FactorGraph, Member, without_keys
 from vipp_transforms.lane_classes import Joined
-from vipp_transforms.lifting import Axes, Env, Lifted, Node, evaluate
+from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
+from vipp_transforms.sharing import call, evaluate
 from vipp_transforms.sites import lifting
 from vipp_transforms.staging import Site, live
+from vipp_transforms.support_numbers import Numbers
 from vipp_transforms.value_numbering import ValueNumbering
 
 MAX_JOINT = 2**16  # values of the lanes that a factor mixes
@@ -109,7 +110,9 @@ class FactorValues:
             full = (joint.shape[0], *info.lane_shape, *info.event_shape)
             return Lifted(jnp.broadcast_to(joint, full), (info.name,))
 
-        return Node(frozenset({info.name}), make)
+        table = lane_numbers(info, site.var.aval.dtype)
+        numbers = None if table is None else Numbers(table, (info.name,))
+        return Node(frozenset({info.name}), make, numbers)
 
     def factor(self, member: Member, joined: Joined, env: Env | None = None) -> Factor:
         """A member with its axes named, sites and then plates, and summed over all others."""
@@ -128,10 +131,8 @@ class FactorValues:
         return Factor(self.probes[name] if values is None else values, (name, *dims))
 
     def _log_prob(self, site: Site, env: Env) -> Lifted:
-        jaxpr, consts = _jax.open_jaxpr(site.log_prob)
-        fn = _jax.evaluator(jaxpr.eqns, (*jaxpr.constvars, *jaxpr.invars), jaxpr.outvars)
-        inputs = [*map(Lifted, consts), *(value_of(env, v) for v in (site.var, *site.leaves))]
-        (value,) = self.axes.apply(fn, *inputs)
+        atoms = (site.var, *site.leaves)
+        (value,) = call(site.log_prob, [value_of(env, v) for v in atoms], self.axes, env, atoms)
         return value
 
     def scale(self, group: list[Member], plates: Sequence[str]) -> Any:

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms.estimators.base import Learning, Local
-from vipp_transforms.evaluation import Evaluation, permute, value_of
-from vipp_transforms.lifting import Axes, Lifted, evaluate
+from vipp_transforms.evaluation import Evaluation, permute
+from vipp_transforms.lifting import Axes, Lifted, evaluate, value_of
 from vipp_transforms.plan import Plan
 from vipp_transforms.source import LaneSource
 from vipp_transforms.staging import Site, live

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from vipp_transforms import _jax
 from vipp_transforms.estimators.base import Axis
+from vipp_transforms.support_numbers import Numbers
+from vipp_transforms.table_reads import Facts
 
 
 class Lifted(NamedTuple):
@@ -24,10 +26,16 @@ class Lifted(NamedTuple):
 
 
 class Axes:
-    """The named axes of one evaluation: their sizes, and one order for all."""
+    """The named axes of one evaluation: their sizes, and one order for all.
+
+    Attributes:
+      sizes: by name.
+      facts: what is known of values along them.
+    """
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
+        self.facts = Facts()
 
     def register(self, axis: Axis) -> None:
         """Register an axis; axes of equal name are the same."""
@@ -96,16 +104,26 @@ class Axes:
 Env = dict[Any, Lifted]
 
 
+def value_of(env: Env, atom: Any) -> Lifted:
+    """The value of a variable or a literal."""
+    if not isinstance(atom, _jax.Literal):
+        return env[atom]
+    aval: Any = atom.aval
+    return Lifted(jnp.asarray(atom.val, aval.dtype))
+
+
 class Node(NamedTuple):
     """A value that is made otherwise than by evaluating its equation: a drawn or expanded site.
 
     Attributes:
       names: of the axes that the value will carry.
       make: the value, given the environment.
+      numbers: the value, if it is the same at all entries and known ahead.
     """
 
     names: frozenset[str]
     make: Callable[[Env], Lifted]
+    numbers: Numbers | None = None
 
 
 def evaluate(

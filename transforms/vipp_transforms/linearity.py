@@ -22,7 +22,7 @@ _SUMS = frozenset(
     "add add_any all_gather broadcast_in_dim concatenate conj convert_element_type copy copy_p "
     "cumsum expand_dims fft imag neg optimization_barrier pad psum pvary real reduce_precision "
     "reduce_sum reduce_window_sum reshape rev scatter-add slice split squeeze stack stop_gradient "
-    "sub transpose unstack vipp_constant".split()
+    "sub transpose unstack vipp_constant vipp_settled".split()
 )
 _PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "mul", "scatter-mul"})
 # linear in these operands, where the others are no estimates

@@ -23,11 +23,10 @@ from vipp_transforms.contraction import (
     contract,
     multiply,
 )
-from vipp_transforms.evaluation import value_of
 from vipp_transforms.factor_graph import Member
 from vipp_transforms.factor_values import FactorValues, atoms_of
 from vipp_transforms.lane_classes import Joined
-from vipp_transforms.lifting import Env, Lifted
+from vipp_transforms.lifting import Env, Lifted, value_of
 from vipp_transforms.scaled_sums import ScaledGraph, weights_of
 from vipp_transforms.staging import live
 from vipp_transforms.step_tables import fitting, tables

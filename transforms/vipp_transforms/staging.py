@@ -374,4 +374,11 @@ def _stage_log_prob(template: Template, lanes: Any, var: Any, leaves: Any) -> An
         return lane_log_prob(template, lanes, value, xs)
 
     shaped = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in (var, *leaves)]
-    return _jax.trace(log_prob, *shaped)[0]
+    closed = _jax.trace(log_prob, *shaped)[0]
+    jaxpr, consts = _jax.open_jaxpr(closed)
+    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    inliner = Inliner(env, loops=None)
+    scope: dict[Any, Any] = {}
+    inliner.run(jaxpr.eqns, scope)
+    outs = [lookup(v, scope) for v in jaxpr.outvars]
+    return _jax.closed(live(inliner.eqns, outs), env, jaxpr.invars, outs)

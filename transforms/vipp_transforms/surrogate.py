@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.evaluation import Evaluation, value_of
+from vipp_transforms.evaluation import Evaluation
 from vipp_transforms.learning import Updates, learn
-from vipp_transforms.lifting import Axes, Lifted, evaluate
+from vipp_transforms.lifting import Axes, Lifted, evaluate, value_of
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.packed_gradient import packed_scalar
 from vipp_transforms.plan import Plan, derive

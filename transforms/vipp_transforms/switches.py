@@ -25,7 +25,7 @@ _KEPT = _SHAPED | {"convert_element_type"}
 _ELEMENTWISE = COMPARISONS | JUMPS | _SHAPED | frozenset(
     "abs add and cbrt clamp convert_element_type cos digamma div erf erfc erf_inv "
     "exp exp2 expm1 integer_pow is_finite lgamma log log1p logistic max min mul neg not or pow "
-    "rsqrt select_n sin sqrt square stop_gradient sub tan tanh vipp_order xor".split()
+    "rsqrt select_n sin sqrt square stop_gradient sub tan tanh vipp_order vipp_settled xor".split()
 )  # fmt: skip
 _TRIALS, _DEPTH = 2, 40
 _FLIPS, _NARROWINGS, _POINTS = 8, 4, 64

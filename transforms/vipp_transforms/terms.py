@@ -138,7 +138,7 @@ def _grain(dependence: Any) -> Any:
 _SUMS = frozenset({"add", "sub", "add_any", "concatenate", "stack"})
 _SHAPES = frozenset(
     {"neg", "reduce_sum", "reshape", "transpose", "squeeze", "expand_dims", "copy", "copy_p",
-     "broadcast_in_dim", "convert_element_type", "rev", "slice"}
+     "broadcast_in_dim", "convert_element_type", "rev", "slice", "vipp_settled"}
 )  # fmt: skip
 
 

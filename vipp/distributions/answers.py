@@ -14,8 +14,8 @@ from vipp.distributions.laws import answers, has_values_of
 from vipp.distributions.quantiles import has_quantile, quantile
 from vipp.distributions.reparameterisation import reparameterised
 from vipp.distributions.weak_derivatives import num_weak_derivatives, weak_derivatives
-from vipp.distributions.wrappers import factor, masked
-from vipp_transforms.distributions import Described, Weak
+from vipp.distributions.wrappers import factor, masked, unexpanded
+from vipp_transforms.distributions import Described, Weak, enumerated
 
 
 @jax.tree_util.register_pytree_node_class
@@ -54,7 +54,8 @@ class Answering(Described):
         """All values of one lane, or of all lanes together where they differ."""
         if not answers(factor(self.fn), "enumerate_support", has_values_of):
             return None
-        listed = super().support
+        # NumPyro's expanded distributions list the values of a vector wrongly
+        listed = enumerated(unexpanded(self.fn))
         return finite_support(self.fn) if listed is None else listed
 
     @property

@@ -24,6 +24,13 @@ def factor(fn: Any) -> Any:
     return fn
 
 
+def unexpanded(fn: Any) -> Any:
+    """The distribution of one lane, behind expansion and masks."""
+    while isinstance(fn, ExpandedDistribution | MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
 def parts(fn: Any) -> list[Any]:
     """The distributions that ``fn`` is built from."""
     held = jax.tree_util.tree_leaves(

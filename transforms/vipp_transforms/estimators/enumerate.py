@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vipp_transforms.axis_sums import sum_over
 from vipp_transforms.checks import positive_int
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import (
@@ -87,10 +88,17 @@ class Enumerate(Estimator):
     def contract(self, term: Term) -> jax.Array:
         """The sum over the axis, weighted by probability."""
         assert term.site.support is not None
-        total = (jnp.exp(term.log_prob) * term.value).sum(0)
+        total = sum_over(jnp.exp(term.log_prob) * term.value, 0)
         # a term that mixes fewer lanes than were enumerated jointly meets each assignment often
         repeats = joint_size(term.site) // term.site.support.shape[0] ** term.lanes
         return total if repeats == 1 else total / repeats
+
+
+def lane_numbers(site: SiteInfo, dtype: Any) -> np.ndarray | None:
+    """The values of one lane, if they are numbers that all lanes take side by side."""
+    if site.support is None or site.event_shape or any(site.mixed):
+        return None
+    return site.support.astype(dtype)
 
 
 ALL_VALUES = Enumerate()  # what is summed out in full has no gradient to estimate
