@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from vipp_transforms import _jax
 
 APART = 256  # entries between two of the axis from which on slices are taken
+LARGE = 2**12  # entries from which on an array is laid out by itself
 
 
 def sum_over(x: Any, axis: int) -> Any:
@@ -48,12 +49,12 @@ def max_over(x: Any, axis: int) -> Any:
 
 
 def settled(x: Any) -> Any:
-    """``x``, whose cotangent is laid out as it is before anything else is made of it.
+    """``x``, whose cotangent is laid out as it is before anything else is made of it, if large.
 
     Else a sum over one of its axes may become one over an axis of what it was turned into, where
     the entries lie far apart.
     """
-    return _settled_p.bind(x)
+    return _settled_p.bind(x) if jnp.size(x) >= LARGE else x
 
 
 def _batch(operands: Any, dims: Any) -> tuple[Any, Any]:

@@ -260,20 +260,23 @@ def _counting(atom: Any, counted: indices.Scope, look: Look, size: int, full: in
 
 def _rows(table: Any, picked: Mapping[int, Numbers], axes: Sequence[str]) -> Any:
     """The entries at known numbers, along the axes of the choices, in front."""
-    at: dict[int, np.ndarray] = {}
+    at = {a: x.table for a, x in picked.items() if x.axes}
     by_name: dict[str, int] = {}
-    for axis, numbers in picked.items():
-        first, size = int(numbers.table.flat[0]), numbers.table.size
-        at[axis] = numbers.table
-        if np.array_equal(numbers.table, first + np.arange(size)) or not numbers.axes:
-            at[axis] = numbers.table - first
+    for axis, numbers in list(at.items()):
+        first, size = int(numbers.flat[0]), numbers.size
+        if np.array_equal(numbers, first + np.arange(size)):
+            at[axis] = numbers - first
             table = jax.lax.slice_in_dim(table, first, first + size, axis=axis)
-            by_name |= dict.fromkeys(numbers.axes, axis)
+            by_name |= dict.fromkeys(picked[axis].axes, axis)
     left = [a for a in range(jnp.ndim(table)) if a not in picked]
-    single = [a for a, x in picked.items() if not x.axes]
-    if len(by_name) + len(single) == len(picked):
-        order = (*(by_name[n] for n in axes), *single, *left)
-        table = jnp.transpose(settled(table) if order != tuple(sorted(order)) else table, order)
-        return jnp.squeeze(table, tuple(len(axes) + i for i in range(len(single))))
-    index = tuple(jnp.asarray(table_over(x._replace(table=at[a]), axes)) for a, x in picked.items())
-    return jnp.transpose(table, (*picked, *left)).at[index].get(mode="promise_in_bounds")
+    fixed = [a for a in picked if a not in at]
+    front = [by_name[n] for n in axes] if len(by_name) == len(at) else [*at]
+    order = (*fixed, *front, *left)
+    table = jnp.transpose(settled(table) if order != tuple(sorted(order)) else table, order)
+    if fixed:  # XLA adds up the derivatives of many such, but not those of slices
+        index = tuple(np.reshape(picked[a].table, 1) for a in fixed)
+        table = jnp.squeeze(table.at[index].get(mode="promise_in_bounds"), 0)
+    if len(by_name) == len(at):
+        return table
+    index = tuple(table_over(picked[a]._replace(table=x), axes) for a, x in at.items())
+    return table.at[index].get(mode="promise_in_bounds")
