@@ -123,8 +123,14 @@ def test_bounds_are_exact(case):
 def test_explained_as_one_site():
     rows = vipp.explain(vipp.ELBO(), chain, of_chain, XS, params=PARAMS)
     assert (rows["z"].lanes, rows["z"].evaluations) == ("4", 2)
-    assert rows["z"].reason == "summed out in its loop"
-    assert [row.site for row in rows.rows] == ["z[t-1]", "z"]
+    assert rows["z"].reason == "summed out in its loop, for 2 values of z[t-1]"
+    assert [row.site for row in rows.rows] == ["z"]
+
+
+def test_explained_with_the_steps_of_its_sum():
+    summed = vipp.marginal(chain, keep=[], exact=True)
+    rows = vipp.explain(vipp.ELBO(), summed, lambda xs: None, XS, params=PARAMS)
+    assert [(row.site, row.steps) for row in rows.sums] == [("z[1]", 3), ("z[0]", 1)]
 
 
 @pytest.mark.thorough

@@ -39,11 +39,13 @@ class Elimination(NamedTuple):
       site: its name.
       dims: the names of the product that was summed.
       entries: the size of that product.
+      steps: of a loop for which it is done, one after the other.
     """
 
     site: str
     dims: tuple[str, ...]
     entries: int
+    steps: int = 1
 
 
 class Reduction(Protocol):

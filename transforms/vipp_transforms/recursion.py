@@ -99,6 +99,7 @@ class Recursion:
         inputs = (jnp.arange(self.chain.left), *moving, probes, arrays)
         result, order = self._sum(reduce, inputs)
         before = lambda dims: tuple(self.back[d] if d in self.back else d for d in dims)
+        order = tuple(e._replace(steps=self.chain.left) for e in order)
         return [Factor(array, before(dims), self.origin) for dims, array in result], order
 
     def _entries(self) -> int:

@@ -19,6 +19,7 @@ from vipp.distributions.lanes import lane_distribution
 from vipp.language.control_flow import sites
 from vipp.language.notes import noting
 from vipp.objectives.objective import Objective
+from vipp_transforms.expected_loop import SummedInLoop
 from vipp_transforms.settings import Part
 
 
@@ -53,11 +54,13 @@ class SumReport:
       site: its name.
       table: what the product of factors that is summed over it has an axis for.
       entries: the size of that product, which is its cost; in a loop, that of one step.
+      steps: of the loop, from the last to the first; 1 outside of one.
     """
 
     site: str
     table: str
     entries: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _steps(name: str, numbers: list[int]) -> str:
     return f"{name}[{first}:{last + 1}]" if together else f"{name}[{first}, ..., {last}]"
 
 
-_HEADS = {SumReport: ["summed out", "over", "entries"]}
+_HEADS = {SumReport: ["summed out", "over", "entries", "steps"]}
 
 
 def _as_text(cells: list[list[str]]) -> str:
@@ -198,7 +201,7 @@ def explain(
 
     plan = vt.plan(draw, key, params, model, guide, args, kwargs)
     rows = [_pathwise(*item) for item in drawn.pathwise.items()]
-    rows += [_estimated(plan, site) for site in plan.program.sites.values()]
+    rows += _all_estimated(plan)
     own = {n: m for n, m in drawn.constant.items() if all(r.site != n for r in rows)}
     rows += [_own(objective, *item) for item in own.items()]
     return Explanation(
@@ -223,7 +226,9 @@ class _Drawn(sites):
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "summed_out":
             group = msg["group"]
-            self.sums += [SumReport(e.site, " x ".join(e.dims), e.entries) for e in group.order]
+            self.sums += [
+                SumReport(e.site, " x ".join(e.dims), e.entries, e.steps) for e in group.order
+            ]
             for name in group.summed:
                 self.constant.pop(name, None)  # drawn once, to see what the program has
         super().process_message(msg)
@@ -252,8 +257,33 @@ def _own(objective: Objective, name: str, msg: Any) -> SiteReport:
     return SiteReport(name, kind(fn), own, "drawn as a constant", lanes, "-", 1)
 
 
-def _estimated(plan: vt.Plan, site: Any) -> SiteReport:
+def _all_estimated(plan: vt.Plan) -> list[SiteReport]:
+    """The sites that the engine draws or enumerates, one row each.
+
+    A loop that is summed out has for each step a choice of what came before it, and of its end: no
+    sites of the program's.
+    """
+    sites = plan.program.sites.values()
+    tags = {s.index: t for s in sites if isinstance(t := s.template.estimator, SummedInLoop)}
+    own = {t.loop for t in tags.values() if not t.before and not t.ended}
+    before = {tags[s.index].loop: s for s in sites if s.index in tags and tags[s.index].before}
+    rows = []
+    for site in sites:
+        tag = tags.get(site.index)
+        if tag is not None and tag.loop in own and (tag.before or tag.ended):
+            continue
+        given = None if tag is None else before.get(tag.loop)
+        rows.append(_estimated(plan, site, None if given is site else given))
+    return rows
+
+
+def _estimated(plan: vt.Plan, site: Any, before: Any) -> SiteReport:
+    """A site, and what was chosen before each step of its loop, if that was summed out."""
     estimator, info, reason = plan.choices[site.index]
+    if before is not None:
+        values = plan.choices[before.index].site.support
+        assert values is not None
+        reason += f", for {len(values)} values of {before.name}"
     axis = estimator.axis(info)
     lanes = "x".join(
         f"{n}*" if m else f"{n}" for n, m in zip(info.lane_shape, info.mixed, strict=True)
