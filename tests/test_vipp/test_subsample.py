@@ -7,6 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro.infer.autoguide import AutoNormal
 
 import vipp
 from vipp.language.subsample import subsample
@@ -240,3 +241,27 @@ def test_what_was_summed_out_of_a_minibatch_is_drawn_back_for_it():
     assert (vipp.infer_discrete(jax.random.key(2), summed, given)["z"] == drawn["z"]).all()
     with pytest.raises(ValueError, match="plate 'N' is subsampled, expected to be told of which"):
         vipp.infer_discrete(jax.random.key(2), summed, {"m": drawn["m"]})
+
+
+def test_a_second_fit_of_minibatches_compiles_nothing():
+    """NumPyro's shuffle, a loop over all indices that is compiled anew in each call, is not run."""
+    count = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: count.append(event) if "backend_compile" in event else None
+    )
+
+    def model(x):
+        loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
+        with numpyro.plate("n", 50, subsample_size=5) as i:
+            numpyro.sample("x", dist.Normal(loc, 1.0), obs=x[i])
+
+    guide, optim = AutoNormal(model), optax.adam(0.1)
+    compiled = []
+    for key in (0, 1):
+        count.clear()
+        vipp.fit(
+            jax.random.key(key), vipp.ELBO(), model, guide, optim, 3, jnp.arange(50.0),
+            progress_bar=False,
+        )  # fmt: skip
+        compiled.append(len(count))
+    assert compiled[0] > compiled[1] == 0

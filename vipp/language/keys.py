@@ -42,11 +42,25 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
         if waits and self.rng_key is not None:
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, self.drawn)
             self.drawn += 1
-        if msg["type"] == "plate" and msg["value"] is None:
-            # in place of NumPyro's shuffle, which goes through all indices one by one
-            size, count = msg["args"]
-            drawn = subsample(msg["kwargs"]["rng_key"], size, count)
-            msg["value"] = drawn if count == size else subsampled(drawn, msg["name"])
+        _draw_subsample(msg, marked=True)
+
+
+class subsampling(Messenger):  # noqa: N801
+    """Plates beneath it are subsampled without NumPyro's shuffle, with keys given beneath it."""
+
+    def process_message(self, msg: Any) -> None:
+        """Draw the indices of a plate."""
+        if msg["type"] == "plate" and msg["kwargs"].get("rng_key") is not None:
+            _draw_subsample(msg, marked=False)
+
+
+def _draw_subsample(msg: Any, *, marked: bool) -> None:
+    # in place of NumPyro's shuffle, which goes through all indices one by one
+    if msg["type"] == "plate" and msg["value"] is None:
+        size, count = msg["args"]
+        drawn = subsample(msg["kwargs"]["rng_key"], size, count)
+        whole = count == size or not marked
+        msg["value"] = drawn if whole else subsampled(drawn, msg["name"])
 
 
 def _keyless(msg: Any) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def subsample(rng_key: Any, size: int, subsample_size: int) -> jax.Array:
     """Distinct indices in random order, all such sequences equally probable.
 
