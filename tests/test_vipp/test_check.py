@@ -60,9 +60,17 @@ def local(subsample_size=None):
     return model
 
 
-def draw_local(size):
+def draw_minibatch(plate, loc):
     def guide(x):
-        with numpyro.plate("N", size):
+        with numpyro.plate(plate, 6, subsample_size=3) as i:
+            numpyro.sample("z", dist.Normal(loc(i), 1.0))
+
+    return guide
+
+
+def draw_local(size, plate="N"):
+    def guide(x):
+        with numpyro.plate(plate, size):
             numpyro.sample("z", dist.Normal(param("m", jnp.zeros(size)), 1.0))
 
     return guide
@@ -193,6 +201,49 @@ MISTAKES = {
     "steps too many": Mistake(of_a_sequence(6), of_a_sequence(8), "z", "values for 8 steps"),
     "two sites of a name": Mistake(regression, twice, "mu", "two sites of this name in the guide"),
     "argument ignored": Mistake(labels, draw_mu, "y", "does not observe it", (X, X)),
+    "minibatch of another plate": Mistake(
+        local(3), draw_minibatch("M", lambda i: param("m", jnp.zeros(6))[i]), "z",
+        r"minibatch of plates \['M'\] in the guide, and \['N'\]",
+    ),
+    "minibatch that is not scaled": Mistake(
+        local(3), draw_local(3, "M"), "z", r"minibatch of plates \[\] in the guide, and \['N'\]"
+    ),
+    "parameter by places in a minibatch": Mistake(
+        local(3), draw_minibatch("N", lambda i: param("m", jnp.zeros(3))), "m",
+        r"by places in the minibatch of plate 'N'.*param\[i\]",
+    ),
+    "probability unconstrained": Mistake(
+        one(lambda: dist.Bernoulli(0.3)), one(lambda: dist.Bernoulli(param("p", 0.3))), "p",
+        "as the probs of site 'mu'.*unit_interval",
+    ),
+    "probabilities unconstrained": Mistake(
+        one(lambda: dist.Categorical(jnp.ones(2) / 2)),
+        one(lambda: dist.Categorical(param("p", jnp.ones(2) / 2))), "p", "expected one of simplex",
+    ),
+    "factor unconstrained": Mistake(
+        one(lambda: dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2))),
+        one(lambda: dist.MultivariateNormal(jnp.zeros(2), scale_tril=param("L", jnp.eye(2)))), "L",
+        "as the scale_tril of site 'mu'.*lower_cholesky",
+    ),
+    "parameter of two constraints": Mistake(
+        lambda x: (param("m", 1.0, POSITIVE), regression(x)), draw_mu, "m",
+        r"constraint Positive.*constraint Real\(\), as before in the guide",
+    ),
+    "parameter of two shapes": Mistake(
+        regression, lambda x: (draw_mu(), param("m", jnp.zeros(3))), "m", r"shape \(3,\).*shape \(\)"
+    ),
+    "observed in the guide": Mistake(
+        regression, lambda x: numpyro.sample("mu", dist.Normal(), obs=0.3), "mu", "guide observes"
+    ),
+    "data a list": Mistake(regression, draw_mu, "x", "that are a list.*asarray", ([1.0, 2.0],)),
+    "data complex": Mistake(regression, draw_mu, "x", "array of complex64", (X * 1j,)),
+    "data nan, autoguide": Mistake(
+        regression, AutoNormal(regression), "x", r"index \(4,\).*nan", (X.at[4].set(jnp.nan),)
+    ),
+    "data nan, an event": Mistake(
+        likelihood(lambda w: dist.Normal(w, 1.0)), nothing, "x", r"index \(4,\).*nan",
+        (X.at[4].set(jnp.nan),),
+    ),
     "discrete under an autoguide": Mistake(discrete, AutoNormal(discrete), "z", "vipp.marginal"),
 }  # fmt: skip
 
@@ -240,6 +291,12 @@ def unplated(x):
     numpyro.sample("x", dist.Normal(param("w", 0.0), 1.0), obs=x)
 
 
+@numpyro.handlers.scale(scale=2.0)
+def scaled_by_hand(x):
+    with numpyro.plate("M", 3):
+        numpyro.sample("z", dist.Normal(param("m", 0.0), 1.0))
+
+
 SOUND = {
     "data of a scalar distribution": (unplated, nothing, (X,)),
     "a scalar for all": (lambda x: regression(jnp.float32(0.5), 6), draw_mu, (X,)),
@@ -248,6 +305,18 @@ SOUND = {
     "masked and impossible": (outside_masked, nothing, (X.at[2].set(-1),)),
     "a guide of narrower support": (one(dist.Normal), one(dist.HalfNormal), ()),
     "a minibatch of both": (local(3), AutoNormal(local(3)), (X,)),
+    "a minibatch scaled by hand": (local(3), scaled_by_hand, (X,)),
+    "a minibatch of indices": (
+        local(3),
+        draw_minibatch("N", lambda i: param("m", jnp.zeros(6))[i]),
+        (X,),
+    ),
+    "a minibatch of one law": (
+        local(3),
+        draw_minibatch("N", lambda i: param("m", jnp.zeros(1))),
+        (X,),
+    ),
+    "a parameter of both": (lambda x: (param("m", 0.0), regression(x)), draw_mu, (X,)),
 }
 
 

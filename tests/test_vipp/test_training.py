@@ -88,6 +88,19 @@ def test_batches_of_a_size_that_is_not_known_are_refused():
         train(2, 10, batches=BATCHES)
 
 
+def test_a_batch_of_more_axes_is_refused_with_what_there_is():
+    """It would be broadcast: each of its data counted as often as there are."""
+    with pytest.raises(ValueError, match=r"\(10, 1\),\) at step 2, expected.*axes") as error:
+        train(4, batches=[*BATCHES[:2], BATCHES[2][:, None]])
+    assert len(error.value.result.losses) == 2
+
+
+@pytest.mark.parametrize("held_out", [X.at[1].set(jnp.nan), X[:, None]], ids=["nan", "column"])
+def test_held_out_data_are_looked_at(held_out):
+    with pytest.raises(vipp.CheckError, match="'x': got .*, at the arguments in validate="):
+        train(2, validate=(held_out,))
+
+
 def test_no_batches():
     with pytest.raises(ValueError, match="batches has no batch"):
         train(2, batches=[])

@@ -17,12 +17,14 @@ from vipp.diagnostics.fitting import (
     check_drawn,
     check_known,
     check_length,
+    check_minibatch,
+    check_not_observed,
     check_plate,
     check_shape,
     check_support,
 )
 from vipp.diagnostics.gradients import warn_without_gradient, without_gradient
-from vipp.diagnostics.parameters import check_scales, check_start
+from vipp.diagnostics.parameters import check_same, check_scales, check_start
 from vipp.diagnostics.records import Site, Watched, is_data, is_latent, naming_the_site
 
 
@@ -43,7 +45,7 @@ class Checked:
         self._programs = model, guide
         self._in_batches = in_batches
         self._suspects: list[str] = []
-        self.guide = Watched(guide, "guide", self._look_at_guide)
+        self.guide = Watched(guide, "guide", self._look_at_guide, self._enter_in_guide)
         self.model = Watched(model, "model", self._look_at_model, self._enter_in_model)
 
     def _look_at_guide(self, site: Site) -> None:
@@ -51,8 +53,18 @@ class Checked:
             check_start(site)
         self._look_at_both(site)
 
+    def _enter_in_guide(self, msg: Site) -> None:
+        if msg["type"] == "param":
+            check_same(msg, self.guide.trace, "the guide")
+
     def _enter_in_model(self, msg: Site) -> None:
-        check_length(msg, self.guide.trace)
+        if msg["type"] == "control_flow":
+            check_length(msg, self.guide.trace)
+        elif msg["type"] == "param":
+            check_same(msg, self.model.trace, "the model")
+            check_same(msg, self.guide.trace, "the guide")
+        elif msg["type"] == "sample":
+            check_not_observed(msg, self.guide.trace)
 
     def _look_at_both(self, site: Site) -> None:
         if is_data(site):
@@ -75,8 +87,8 @@ class Checked:
     def running(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
         """While the two are run, at these arguments: what is wrong with them raises."""
         self._suspects = bad_numbers(args, kwargs)
-        check_autoguide(self._programs[1], args, kwargs)
         with naming_the_site(self._suspects):
+            check_autoguide(self._programs[1], args, kwargs, self._suspects)
             yield
         self._finish(args, kwargs)
 
@@ -86,6 +98,7 @@ class Checked:
         for site in self.model.trace.values():
             if is_latent(site):
                 check_drawn(site, self.guide.trace)
+                check_minibatch(site, self.model.trace, self.guide.trace)
         check_known(self.guide.trace, self.model.trace)
         if self._in_batches:
             check_batches(self.model.trace)

@@ -24,7 +24,7 @@ def bad_numbers(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Which arguments have a NaN or an infinity, and where."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path((args, dict(kwargs))):
-        bad = _not_finite(leaf)
+        bad = not_finite(leaf)
         if bad is not None:
             name = jax.tree_util.keystr(path[1:], simple=True, separator=".")
             found.append(f"argument {name} is {np.asarray(leaf)[bad]} at index {bad}")
@@ -33,12 +33,14 @@ def bad_numbers(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
 
 def check_density(site: Site, suspects: list[str]) -> None:
     """A site's log density is a number, where the data are not; what is masked does not count."""
-    if not suspects and _not_finite(site["value"]) is None:
+    if not suspects and not_finite(site["value"]) is None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPyro warns of what this is about to say
-        bad = _not_finite(site["fn"].log_prob(site["value"]))
+        bad = not_finite(site["fn"].log_prob(site["value"]))
     if bad is not None:
+        if not suspects or np.ndim(site["value"]) > len(bad):
+            bad += not_finite(np.asarray(site["value"])[bad]) or ()
         values = np.broadcast_to(np.asarray(site["value"]), site["fn"].shape())
         there = f" for the value {values[bad]}" if values.shape[: len(bad)] else ""
         raise CheckError(
@@ -51,7 +53,7 @@ def check_density(site: Site, suspects: list[str]) -> None:
         )
 
 
-def _not_finite(value: Any) -> tuple[int, ...] | None:
+def not_finite(value: Any) -> tuple[int, ...] | None:
     """The index of the first NaN or infinity."""
     if not isinstance(value, np.ndarray | jax.Array) or not not_jax_tracer(value):
         return None
@@ -62,9 +64,21 @@ def _not_finite(value: Any) -> tuple[int, ...] | None:
 
 
 def check_observation(site: Site) -> None:
-    """Observations have their site's shape, and are possible."""
+    """Observations are real numbers of their site's shape, and are possible."""
+    _check_numbers(site["name"], site["value"])
     _check_shape(site["name"], site)
     _check_support(site["name"], site)
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    dtype = getattr(value, "dtype", None)
+    strange = str(dtype) in ("object", "complex64", "complex128")
+    if isinstance(value, list | tuple | str) or strange:
+        kind_of_value = type(value).__name__ if dtype is None else f"array of {dtype}"
+        raise CheckError(
+            name, f"observations that are a {kind_of_value}", "an array of real numbers",
+            "give jnp.asarray(...) of them, of numbers alone",
+        )  # fmt: skip
 
 
 def _check_shape(name: str, site: Site) -> None:

@@ -13,6 +13,7 @@ from numpyro.handlers import block, seed, trace
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.util import not_jax_tracer
 
+from vipp.diagnostics.data import check_density, not_finite
 from vipp.diagnostics.mistake import CheckError
 from vipp.diagnostics.records import Site, is_data, is_latent
 from vipp.distributions.answers import kind
@@ -25,15 +26,24 @@ from vipp.language.steps_given import other_number
 Sites = Mapping[str, Site]
 
 
-def check_autoguide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """An autoguide has continuous sites alone to draw."""
+def check_autoguide(
+    guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], suspects: list[str]
+) -> None:
+    """An autoguide has continuous sites alone to draw, and data that it can start from."""
     if not isinstance(guide, AutoGuide):
         return
 
-    def run(key: Any) -> None:
+    def sites(key: Any) -> Sites:
         with block(), trace() as record, seed(rng_seed=key):
             guide.model(*args, **kwargs)
-        for name, site in record.items():
+        return record
+
+    doubtful = list(suspects)
+
+    def run(key: Any) -> None:
+        for name, site in sites(key).items():
+            if is_data(site) and not_finite(site["value"]) is not None:
+                doubtful.append(name)
             if is_latent(site) and site["fn"].support is not None and site["fn"].is_discrete:
                 raise CheckError(
                     name,
@@ -44,6 +54,9 @@ def check_autoguide(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
                 )
 
     jax.eval_shape(run, jax.random.key(0))
+    if doubtful:  # it would look for a start, in vain
+        for site in filter(is_data, sites(jax.random.key(0)).values()):
+            check_density(site, suspects)
 
 
 def check_drawn(site: Site, of_guide: Sites) -> None:
@@ -115,6 +128,64 @@ def check_plate(site: Site, of_guide: Sites) -> None:
                 "the same in both",
                 "give both programs the same data, and the plate the same arguments",
             )
+
+
+def check_minibatch(site: Site, of_model: Sites, of_guide: Sites) -> None:
+    """A site's values are of one minibatch in both programs, and counted as often."""
+    name = site["name"]
+    ours = of_guide[name]
+    theirs, here = _minibatches(site, of_model), _minibatches(ours, of_guide)
+    for frame in ours["cond_indep_stack"]:
+        if frame.name in here:
+            _check_positions(ours, frame, of_guide)
+    if theirs == here or (not here and _scale(ours) == _scale(site)):
+        return
+    raise CheckError(
+        name,
+        f"values for a minibatch of plates {here} in the guide, and {theirs} in the model",
+        "one minibatch, that of one plate",
+        "give the plate the same name and arguments in both programs",
+    )
+
+
+def _check_positions(site: Site, frame: Any, of_guide: Sites) -> None:
+    """A parameter that has one entry for each datum is not taken by the place in a minibatch."""
+    params = {id(s["value"]): n for n, s in of_guide.items() if s["type"] == "param"}
+    fn = factor(site["fn"])
+    for value in vars(fn).values() if fn.event_dim == 0 else ():
+        axis = np.ndim(value) - site["fn"].event_dim + frame.dim if id(value) in params else -1
+        if axis >= 0 and np.shape(value)[axis] == frame.size > 1:
+            raise CheckError(
+                params[id(value)],
+                f"a parameter of shape {np.shape(value)}, by places in the minibatch of plate "
+                f"'{frame.name}', which has other data at each step",
+                "one entry for each of the plate's data",
+                f"with numpyro.plate('{frame.name}', ...) as i: take param[i] of a parameter of "
+                "the plate's full size",
+            )
+
+
+def _minibatches(site: Site, sites: Sites) -> list[str]:
+    """The plates around a site of which a step sees a part."""
+    sizes = {n: s["args"] for n, s in sites.items() if s["type"] == "plate"}
+    return sorted(n for n in _plates(site) if n in sizes and sizes[n][1] not in (None, sizes[n][0]))
+
+
+def _scale(site: Site) -> Any:
+    scale = 1.0 if site["scale"] is None else site["scale"]
+    return float(scale) if not_jax_tracer(scale) and np.ndim(scale) == 0 else scale
+
+
+def check_not_observed(msg: Site, of_guide: Sites) -> None:
+    """What the model leaves open is not observed by the guide."""
+    ours = of_guide.get(msg["name"])
+    if ours is not None and is_data(ours) and is_latent(msg):
+        raise CheckError(
+            msg["name"],
+            "a latent site of the model that the guide observes",
+            "one that it draws",
+            "leave obs= out in the guide, or observe it in the model",
+        )
 
 
 def check_shape(site: Site, of_guide: Sites) -> None:

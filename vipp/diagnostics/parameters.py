@@ -15,7 +15,14 @@ from vipp.diagnostics.mistake import CheckError
 from vipp.diagnostics.records import Site
 from vipp.distributions.wrappers import factor
 
-_POSITIVE = (constraints.positive, constraints.softplus_positive)
+_CONSTRAINED = {
+    "positive": (constraints.positive, constraints.softplus_positive, constraints.nonnegative),
+    "unit_interval": (constraints.unit_interval,),
+    "simplex": (constraints.simplex,),
+    "lower_cholesky": (constraints.lower_cholesky,),
+    "corr_cholesky": (constraints.corr_cholesky,),
+    "positive_definite": (constraints.positive_definite,),
+}
 
 
 def check_start(site: Site) -> None:
@@ -43,7 +50,7 @@ def check_start(site: Site) -> None:
 
 
 def check_scales(sites: Iterable[Site]) -> None:
-    """A parameter that may become negative is not used as it is where a positive one must be."""
+    """A parameter that may be any number is not used as it is where not every number may be."""
     sites = list(sites)
     free = {
         id(s["value"]): s["name"]
@@ -51,24 +58,49 @@ def check_scales(sites: Iterable[Site]) -> None:
         if s["type"] == "param" and _constraint(s) is constraints.real
     }
     for site in sites:
-        for argument, value in _positive_arguments(site):
+        for argument, value, constraint in _constrained_arguments(site):
             if id(value) in free:
                 name = free[id(value)]
                 raise CheckError(
                     name,
                     f"an unconstrained parameter as the {argument} of site '{site['name']}'",
-                    "a positive one",
-                    f"numpyro.param('{name}', ..., constraint=dist.constraints.positive)",
+                    "a positive one" if constraint == "positive" else f"one of {constraint}",
+                    f"numpyro.param('{name}', ..., constraint=dist.constraints.{constraint})",
                 )
 
 
-def _positive_arguments(site: Site) -> Iterator[tuple[str, Any]]:
+def _constrained_arguments(site: Site) -> Iterator[tuple[str, Any, str]]:
+    """Name and value of what may not be any number, and the name of its constraint."""
     if site["type"] != "sample":
         return
     fn = factor(site["fn"])
     for name, constraint in getattr(fn, "arg_constraints", {}).items():
-        if constraint in _POSITIVE and name in vars(fn):
-            yield name, vars(fn)[name]
+        if name in vars(fn):
+            for word, same in _CONSTRAINED.items():
+                if constraint in same:
+                    yield name, vars(fn)[name], word
+
+
+def check_same(msg: Site, sites: Mapping[str, Site], where: str) -> None:
+    """A parameter that was declared before is declared alike: it has one value."""
+    earlier = sites.get(msg["name"])
+    if earlier is None or earlier["type"] != "param":
+        return
+    ours, theirs = _declared(msg), _declared(earlier)
+    if ours[1] != theirs[1] or None not in (ours[0], theirs[0]) and ours[0] != theirs[0]:
+        raise CheckError(
+            msg["name"],
+            f"a parameter of shape {ours[0]} and constraint {ours[1]}",
+            f"shape {theirs[0]} and constraint {theirs[1]}, as before in {where}",
+            "declare it alike wherever it is used, or give the two names of their own",
+        )
+
+
+def _declared(site: Site) -> tuple[tuple[int, ...] | None, Any]:
+    """Shape, where it is known, and constraint."""
+    start = site["args"][0] if site["args"] else None
+    known = isinstance(start, jax.Array | np.ndarray | int | float)
+    return jnp.shape(start) if known else None, _constraint(site)
 
 
 def _constraint(site: Mapping[str, Any]) -> Any:

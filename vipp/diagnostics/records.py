@@ -34,7 +34,7 @@ class Watched(trace):
       program: a model or guide.
       what: which of the two.
       look: called with every site.
-      enter: called with every ``scan`` and ``cond``, before it runs.
+      enter: called with every message, before anything has answered it.
     """
 
     def __init__(
@@ -51,7 +51,6 @@ class Watched(trace):
         """Refuse a second site of a name, and a parameter in the body of a loop."""
         if msg["type"] == "control_flow":
             within(msg, lambda: own_sites(in_body=True))
-            self.enter(msg)
         if msg["type"] in ("sample", "deterministic") and msg["name"] in self.trace:
             raise CheckError(
                 msg["name"],
@@ -59,6 +58,7 @@ class Watched(trace):
                 "names that are unique within a program",
                 "rename one of them, or use numpyro.handlers.scope",
             )
+        self.enter(msg)
         super().process_message(msg)
 
     def postprocess_message(self, msg: Any) -> None:
@@ -82,6 +82,8 @@ def naming_the_site(suspects: list[str]) -> Iterator[None]:
     """
     try:
         yield
+    except CheckError:
+        raise
     except (AssertionError, TypeError, ValueError) as error:
         statement, name = _failing(error)
         if name is None and suspects:

@@ -89,6 +89,21 @@ def endless(source: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
             return
 
 
+def check_alike(batch: tuple[Any, ...], first: tuple[Any, ...], step: int) -> None:
+    """A batch is made as the first one, but for the lengths of its arrays.
+
+    Raises:
+      ValueError: if an array has more or fewer axes: it would be broadcast against others.
+    """
+    wanted = jax.tree.map(np.ndim, first)
+    if jax.tree.map(np.ndim, batch) != wanted:
+        shapes = [jax.tree.map(np.shape, x) for x in (batch, first)]
+        raise ValueError(
+            f"fit: batches: got arrays of shapes {shapes[0]} at step {step}, expected as many axes "
+            f"as in the batch before, of shapes {shapes[1]}. Fix: let every batch be made alike."
+        )
+
+
 def first_of(source: Iterable[Any]) -> tuple[tuple[Any, ...], Iterable[Any]]:
     """The first batch, and the iterable that still has it."""
     through = iter(source)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vipp.training.automatic_steps import AutomaticSteps
-from vipp.training.batches import Batches
+from vipp.training.batches import Batches, check_alike
 from vipp.training.checkpoint import Checkpoints, Saved
 from vipp.training.compiled import MOST_STEPS_AT_ONCE
 from vipp.training.progress import Progress
@@ -138,16 +138,22 @@ def train(run: Any, between: Between, num_steps: int, progress_bar: bool) -> Non
 
 
 def train_on_batches(
-    run: Any, between: Between, num_steps: int, progress_bar: bool, source: Iterable[Any]
+    run: Any,
+    between: Between,
+    num_steps: int,
+    progress_bar: bool,
+    source: Iterable[Any],
+    before: tuple[Any, ...],
 ) -> None:
-    """Take the steps of a run that are left, each on a batch of its own."""
+    """Take the steps of a run that are left, each on a batch of its own, made as ``before`` is."""
     with Batches(source, run.done) as batches, Progress(num_steps, progress_bar, run.done) as bar:
         while run.done < num_steps and run.stopped is None:
             batch = batches.next()
             if batch is None:
                 run.stopped = f"batches ended after {run.done} of {num_steps} steps"
                 return
-            stop = between.next_stop(run.done, num_steps)
+            check_alike(batch, before, run.done)
+            before, stop = batch, between.next_stop(run.done, num_steps)
             losses = run.steps(1, batch)
             if len(losses):
                 bar.advance(1, float(losses[0]))

@@ -23,7 +23,7 @@ from vipp.training.mesh import placement
 from vipp.training.restarts import Several, keys_of
 from vipp.training.result import FitResult, NonFiniteError
 from vipp.training.run import Run
-from vipp.training.start import continued, initialised, strongly_typed, unmoved
+from vipp.training.start import check_held_out, continued, initialised, strongly_typed, unmoved
 from vipp_transforms.checks import positive_int
 
 
@@ -148,6 +148,7 @@ def fit(
         keys[0], objective, model, guide, optim or averaged_adam, args, kwargs, init_params,
         in_batches=batches is not None,
     )  # fmt: skip
+    check_held_out(svi, state, validate, kwargs)
     state = strongly_typed(state if init_state is None else continued(init_state, state))
     state = state if automatic is None else searching(state)
     bound = jax.tree_util.Partial(guide, *args, **kwargs)
@@ -160,15 +161,14 @@ def fit(
         run = Several(run, keys[1:], init_params, args, validate)
     if mesh is not None:
         run.share_out(placement(mesh, model, svi.get_params(state), args, kwargs), args)
-    looked_at = validate is not None or metrics or callback is not None or stop is not None
-    if log_every is None and looked_at:
+    if log_every is None and (metrics or any(x is not None for x in (validate, callback, stop))):
         log_every = max(1, num_steps // 100)
     with _saving(checkpoint, objective, rng_key, num_restarts) as checkpoints:
         between = Between(
             log_every, validate, metrics, callback, checkpoints, checkpoint_every, automatic
         )
         between.resume(run, num_steps, batch)
-        _train(run, between, num_steps, progress_bar, batches)
+        _train(run, between, num_steps, progress_bar, batches, batch)
     if isinstance(run, Several):
         run.warn(stacklevel=2)
     return run.outcome()
@@ -189,14 +189,19 @@ def _saving(
 
 
 def _train(
-    run: Any, between: Between, num_steps: int, progress_bar: bool, batches: Iterable[Any] | None
+    run: Any,
+    between: Between,
+    num_steps: int,
+    progress_bar: bool,
+    batches: Iterable[Any] | None,
+    first: tuple[Any, ...],
 ) -> None:
     """Train to the end, or to where it is interrupted."""
     try:
         if batches is None:
             train(run, between, num_steps, progress_bar)
         else:
-            train_on_batches(run, between, num_steps, progress_bar, batches)
+            train_on_batches(run, between, num_steps, progress_bar, batches, first)
     except KeyboardInterrupt:
         run.stopped = f"interrupted at step {run.done}"
     except NonFiniteError:

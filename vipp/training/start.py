@@ -14,6 +14,7 @@ from numpyro.infer.svi import SVIState
 
 from vipp.diagnostics.check import Checked
 from vipp.diagnostics.gradients import without_gradient
+from vipp.diagnostics.mistake import CheckError
 from vipp.language.bias import noting_biased, warn_of_biased_objective
 from vipp.language.keys import subsampling
 from vipp.language.names import close
@@ -67,6 +68,27 @@ def _check_init_params(init_params: Any, known: Any) -> None:
                 f"fit: init_params has a value for '{name}', which is no parameter of the model or "
                 f"the guide, got {sorted(known)}{close(name, known)}. Fix: use one of these names."
             )
+
+
+def check_held_out(
+    svi: SVI, state: SVIState, args: tuple[Any, ...] | None, kwargs: dict[str, Any]
+) -> None:
+    """Look at both programs with the data that the bound is to be evaluated at, if there are any.
+
+    Raises:
+      CheckError: naming what is wrong there.
+    """
+    if args is None:
+        return
+    checked = Checked(svi.model, svi.guide)
+    own = SVI(checked.model, checked.guide, svi.optim, loss=svi.loss)
+    params, key = svi.get_params(state), jax.random.key(0)
+    try:
+        with checked.running(args, kwargs):
+            own.init(key, *args, init_params=params, **kwargs)
+    except CheckError as error:
+        got = f"{error.got}, at the arguments in validate="
+        raise CheckError(error.site, got, error.expected, error.fix) from error
 
 
 def unmoved(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState], list[str]]:
