@@ -39,12 +39,14 @@ class Posterior(NamedTuple):
       guide: makes a NumPyro program.
       args: of both.
       best: the largest bound that the guide can have, where it is known.
+      bound: of parameter values by name, where it needs no draws.
     """
 
     model: Callable[..., Any]
     guide: Callable[[], Callable[..., Any]]
     args: tuple[Any, ...]
     best: float | None = None
+    bound: Callable[[dict[str, Any]], float] | None = None
 
 
 def _table(text: str, columns: int) -> np.ndarray:
@@ -231,7 +233,17 @@ def _factors() -> Posterior:
             batch = numpyro.subsample(x, event_dim=1)
             numpyro.sample("z", dist.Normal(batch @ slope, scale).to_event(1))
 
-    return Posterior(model, lambda: guide, (jnp.array(x),), best)
+    def bound(params: dict[str, Any]) -> float:
+        weights, noise, slope, scale = (
+            np.asarray(params[n], float) for n in ("weights", "noise", "slope", "scale")
+        )
+        mean = x @ slope
+        wrong = ((x - mean @ weights) ** 2).sum() + len(x) * (scale**2 * (weights**2).sum(1)).sum()
+        fit = -0.5 * wrong / noise**2 - 0.5 * x.size * np.log(2 * np.pi * noise**2)
+        entropy = len(x) * (0.5 * (scale**2 - 1) - np.log(scale)).sum()
+        return float(fit - 0.5 * (mean**2).sum() - entropy)
+
+    return Posterior(model, lambda: guide, (jnp.array(x),), best, bound)
 
 
 POSTERIORS: dict[str, Callable[[], Posterior]] = {

@@ -33,10 +33,11 @@ from vipp.training.windows import (
     to_come,
 )
 
-TOLERANCE = 0.02
+TOLERANCE = 0.025
 _DECAY = 0.7
 _BLOCK = 50
 _FEWEST_WINDOWS = 8
+_WINDOWS_SO_FAR = 40  # as long would be those of a search that goes on
 _PARTS = 10  # of a round, the first two of which are left out of its average
 _WORSE = 6.0
 _MOST_RETREATS = 20
@@ -104,6 +105,7 @@ class AutomaticSteps:
         self._kept: SVIState | None = None
         self._probe: _Probe | None = None
         self._average: np.ndarray | None = None
+        self._before: np.ndarray | None = None
         self._rounds: list[AveragedRound] = []
         self._searching, self._searched = True, 0
         self._retreats = self._in_a_row = 0
@@ -173,7 +175,7 @@ class AutomaticSteps:
         if 2 * run.done >= self._num_steps:
             self._first_round(run)
         elif count >= _FEWEST_WINDOWS and not self._windows.improving():
-            self._measure(run, batches(self._windows.latter_half()), run.done)
+            self._measure(run, self._windows.latter_half(), run.done)
 
     def _is_worse(self, window: Window) -> bool:
         best = self._safe_loss
@@ -181,11 +183,13 @@ class AutomaticSteps:
             return False
         return standard_errors(window, best) > _WORSE and window.loss - best.loss > 1.0
 
-    def _measure(self, run: Any, points: list[np.ndarray], length: int) -> None:
-        """Have the gradients at some points measured in the steps to come."""
+    def _measure(self, run: Any, windows: list[Window], length: int) -> None:
+        """Have the gradients measured in the steps to come: at the averages of windows, and at the
+        average of the last time."""
         key = jax.random.fold_in(run.key, run.done)
-        self._kept = run.state
-        self._probe = _Probe(points, [], _measuring(length), key)
+        before = [] if self._before is None else [self._before]
+        self._kept, self._before = run.state, joined(windows).mean
+        self._probe = _Probe(batches(windows) + before, [], _measuring(length), key)
         self._to_next_point(run)
 
     def _to_next_point(self, run: Any) -> None:
@@ -208,11 +212,11 @@ class AutomaticSteps:
             self._end_of_round(run, probe)
 
     def _end_of_search(self, run: Any, probe: _Probe) -> None:
-        found = spread(probe.points, probe.slopes)
+        found = spread(probe.points[:4], probe.slopes[:4])
         used = joined(self._windows.latter_half())
         way, gain = extrapolated(probe.points, probe.slopes, used.slope)
         if gain > max(TOLERANCE, found):
-            self._windows = Windows()
+            self._windows, self._part = Windows(), max(_BLOCK, run.done // _WINDOWS_SO_FAR)
             self.due = run.done + self._part
             run.state = averaged_at(run.state, used.mean + way)
         else:
@@ -236,9 +240,7 @@ class AutomaticSteps:
         if len(self._windows.all) < _PARTS:
             self.due = run.done + self._length // _PARTS
             return
-        points = batches(self._windows.all[2:])
-        previous = [] if self._average is None else [self._average]
-        self._measure(run, points + previous, self._length)
+        self._measure(run, self._windows.all[2:], self._length)
 
     def _end_of_round(self, run: Any, probe: _Probe) -> None:
         whole = joined(self._windows.all[2:])
@@ -250,7 +252,7 @@ class AutomaticSteps:
         if self._average is not None:
             middle = np.mean(slopes, 0)
             change = symmetrised(probe.points[4], whole.mean, probe.slopes[4], middle)
-        way, gain = extrapolated(points, slopes, whole.slope)
+        way, gain = extrapolated(probe.points, probe.slopes, whole.slope)
         changes = [r.change for r in self._rounds] + [change]
         divergence = max(found, gain, to_come(changes))
         self._rounds.append(
@@ -261,7 +263,7 @@ class AutomaticSteps:
         if gain > max(TOLERANCE, found):
             run.state = averaged_at(run.state, whole.mean + way)
             if 2 * run.done < self._num_steps:
-                self._windows, self._part = Windows(), max(_BLOCK, self._length // _PARTS)
+                self._windows, self._part = Windows(), max(_BLOCK, run.done // _WINDOWS_SO_FAR)
                 run.state = searching(run.state)
                 self._search_on(run.done)
                 return

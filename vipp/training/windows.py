@@ -11,7 +11,7 @@ import numpy as np
 _MOST = 16
 _BATCHES = 4
 _FASTEST, _SLOWEST = 0.25, 0.9
-_FARTHEST = 10.0  # an extrapolation, in units of the points' distances
+_FARTHEST = 25.0  # an extrapolation, in units of the points' distances
 
 
 class Window(NamedTuple):
@@ -105,15 +105,15 @@ def symmetrised(a: np.ndarray, b: np.ndarray, slope_a: np.ndarray, slope_b: np.n
 def extrapolated(
     points: Sequence[np.ndarray], slopes: Sequence[np.ndarray], slope: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """The way from the mean of some points to the lowest point of their plane, and the decrease.
+    """The way from the mean of four points to the lowest point of the plane, and the decrease.
 
     Args:
-      points: vectors.
+      points: four vectors, and others that are in the plane, too.
       slopes: the gradients there.
-      slope: the gradient at their mean.
+      slope: the gradient at the mean of the four.
     """
     a, g = np.stack(points), np.stack(slopes)
-    a, g = a - a.mean(0), g - g.mean(0)
+    a, g = a - a[:_BATCHES].mean(0), g - g[:_BATCHES].mean(0)
     curvature = (a @ g.T + g @ a.T) / 2
     values, vectors = np.linalg.eigh(curvature)
     along = vectors.T @ (a @ slope)
