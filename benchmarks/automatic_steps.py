@@ -84,7 +84,9 @@ def grid(of: Problem, key: jax.Array) -> dict[tuple[str, float, int], jax.Array]
     def one(x: Any, m: Any, v: Any, size: Any, end: Any, t: Any, key: Any) -> Any:
         g = slope(x, key)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-        decay = jnp.where(jnp.isinf(end), 1.0, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(t / end, 0, 1)))
+        decay = jnp.where(
+            jnp.isinf(end), 1.0, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(t / end, 0, 1))
+        )
         push = m / (1 - 0.9 ** (t + 1)) / (jnp.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
         return x - size * decay * push, m, v
 

@@ -184,8 +184,7 @@ class AutomaticSteps:
         return standard_errors(window, best) > _WORSE and window.loss - best.loss > 1.0
 
     def _measure(self, run: Any, windows: list[Window], length: int) -> None:
-        """Have the gradients measured in the steps to come: at the averages of windows, and at the
-        average of the last time."""
+        """Have gradients measured next: at averages of windows, and at the one of the last time."""
         key = jax.random.fold_in(run.key, run.done)
         before = [] if self._before is None else [self._before]
         self._kept, self._before = run.state, joined(windows).mean
