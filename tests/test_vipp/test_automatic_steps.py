@@ -113,6 +113,11 @@ def test_what_does_not_go_without_an_optimiser(asked):
         fit(lambda: None, lambda: None, 10, **asked)
 
 
+def test_a_pure_function_needs_an_optimiser():
+    with pytest.raises(TypeError, match=r"trainer: expected an optimiser, got None.*Fix"):
+        vipp.trainer(vipp.ELBO(), lambda: None, lambda: None, None, 10)
+
+
 def test_an_objective_that_moves():
     moving = vipp.ELBO(beta=optax.linear_schedule(0.0, 1.0, 100))
     with pytest.raises(ValueError, match=r"\['beta'\].*optim=None.*Fix"):

@@ -42,6 +42,7 @@ def trainer(
       looked at as by :func:`vipp.check`, when it is traced.
 
     Raises:
+      TypeError: without an optimiser.
       ValueError: if ``num_steps`` is not a positive int.
 
     Example:
@@ -54,6 +55,11 @@ def trainer(
       ((3, 200), [-1.0, 0.0, 2.0])
     """
     positive_int("trainer: num_steps", num_steps)
+    if optim is None:
+        raise TypeError(
+            "trainer: expected an optimiser, got None: what steps by itself decides between blocks "
+            "of steps. Fix: an optimiser such as optax.adam(1e-3), or vipp.fit."
+        )
 
     def train(rng_key: jax.Array, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], jax.Array]:
         svi, state = initialised(
