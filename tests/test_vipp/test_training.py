@@ -550,6 +550,12 @@ def test_a_write_that_fails_leaves_the_run_and_the_checkpoints_before(saved, mon
     assert {p.name for p in saved.iterdir() if p.name.isdigit()} == {"20", "30"}
 
 
+def test_checkpoints_of_several_processes_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(vipp.CheckpointError, match="a run of 2 processes, expected one.*Fix"):
+        train(2, checkpoint=str(tmp_path))
+
+
 def test_without_orbax(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(ImportError, match=r"pip install 'vipp\[checkpoint\]'"):

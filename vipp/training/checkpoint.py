@@ -51,10 +51,16 @@ class Checkpoints:
 
     Raises:
       ImportError: if Orbax is not installed.
-      CheckpointError: if the folder can't be written to, or another run is at work in it.
+      CheckpointError: if the folder can't be written to, another run is at work in it, or the run
+        is of several processes.
     """
 
     def __init__(self, folder: str, identity: Mapping[str, str]):
+        if jax.process_count() > 1:
+            raise CheckpointError(
+                f"fit: checkpoint: got a run of {jax.process_count()} processes, expected one. "
+                "Fix: leave checkpoint out, and keep what .result() of a callback gives."
+            )
         self._folder = pathlib.Path(folder).absolute()
         self._identity = dict(identity)
         self._checkpointer = _orbax().StandardCheckpointer()
