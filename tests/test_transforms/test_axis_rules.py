@@ -20,7 +20,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from vipp_transforms import axis_rules, constant
+from vipp_transforms import axis_rules, axis_sums, constant
 from vipp_transforms._jax import scan_arity
 from vipp_transforms.axis_rules import axis_maps
 from vipp_transforms.orders import limited
@@ -239,6 +239,7 @@ def programs():
         "inverse trigonometry": (lambda x: [f(x) for f in (lax.asin, lax.acos, lax.atanh)], U),
         "erf_inv": (lax.erf_inv, U),
         "what may be differentiated once": (lambda x, y: limited(x, [y], 1, "It"), P, Q),
+        "a cotangent laid out by itself": (axis_sums._settled_p.bind, X),
         "zeta": (lambda x, y: lax.zeta(1 + x, y), P, Q),
         "polygamma": (lax.polygamma, jnp.ones((3, 4)), P),
         "betainc": (lax.betainc, P, Q, U),
