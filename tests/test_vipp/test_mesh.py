@@ -50,6 +50,13 @@ if processes == 1:
         train(x[:399], y[:399], size=399, mesh=mesh)
     except ValueError as error:
         found["refused"] = str(error)
+else:
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    def whole(local):  # of which each process has read its rows alone
+        return jax.make_array_from_process_local_data(rows, local)
+    mine = slice(20 * rank, 20 * (rank + 1))
+    batches = [(whole(x[i : i + 40][mine]), whole(y[i : i + 40][mine])) for i in range(0, 400, 40)]
+    found["own rows"] = train(None, None, batches=batches, mesh=mesh)
 print(json.dumps(found))
 """
 
@@ -69,7 +76,7 @@ def started(processes, devices):
 @pytest.mark.thorough
 def test_losses_are_those_of_one_device():
     (four,), (first, second) = started(1, 4), started(2, 1)
-    same = [(four, "shared", "one"), (first, "shared", "one")]
+    same = [(four, "shared", "one"), (first, "shared", "one"), (first, "own rows", "batches")]
     same += [(four, f"shared {what}", what) for what in ("batches", "restarts")]
     for shared, name, alone in same:
         for got, wanted in zip(shared[name], four[alone], strict=True):

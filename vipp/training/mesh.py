@@ -58,12 +58,30 @@ class Placement:
             )
 
     def _placed(self, x: Any) -> Any:
+        if _is_shared(x):  # as it lies, on a mesh of which the compiler works out the rest
+            where = NamedSharding(self.mesh, x.sharding.spec)
+            parts = [shard.data for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape, where, parts)
         if not isinstance(x, jax.Array) and not hasattr(x, "__array__"):
             return x
         first, spec = self.mesh.axis_names[0], []
         for n in jnp.shape(x):
             spec.append(first if n in self.plates and first not in spec else None)
         return _put(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
+
+
+def here(tree: Any) -> Any:
+    """Arrays that several processes have together as the rows that this one has."""
+    return jax.tree.map(lambda x: _rows_here(x) if _is_shared(x) else x, tree)
+
+
+def _is_shared(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated
+
+
+def _rows_here(x: jax.Array) -> np.ndarray:
+    parts = {shard.index[0].start or 0: np.asarray(shard.data) for shard in x.addressable_shards}
+    return np.concatenate([parts[start] for start in sorted(parts)])
 
 
 def _put(x: Any, where: NamedSharding) -> jax.Array:
