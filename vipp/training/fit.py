@@ -144,15 +144,14 @@ def fit(
     if batches is not None:
         batch, batches = first_of(batches)
         args = (*batch, *args)
-    mine = here(args)
     svi, state = initialised(
-        keys[0], objective, model, guide, optim or averaged_adam, mine, kwargs, init_params,
+        keys[0], objective, model, guide, optim or averaged_adam, here(args), kwargs, init_params,
         in_batches=batches is not None,
     )  # fmt: skip
     check_held_out(svi, state, validate, kwargs)
     state = strongly_typed(state if init_state is None else continued(init_state, state))
     state = state if automatic is None else searching(state)
-    bound = jax.tree_util.Partial(guide, *mine, **kwargs)
+    bound = jax.tree_util.Partial(guide, *here(args), **kwargs)
     own = args if batches is None else rest
     patience = None if stop is None else Patience(stop)
     key = jax.random.fold_in(rng_key, 1)
