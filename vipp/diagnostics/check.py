@@ -26,6 +26,7 @@ from vipp.diagnostics.fitting import (
 from vipp.diagnostics.gradients import warn_without_gradient, without_gradient
 from vipp.diagnostics.parameters import check_same, check_scales, check_start
 from vipp.diagnostics.records import Site, Watched, is_data, is_latent, naming_the_site
+from vipp.language.keys import subsampling
 
 
 class Checked:
@@ -87,7 +88,7 @@ class Checked:
     def running(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
         """While the two are run, at these arguments: what is wrong with them raises."""
         self._suspects = bad_numbers(args, kwargs)
-        with naming_the_site(self._suspects):
+        with naming_the_site(self._suspects), subsampling():
             check_autoguide(self._programs[1], args, kwargs, self._suspects)
             yield
         self._finish(args, kwargs)

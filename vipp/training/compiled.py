@@ -252,8 +252,10 @@ def _stepping(update: Callable[[Any], Any], state: Any, *, at_once: bool = False
     """
     with packing.around():
         closed = jax.make_jaxpr(update)(state)
-    packed = packing.pays(packing.flatten(closed, final=True, identities=_SPENT))
-    program = packing.flatten(closed, final=True, sums=packed, identities=_SPENT)
+    program = packing.flatten(closed, final=True, identities=_SPENT)
+    packed = packing.pays(program)
+    if not packed:
+        program = packing.flatten(closed, final=True, sums=False, identities=_SPENT)
     first = ahead(program) if at_once else None
     rest = program if first is None else first.rest
     layout = packing.Layout(state)

@@ -89,8 +89,8 @@ def _put(x: Any, where: NamedSharding) -> jax.Array:
     if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
         data = _put(jax.random.key_data(x), where)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    here = np.asarray(x)
-    return jax.make_array_from_callback(here.shape, where, lambda index: here[index])
+    array = np.asarray(x)
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
 def placement(

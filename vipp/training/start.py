@@ -16,7 +16,6 @@ from vipp.diagnostics.check import Checked
 from vipp.diagnostics.gradients import without_gradient
 from vipp.diagnostics.mistake import CheckError
 from vipp.language.bias import noting_biased, warn_of_biased_objective
-from vipp.language.keys import subsampling
 from vipp.language.names import close
 from vipp.objectives.objective import Objective
 from vipp.training.metrics import loss_at
@@ -49,7 +48,7 @@ def initialised(
     """
     checked, biased = Checked(model, guide, in_batches=in_batches), noting_biased()
     first = SVI(checked.model, checked.guide, optim, loss=objective)
-    with biased, checked.running(args, kwargs), subsampling():
+    with biased, checked.running(args, kwargs):
         state = first.init(rng_key, *args, init_params=init_params, **kwargs)
     svi = SVI(model, guide, first.optim, loss=objective)
     svi.constrain_fn = first.constrain_fn
