@@ -13,6 +13,7 @@ from numpyro.infer.reparam import LocScaleReparam
 
 import vipp
 from vipp import fit as fit_function
+from vipp.training.run import LONG
 from vipp_transforms import packing
 
 KEY = jax.random.key(0)
@@ -167,7 +168,7 @@ def test_what_arises_at_some_step_is_told_by_site_and_parameter():
 
     found = r"step 137: the loss \(nan\).*'x' under the model is nan at index \(2,\).*for 'm', 'w'"
     with pytest.raises(vipp.NonFiniteError, match=found) as caught:
-        vipp.fit(KEY, vipp.ELBO(), crossing, shifted, optax.sgd(0.01), 500, X, progress_bar=False)
+        vipp.fit(KEY, vipp.ELBO(), crossing, shifted, optax.sgd(0.01), LONG, X, progress_bar=False)
     assert caught.value.sites == ("x",) and caught.value.parameters == ("m", "w")
 
 

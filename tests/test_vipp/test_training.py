@@ -19,7 +19,7 @@ import pytest
 from numpyro.infer.autoguide import AutoNormal
 
 import vipp
-from vipp.training.run import extend
+from vipp.training.run import LONG, extend
 
 KEY = jax.random.key(0)
 X = jnp.array([1.9, 2.3, 2.1, 1.7])
@@ -37,10 +37,10 @@ def guide(x, size=None):
     pass
 
 
-def train(steps=40, *args, **kwargs):
+def train(steps=40, *args, programs=(model, guide), **kwargs):
     kwargs = {"progress_bar": False, **kwargs}
     args = args or ((40,) if "batches" in kwargs else (X,))
-    return vipp.fit(KEY, vipp.ELBO(), model, guide, ADAM, steps, *args, **kwargs)
+    return vipp.fit(KEY, vipp.ELBO(), *programs, ADAM, steps, *args, **kwargs)
 
 
 def same(one, other):
@@ -372,6 +372,16 @@ def test_restarts_go_on_from_one_state_no_more():
 # -- checkpoints ---------------------------------------------------------------------------------
 
 
+def drawn(x):
+    numpyro.sample("z", dist.Normal(numpyro.param("mean", 0.0), 1.0))
+
+
+def noisy(x):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
 class Killed(Exception):
     pass
 
@@ -385,6 +395,7 @@ def killed_at(step):
 
 
 SETTINGS = [
+    {"programs": (noisy, drawn)},
     {},
     {"batches": BATCHES},
     {"stop": vipp.EarlyStopping(patience=2), "validate": (X + 0.3,), "log_every": 5},
@@ -393,16 +404,22 @@ SETTINGS = [
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "batches", "stopping", "restarts"])
-def test_a_run_that_was_killed_goes_on_bit_by_bit(settings, tmp_path):
-    folder = {"checkpoint": str(tmp_path / "run"), "checkpoint_every": 8, "log_every": 5}
-    whole = train(40, **settings)
+@pytest.mark.parametrize(
+    ("settings", "unit"),
+    list(zip(SETTINGS, [LONG // 40, 1, 1, 1, 1], strict=True)),
+    ids=["long", "plain", "batches", "stopping", "restarts"],
+)
+def test_a_run_that_was_killed_goes_on_bit_by_bit(settings, unit, tmp_path):
+    steps = 40 * unit
+    folder = {"checkpoint": str(tmp_path / "run"), "checkpoint_every": 8 * unit}
+    folder["log_every"] = 5 * unit
+    whole = train(steps, **settings)
     with pytest.raises(Killed):
-        train(40, callback=killed_at(15), **{**folder, **settings})
-    again = train(40, **{**folder, **settings})
+        train(steps, callback=killed_at(15 * unit), **{**folder, **settings})
+    again = train(steps, **{**folder, **settings})
     same(again, whole)
-    assert again.metrics["step"][0] == 5 and again.stopped == whole.stopped
-    same(train(40, **{**folder, **settings}), whole)  # nothing is left to do
+    assert again.metrics["step"][0] == 5 * unit and again.stopped == whole.stopped
+    same(train(steps, **{**folder, **settings}), whole)  # nothing is left to do
     assert sum(p.name.isdigit() for p in (tmp_path / "run").iterdir()) <= 2
 
 
@@ -576,8 +593,8 @@ def guide(x):
         numpyro.sample("z", dist.Normal(m[i], 0.7))
 print("ready", flush=True)
 result = vipp.fit(
-    jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.1), 3_000, jnp.arange(1000.0) / 500,
-    checkpoint=sys.argv[2], checkpoint_every=100, progress_bar=False)
+    jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.1), 12_000, jnp.arange(1000.0) / 500,
+    checkpoint=sys.argv[2], checkpoint_every=400, progress_bar=False)
 print(json.dumps([result.losses.tolist(), result.params["m"].tolist()]), flush=True)
 """
 

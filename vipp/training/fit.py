@@ -155,7 +155,7 @@ def fit(
     own = args if batches is None else rest
     patience = None if stop is None else Patience(stop)
     key = jax.random.fold_in(rng_key, 1)
-    run = Run(svi, optim, bound, state, own, kwargs, key, patience, automatic)
+    run = Run(svi, optim, bound, state, own, kwargs, key, patience, automatic, num_steps)
     warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
     if num_restarts > 1:
         run = Several(run, keys[1:], init_params, args, validate)

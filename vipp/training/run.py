@@ -28,6 +28,8 @@ from vipp.training.mesh import Placement
 from vipp.training.metrics import evaluate, measure
 from vipp.training.result import FitResult, NonFiniteError
 
+LONG = 10_000  # steps, from which on drawing their noise ahead is worth what it costs to compile
+
 
 @dataclass
 class Run:
@@ -43,6 +45,7 @@ class Run:
       key: of what is drawn beside the training.
       patience: when to stop, or None.
       automatic: what decides its step sizes, or None if the optimiser does.
+      planned: how many steps are to be taken in all.
       done: the number of steps.
       losses: block by block.
       history: what was measured, look by look.
@@ -58,6 +61,7 @@ class Run:
     key: jax.Array
     patience: Patience | None = None
     automatic: AutomaticSteps | None = None
+    planned: int = 1
     done: int = 0
     losses: list[np.ndarray] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -138,7 +142,7 @@ class Run:
         return block[:taken]
 
     def _train(self, batch: tuple[Any, ...]) -> Callable[..., Any]:
-        what = advance_singly if batch else advance
+        what = advance_singly if batch or self.planned < LONG else advance
         return self.compiled.function(what, (*self.placed(batch), *self.args), self.kwargs)
 
     def look(self, validate: tuple[Any, ...] | None, metrics: bool, batch: Any = ()) -> None:
