@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import kl_divergence
-from numpyro.distributions.distribution import Distribution, ExpandedDistribution
 
+from vipp.distributions.answers import Answering
+from vipp.distributions.kl import attempt, closed_kl, elementwise
 from vipp.distributions.lanes import lane_distribution
-from vipp.distributions.laws import answers, has_law_of, has_values_of
+from vipp.distributions.laws import answers
 from vipp.distributions.masks import lane_mask
-from vipp.distributions.wrappers import WRAPPERS, factor
+from vipp.distributions.support import reaches_outside
+from vipp.distributions.wrappers import factor
 from vipp.language.control_flow import REVERSED
 from vipp.programs.densities import SiteDensity
 
@@ -59,6 +61,8 @@ def analytic_kl(
             found[site.name] = value
         elif asked is not None:
             kinds = f"{_kind(site.fn)} from {_kind(model[site.name].fn)}"
+            if reaches_outside(site.fn, model[site.name].fn):
+                why = "is infinite: the guide has values that the model cannot have"
             raise ValueError(
                 f"ELBO(kl=): the divergence at site '{site.name}' ({kinds}) "
                 f"{why or 'has no closed form'}. Fix: leave the site out."
@@ -109,6 +113,7 @@ class _Count(NamedTuple):
 
 def _divergence(q: SiteDensity, p: SiteDensity) -> jax.Array | None:
     """Summed over the lanes; None where there is no formula."""
+    q, p = (replace(s, fn=elementwise(s.fn)) for s in (q, p))
     of_q, of_p = lane_distribution(q.fn), lane_distribution(p.fn)
     counted = _Count.of(q), _Count.of(p)
     if of_q.event_shape != of_p.event_shape:
@@ -116,16 +121,17 @@ def _divergence(q: SiteDensity, p: SiteDensity) -> jax.Array | None:
     lanes = jnp.broadcast_shapes(of_q.batch_shape, of_p.batch_shape)
     if lanes != of_q.batch_shape:
         return None  # a lane of the guide stands for several of the model
-    if _listed(of_q) and _listed(of_p):
-        return _attempt(_summed, of_q, of_p, *counted)
-    divergence = _closed(of_q, of_p)
+    values = _values(of_q, of_p)
+    if values is not None:
+        return _summed(of_q, of_p, values, *counted)
+    divergence = closed_kl(of_q, of_p)
     if divergence is None:
         return None
     at_lanes = lambda x: jnp.broadcast_to(x, lanes)
     total = counted[1].times(at_lanes(divergence)).sum()
     if counted[0].same(counted[1]):
         return total
-    entropy = _attempt(of_q.entropy) if answers(of_q, "entropy") else None
+    entropy = attempt(of_q.entropy) if answers(of_q, "entropy") else None
     if entropy is None:
         return None
     # c_q log q - c_p log p = c_p (log q - log p) + (c_q - c_p) log q
@@ -133,66 +139,33 @@ def _divergence(q: SiteDensity, p: SiteDensity) -> jax.Array | None:
     return total + rest.sum()
 
 
-def _attempt(formula: Callable[..., jax.Array], *args: Any) -> jax.Array | None:
-    """What a formula gives, or None where NumPyro has none."""
-    try:
-        return formula(*args)
-    except NotImplementedError:
+def _values(q: Any, p: Any) -> jax.Array | None:
+    """All values of one lane of a finite choice that the model can score; None if not listed."""
+    if not (factor(q).is_discrete and factor(p).is_discrete):
         return None
-
-
-def _closed(q: Any, p: Any) -> jax.Array | None:
-    """NumPyro's formula, or None where it has none or has that of a base with another law."""
-    return _attempt(kl_divergence, q, p) if _is_meant(q, p) else None
-
-
-def _is_meant(q: Any, p: Any) -> bool:
-    """Whether the formula that NumPyro finds by class is for what is drawn and scored."""
-    kinds = (type(q), type(p))
-    formula = kl_divergence.dispatch(*kinds)
-    found = [k for k, f in kl_divergence.funcs.items() if f is formula and _fit(kinds, k)]
-    if not found:
-        return True  # it has none
-    meant = all(_keeps(fn, kind) for fn, kind in zip((q, p), found[0], strict=True))
-    inner = q.base_dist if isinstance(q, WRAPPERS) else q
-    other = p.base_dist if isinstance(p, WRAPPERS) else p
-    return meant and ((inner is q and other is p) or _is_meant(inner, other))
-
-
-def _fit(kinds: tuple[type, ...], signature: tuple[type, ...]) -> bool:
-    return all(map(issubclass, kinds, signature))
-
-
-def _keeps(fn: Any, kind: type) -> bool:
-    """Whether a formula for ``kind`` holds of ``fn``; one for any distribution asks it itself."""
-    return kind is Distribution or has_law_of(fn, kind)
-
-
-def _listed(fn: Any) -> bool:
-    """Whether the values that ``fn`` lists are those that it has."""
-    base = factor(fn)
-    return base.has_enumerate_support and answers(base, "enumerate_support", has_values_of)
+    listed = Answering(q).support
+    return None if listed is None else jnp.asarray(listed)
 
 
 def _as_one_event(q: SiteDensity, p: SiteDensity) -> jax.Array | None:
     """Of distributions that only one of has independent coordinates; without masks."""
     if lane_mask(q.fn) is not True or isinstance(q.scale, jax.Array):
         return None
-    divergence = _closed(q.fn, p.fn)
+    if q.fn.event_shape != p.fn.event_shape:
+        return None
+    divergence = closed_kl(q.fn, p.fn)
     if divergence is None:
         return None
     shape = jnp.broadcast_shapes(q.log_prob.shape, p.log_prob.shape)
     return (1.0 if q.scale is None else q.scale) * jnp.broadcast_to(divergence, shape).sum()
 
 
-def _summed(q: Any, p: Any, of_q: _Count, of_p: _Count) -> jax.Array:
-    base = q
-    while isinstance(base, ExpandedDistribution):  # NumPyro's does not know of event axes
-        base = base.base_dist
-    values = base.enumerate_support(expand=False)
+def _summed(q: Any, p: Any, values: jax.Array, of_q: _Count, of_p: _Count) -> jax.Array:
     values = values.reshape((-1, *(1 for _ in q.batch_shape), *q.event_shape))
     at_lanes = lambda x: jnp.broadcast_to(x, (len(values), *q.batch_shape))
-    log_q, log_p = at_lanes(q.log_prob(values)), at_lanes(p.log_prob(values))
+    log_q = at_lanes(q.log_prob(values))
+    # outside of its support a density may be anything
+    log_p = at_lanes(jnp.where(p.support(values), p.log_prob(values), -jnp.inf))
     possible = log_q > -jnp.inf
     log_q = jnp.where(possible, log_q, 0.0)  # no gradient of what cannot be drawn
     terms = jnp.exp(log_q) * (of_q.times(log_q) - of_p.times(log_p))
