@@ -174,7 +174,9 @@ def run(program):
 
 def _plain_samples(estimator):
     return (
-        "vt.ScoreFunction()" if re.search(r"ScoreFunction|Mix|Automatic", estimator) else estimator
+        "vt.ScoreFunction()"
+        if re.search(r"ScoreFunction|Double|Mix|Automatic", estimator)
+        else estimator
     )
 
 

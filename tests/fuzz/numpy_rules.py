@@ -333,7 +333,8 @@ RULES = {
     "cholesky": _plain(np.linalg.cholesky), "triangular_solve": _triangular_solve, "conv_general_dilated": _conv,
     "reduce_window_sum": _window(np.sum, 0.0), "reduce_window_max": _window(np.max, -np.inf),
     "reduce_window_min": _window(np.min, np.inf),
-    "vipp_order": lambda p, y, *_: y, "vipp_constant": _plain(lambda x: x), "vipp_settled": _plain(lambda x: x),
+    "vipp_order": lambda p, y, *_: y, "vipp_slope": _plain(lambda x: x),
+    "vipp_constant": _plain(lambda x: x), "vipp_settled": _plain(lambda x: x),
     "tile": lambda p, x: np.tile(x, p["reps"]),
     "shift_left": _plain(np.left_shift),
     "shift_right_logical": lambda p, x, y: np.right_shift(
@@ -357,6 +358,7 @@ RULES = {
     "scatter_mul": _scatter(np.multiply), "scatter-mul": _scatter(np.multiply),
     "scatter_max": _scatter(np.maximum), "scatter-max": _scatter(np.maximum),
     "scatter_min": _scatter(np.minimum), "scatter-min": _scatter(np.minimum),
+    "psum": lambda p, x: np.sum(x, axis=p["axes"]),
     "reduce_sum": _reduced(np.sum), "reduce_prod": _reduced(np.prod), "reduce_max": _reduced(np.max),
     "reduce_min": _reduced(np.min), "reduce_and": _reduced(np.all), "reduce_or": _reduced(np.any),
     "argmax": _arg(np.argmax), "argmin": _arg(np.argmin),

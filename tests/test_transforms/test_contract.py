@@ -90,6 +90,8 @@ ESTIMATORS = {
     "score3-optimal": Estimator(
         vt.ScoreFunction(3, NUMBERS, coefficient="optimal"), 3, simple, LAST, expands=3
     ),
+    "double2": Estimator(vt.DoubleControlVariates(2), 2, finite, expands=2),
+    "double3": Estimator(vt.DoubleControlVariates(3), 3, finite, FEW, expands=3),
     "enumerate": Estimator(vt.Enumerate(), 0, finite, expands=4),
     "automatic": Estimator(vt.Automatic(), 2, expands=2),
     "local": Estimator(vt.LocalExpectation(), 1, finite, expands=4),

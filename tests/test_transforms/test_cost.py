@@ -59,6 +59,7 @@ ROWS = {  # evaluations where lanes are apart, and together
     "arm": (bernoulli, vt.ARM(), 2, 2),
     "disarm": (bernoulli, vt.DisARM(), 2, 2),
     "rebar": (bernoulli, vt.REBAR(), 3, 3),
+    "double": (bernoulli, vt.DoubleControlVariates(2), 2, 2),
     "mix": (bernoulli, vt.Mix(vt.DisARM(), vt.ScoreFunction(), 0.5), 3, 3),
     "pathwise": (normal, vt.Pathwise(), 1, 1),
     "pathwise4": (normal, vt.Pathwise(4), 4, 4),
@@ -71,7 +72,7 @@ ROWS = {  # evaluations where lanes are apart, and together
     "sparse-mixer": (bernoulli, vt.SparseMixer(), 3, 3),
 }
 # A program differentiated once costs this many evaluations without a gradient.
-BACKWARD = {"pathwise", "rebar", "gumbel", "straight", "reinmax", "reste", "sparse"}
+BACKWARD = {"pathwise", "rebar", "double", "gumbel", "straight", "reinmax", "reste", "sparse"}
 
 
 @pytest.mark.few(4)

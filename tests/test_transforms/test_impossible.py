@@ -76,9 +76,10 @@ def test_a_category_that_cannot_be_is_no_part_of_a_relaxation(estimator):
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     "estimator",
-    [vt.DisARM(), vt.ARM(), vt.ARMS(3), vt.REBAR(), vt.ReSTE(), vt.MeasureValued()],
+    [vt.DisARM(), vt.ARM(), vt.ARMS(3), vt.REBAR(), vt.ReSTE(), vt.MeasureValued(),
+     vt.DoubleControlVariates(3)],
     ids=lambda e: type(e).__name__,
-)
+)  # fmt: skip
 def test_certain_lanes(estimator):
     """Of infinite logits: one is 0, one is 1, and neither has a gradient."""
 

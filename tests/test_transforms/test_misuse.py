@@ -29,6 +29,7 @@ RELAX = vt.RELAX(3, vt.RELAX(3).init(KEY, 1))
 NOT_FOR = [
     (vt.LocalExpectation(), [POISSON, NORMAL], "LocalExpectation needs a finite support"),
     (vt.Enumerate(), [POISSON, NORMAL], "Enumerate needs a finite support"),
+    (vt.DoubleControlVariates(), [POISSON, NORMAL], "DoubleControlVariates needs a finite"),
     (vt.ARM(), [CATEGORICAL, NORMAL, POISSON], "ARM needs a Bernoulli"),
     (vt.DisARM(), [CATEGORICAL, NORMAL, POISSON], "DisARM needs a Bernoulli"),
     (vt.ReSTE(), [CATEGORICAL, NORMAL], "ReSTE needs a Bernoulli"),
@@ -80,6 +81,7 @@ def test_temperature(make, temperature):
         (lambda: vt.ScoreFunction(2, coefficient="optimal"), "a baseline of values, got"),
         (lambda: vt.ScoreFunction(1, 2.0, coefficient="optimal"), "at least 2, got 1"),
         (lambda: vt.ScoreFunction(4, "leave_one_out", coefficient="optimal"), "of values, got"),
+        (lambda: vt.DoubleControlVariates(1), "num_samples must be at least 2, got 1"),
         (lambda: vt.MovingAverage(1.0), r"decay must be in \[0, 1\), got 1.0"),
         (lambda: vt.MovingAverage(-0.1), r"decay must be in \[0, 1\), got -0.1"),
         (lambda: vt.Pathwise(0), "num_samples must be a positive int, got 0"),
@@ -99,7 +101,9 @@ def test_arguments(make, match):
         make()
 
 
-@pytest.mark.parametrize("part", [None, vt.ScoreFunction, vt.RELAX(), 3.0])
+@pytest.mark.parametrize(
+    "part", [None, vt.ScoreFunction, vt.RELAX(), 3.0, vt.DoubleControlVariates()]
+)
 def test_parts_of_a_mixture(part):
     with pytest.raises(TypeError, match=r"Mix: expected two estimators.*got"):
         vt.Mix(vt.DisARM(), part)

@@ -12,6 +12,7 @@ PAIR = jnp.stack([T, W])
 FIRST = {
     "disarm": vt.DisARM(),
     "arm": vt.ARM(),
+    "double": vt.DoubleControlVariates(2),
     "local": vt.LocalExpectation(),
     "measure": vt.MeasureValued(),
     "rebar": vt.REBAR(),

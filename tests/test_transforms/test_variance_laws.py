@@ -6,6 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
+import vipp
 import vipp_transforms as vt
 
 LOGIT = 0.3
@@ -86,6 +87,40 @@ def bowl(theta, rv):
 
 def slope(theta, rv):
     return 2.0 * rv("x", dist.Normal(theta[:2], jnp.exp(theta[2:]))).sum()
+
+
+DOUBLE = vt.DoubleControlVariates(4)
+
+
+def hands(theta, rv):
+    """Linear in integers that are added, selected and put together; all lanes mixed."""
+    z = rv("z", dist.Bernoulli(logits=theta))
+    y = rv("y", vipp.OneHotCategorical(logits=theta))
+    signs = jnp.concatenate([2 * z - 1, jnp.where(theta > 0, z, 0)[::-1]])
+    return signs @ jnp.arange(1.0, 7.0) - 0.5 * z[:2].sum() + y @ jnp.array([1.0, -2.0, 3.0])
+
+
+def test_slopes_leave_no_variance_where_a_program_is_linear(exact):
+    theta = jnp.array([0.3, -0.2, 0.1])
+    grad = exact.estimates(hands, theta, None, DOUBLE, 1_000)(0)[1]
+    assert grad.var(0).max() < 1e-9
+    assert variance(exact, coins, DOUBLE, theta).sum() < 0.25 * variance(
+        exact, coins, vt.ScoreFunction(4, "leave_one_out"), theta
+    ).sum()  # fmt: skip
+
+
+def test_what_is_no_float_of_the_draw_has_no_slope(exact):
+    """Compared or read from a table, a choice has the variance of leave-one-out."""
+
+    def steps(theta, rv):
+        z = rv("z", dist.Bernoulli(logits=theta))
+        return jnp.array([1.0, 5.0, 2.0, 0.0])[z.sum()] + jnp.where(z[0] == 1, 3.0, -1.0)
+
+    theta = [0.3, -0.2, 0.1]
+    double, loo = (
+        variance(exact, steps, e, theta) for e in (DOUBLE, vt.ScoreFunction(4, "leave_one_out"))
+    )
+    np.testing.assert_allclose(double, loo, rtol=0.1)
 
 
 TAYLOR, PAIR = vt.Pathwise(control_variate="taylor"), vt.Pathwise(2, antithetic=True)

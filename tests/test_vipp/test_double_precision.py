@@ -20,6 +20,7 @@ OBJECTIVES = [
 ]  # fmt: skip
 ESTIMATORS = [
     None, vipp.ScoreFunction(2, "leave_one_out"), vipp.Enumerate(), vipp.DisARM(), vipp.ARMS(3),
+    vipp.DoubleControlVariates(3),
     vipp.MeasureValued(), vipp.REBAR(), vipp.LocalExpectation(), vipp.GumbelSoftmax(0.5),
     vipp.StraightThrough(), vipp.ReinMax(), vipp.Mix(vipp.ScoreFunction(), vipp.DisARM()),
 ]  # fmt: skip

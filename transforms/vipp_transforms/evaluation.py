@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from vipp_transforms.orders import limited
 from vipp_transforms.plan import Plan
 from vipp_transforms.sharing import call, evaluate
 from vipp_transforms.sites import lifting, split_keys
+from vipp_transforms.slopes import Sloped, usable
 from vipp_transforms.source import LaneSource
 from vipp_transforms.staging import Site, live
 from vipp_transforms.support_numbers import Numbers
@@ -79,6 +81,7 @@ class Evaluation:
             if site.loop is not None:
                 self.env[site.loop.trajectory] = self._trajectory(site)
         self.potentials: dict[int, Potentials] = {}
+        self._slopes: dict[int, Lifted] = {}
 
     def value(self) -> jax.Array:
         """The surrogate's value."""
@@ -90,7 +93,16 @@ class Evaluation:
         nodes = {v: self._node(s) for v, s in program.sites.items() if s.loop is None}
         needed = self._needed()
         eqns = live(list(program.eqns), needed)  # a sum of many terms would have all their axes
-        evaluate(eqns, self.env, self.axes, nodes, needed, self._names)
+        integers = self.plan.integers()
+        for var, slope in integers.items():
+            site = program.sites[var]
+            nodes[slope] = Node(self._carried[site.index], partial(self._slope, site))
+        sloped = Sloped(eqns, integers) if integers else None
+        if sloped is not None:
+            eqns = live(sloped.eqns, needed)
+        of = {} if sloped is None else sloped.stands_for
+        names_of = lambda v: self._names(of.get(v, v))
+        evaluate(eqns, self.env, self.axes, nodes, needed, names_of)
         terms = dict(enumerate(self._leaf_terms()))
         for step in elimination.steps:
             terms[step.result] = self._contract(step, [terms.pop(k) for k in step.members])
@@ -161,9 +173,13 @@ class Evaluation:
         value = choice.estimator.expand(choice.site, _NO_SOURCE).value
         return self.axes.named(Lifted(value.astype(site.var.aval.dtype)), axis.name)
 
+    def _slope(self, site: Site, env: Env) -> Lifted:
+        return self._slopes[site.index]
+
     def _expand(self, site: Site, axis: Axis | None) -> Lifted:
         choice, sources = self.plan.choices[site.index], self._keys(site, axis)
         operands = [*sources, *self._leaves(site)]
+        together = axis.name if axis is not None and axis.shared else None
         if self.draws is not None:
             names = self.axes.union(operands)
             shape = (*(self.axes.sizes[n] for n in names), *site.var.aval.shape)
@@ -176,12 +192,13 @@ class Evaluation:
             key, *shared = inputs[: len(sources)]
             common, index = shared or (None, 0)
             source = LaneSource(
-                site.template, site.lanes, key, leaves, drawn, common, index, self.step
+                site.template, site.lanes, key, leaves, drawn, common, index, self.step, together
             )
             value, *others = choice.estimator.expand(choice.site, source)
             return [value.astype(site.var.aval.dtype), *others]
 
-        value, *rest = self.axes.apply(one, *operands)
+        value, *rest = self.axes.apply(one, *operands, summed=together)
+        value = self._sloped(site, value, rest.pop())
         arrays, tree = jax.tree.flatten([x.array for x in rest])
         results = [value, *(Lifted(x, value.axes) for x in arrays)]
         if axis is not None and not axis.shared:
@@ -189,6 +206,15 @@ class Evaluation:
         if rest[0].array is not None:
             self.potentials[site.index] = Potentials(tuple(results[1:]), tree)
         return results[0]
+
+    def _sloped(self, site: Site, value: Lifted, slope: Lifted) -> Lifted:
+        """The value, with its slope if that can be added."""
+        if slope.array is None:
+            return value
+        slope = self._slopes[site.index] = slope._replace(array=usable(slope.array))
+        if not jnp.issubdtype(value.array.dtype, jnp.inexact):
+            return value
+        return value._replace(array=value.array + slope.array.astype(value.array.dtype))
 
     def _keys(self, site: Site, axis: Axis | None) -> list[Lifted]:
         """The site's key; along a shared axis, a sample's own, that of all, and its number."""

@@ -48,13 +48,19 @@ class Axes:
             return ()
         return tuple(name for name in self.sizes if name in present)
 
-    def apply(self, fn: Callable[..., Any], *values: Lifted) -> list[Lifted]:
-        """``fn`` (returning a list of arrays) mapped over the union of the operands' axes."""
+    def apply(
+        self, fn: Callable[..., Any], *values: Lifted, summed: str | None = None
+    ) -> list[Lifted]:
+        """``fn`` (returning a list of arrays) mapped over the union of the operands' axes.
+
+        Inside it the axis ``summed`` has its name, for sums along it.
+        """
         names = self.union(values)
         # the first name is mapped last, and so lies in front
         for name in reversed(names):
             axes = tuple(0 if name in value.axes else None for value in values)
-            fn = jax.vmap(fn, in_axes=axes, axis_size=self.sizes[name])
+            known = name if name == summed else None
+            fn = jax.vmap(fn, axes, axis_size=self.sizes[name], axis_name=known)
         return [Lifted(out, names) for out in fn(*(value.array for value in values))]
 
     def aligned(self, *values: Lifted) -> tuple[list[Any], tuple[str, ...]]:

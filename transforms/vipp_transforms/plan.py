@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
+
+from vipp_transforms import _jax
 from vipp_transforms.agreement import check_agreement
 from vipp_transforms.callbacks import check_callbacks
 from vipp_transforms.choices import Choice, choose
@@ -38,6 +41,16 @@ class Plan:
     split: Split
     elimination: Elimination
     choices: dict[int, Choice]
+
+    def integers(self) -> dict[Any, Any]:
+        """By the variable of each integer draw with a slope, a variable for that."""
+        found = {}
+        for var, site in self.program.sites.items():
+            sloped = self.choices[site.index].estimator.traits.sloped
+            if sloped and not jnp.issubdtype(var.aval.dtype, jnp.inexact):
+                float_ = jnp.dtype(jnp.result_type(float))
+                found[var] = _jax.Var(_jax.shaped_array(var.aval.shape, float_))
+        return found
 
 
 def plan(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:

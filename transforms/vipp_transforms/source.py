@@ -23,6 +23,7 @@ class LaneSource:
       common: the key of all samples; None if it is this one's.
       index: which of them this one is.
       step: zero, along which the estimate may be differentiated.
+      axis: the name of the ``vmap`` over samples, if that is shared.
     """
 
     def __init__(
@@ -35,12 +36,13 @@ class LaneSource:
         common: Any = None,
         index: Any = 0,
         step: Any = 0.0,
+        axis: str | None = None,
     ):
         self._template, self._lanes = template, lanes
         self._key, self._leaves, self._drawn = key, leaves, drawn
         self._forced = drawn
         self._common = key if common is None else common
-        self.index, self.step = index, step
+        self.index, self.step, self._axis = index, step, axis
 
     def draw(self) -> jax.Array:
         """One independent draw per lane."""
@@ -66,6 +68,10 @@ class LaneSource:
         for _ in self._lanes:
             one = jax.vmap(one, out_axes=1)
         return one(self._common)
+
+    def total(self, x: jax.Array) -> jax.Array:
+        """The sum over the samples along the shared axis."""
+        return x if self._axis is None else jax.lax.psum(x, self._axis)
 
     def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
         """``fn(here, *arrays)`` under every enclosing ``vmap``."""

@@ -3,6 +3,7 @@
 from vipp_transforms.estimators._baseline import Baseline, Learned, MovingAverage
 from vipp_transforms.estimators.arms import ARMS
 from vipp_transforms.estimators.disarm import ARM, DisARM
+from vipp_transforms.estimators.double_control_variates import DoubleControlVariates
 from vipp_transforms.estimators.enumerate import Enumerate
 from vipp_transforms.estimators.gumbel_softmax import GumbelSoftmax
 from vipp_transforms.estimators.local_expectation import LocalExpectation
@@ -20,6 +21,7 @@ __all__ = [
     "ARMS",
     "Baseline",
     "DisARM",
+    "DoubleControlVariates",
     "Enumerate",
     "GumbelSoftmax",
     "Learned",

@@ -32,6 +32,8 @@ class Traits(NamedTuple):
       pathwise: whether it needs a distribution with a differentiable sampler.
       direct: whether a draw is ordinary JAX, so that the engine never sees it.
       exhaustive: whether it sums over all values, so that choices may be summed out in any order.
+      sloped: whether it has a use for the derivative of the program in the value drawn, though that
+        is discrete (:attr:`Expansion.slope`).
     """
 
     biased: bool = False
@@ -41,6 +43,7 @@ class Traits(NamedTuple):
     pathwise: bool = False
     direct: bool = False
     exhaustive: bool = False
+    sloped: bool = False
 
 
 class Axis(NamedTuple):
@@ -130,6 +133,10 @@ class Source(Protocol):
         """
         ...
 
+    def total(self, x: jax.Array) -> jax.Array:
+        """The sum of ``x`` over the samples along a shared axis."""
+        ...
+
     def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
         """``fn(local, *arrays)`` under every enclosing ``vmap``; it is given a :class:`Local`.
 
@@ -152,11 +159,15 @@ class Expansion(NamedTuple):
         shaped like a potential (0 for a lane that was drawn): where what one entry of a term sees
         has probability 0, it counts nothing even if it is not finite. None where all were drawn; an
         axis that is drawless has the log density.
+      slope: zero, shaped like the value, and added to it wherever the program makes a float of it:
+        the program's derivative in the value is multiplied by the derivative of this. None for an
+        estimator that is not sloped.
     """
 
     value: jax.Array
     potentials: Any = None
     log_weight: jax.Array | None = None
+    slope: jax.Array | None = None
 
 
 class Term(NamedTuple):

@@ -72,10 +72,12 @@ class Mix(Estimator):
 
     def __post_init__(self) -> None:
         for part in (self.first, self.second):
-            if not isinstance(part, Estimator) or part.learning is not None:
+            stateless = isinstance(part, Estimator) and part.learning is None
+            if not stateless or part.traits.sloped:
                 raise TypeError(
-                    f"Mix: expected two estimators without state, got {part!r}. Fix: mix for "
-                    "instance DisARM() and ScoreFunction()."
+                    "Mix: expected two estimators without state, neither of which takes the "
+                    f"program's slopes, got {part!r}. Fix: mix for instance DisARM() and "
+                    "ScoreFunction()."
                 )
         if isinstance(self.weight, str | bool) and self.weight != "optimal":
             raise ValueError(f"Mix: weight must be a number or 'optimal', got {self.weight!r}.")
@@ -182,6 +184,10 @@ class _Part:
         """Numbers for all samples of the part."""
         return self.source.common(make)
 
+    def total(self, x: jax.Array) -> jax.Array:
+        """The sum over the samples of both."""
+        return self.source.total(x)
+
     def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
         """``fn(here, *arrays)`` with the part's own parameters."""
 
@@ -204,7 +210,7 @@ def _expand(
     axis = part.axis(site)
     log_prob = lambda here, x: here.distribution.log_prob(x)
     if axis is not None and not axis.shared:
-        value, potentials, log_weight = part.expand(site, _Part(source, own, 0))
+        value, potentials, log_weight, _ = part.expand(site, _Part(source, own, 0))
         if potentials is None:
             potentials = (jnp.stack([source.map(log_prob, x) for x in value]),)
             log_weight = potentials[0] if axis.drawless else log_weight
@@ -212,7 +218,7 @@ def _expand(
     samples = []
     for sample in range(_size(part, site)):
         each = _Part(source, own, sample)
-        value, potentials, _ = part.expand(site, each)
+        value, potentials, *_ = part.expand(site, each)
         if potentials is None:
             potentials = (each.map(log_prob, value),)
         samples.append(Expansion(value, potentials))

@@ -1,0 +1,90 @@
+"""The bound of a Bernoulli autoencoder by hand: each estimator as a user of JAX would write it.
+
+``surrogate(params, key, x)`` has the bound's value, summed over rows, and its estimated gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from _common import apply
+
+Surrogate = Callable[[Any, jax.Array, jax.Array], jax.Array]
+stop = jax.lax.stop_gradient
+
+
+def log_bernoulli(logits: Any, value: Any) -> jax.Array:
+    return (value * logits - jax.nn.softplus(logits)).sum(-1)
+
+
+def divergence(logits: Any) -> jax.Array:
+    """KL from fair coins, exact."""
+    p = jax.nn.sigmoid(logits)
+    entropy = jax.nn.softplus(logits) - p * logits
+    return (jnp.log(2.0) - entropy).sum(-1)
+
+
+def value_at(params: Any, x: Any, z: Any, logits: Any, exact: bool) -> jax.Array:
+    """What is averaged over draws: without the divergence, if that is exact."""
+    reached = log_bernoulli(apply(params["decoder"], z), x)
+    if exact:
+        return reached
+    return reached - z.shape[-1] * jnp.log(2.0) - log_bernoulli(stop(logits), z)
+
+
+def leave_one_out(n: int, exact: bool = False) -> Surrogate:
+    def surrogate(params: Any, key: Any, x: Any) -> jax.Array:
+        logits = apply(params["encoder"], x)
+        z = jax.random.bernoulli(key, jax.nn.sigmoid(logits), (n, *logits.shape)).astype(x.dtype)
+        f = value_at(params, x, z, logits, exact)
+        away = stop(f - f.mean(0)) / (n - 1)
+        score = log_bernoulli(logits, z)
+        total = f.mean(0) + (away * (score - stop(score))).sum(0)
+        return (total - divergence(logits) * exact).sum()
+
+    return surrogate
+
+
+def double_control_variates(n: int, exact: bool = False) -> Surrogate:
+    """Titsias and Shi (2022): the slopes at the draws from a backward pass of their own."""
+
+    def surrogate(params: Any, key: Any, x: Any) -> jax.Array:
+        logits = apply(params["encoder"], x)
+        p = jax.nn.sigmoid(logits)
+        z = jax.random.bernoulli(key, stop(p), (n, *logits.shape)).astype(x.dtype)
+        score = log_bernoulli(logits, z)
+        score = score - stop(score)
+        centred, away = score - score.mean(0), z - stop(p)
+        # what the slope of sample j is multiplied by: all other samples' part in it
+        part = centred[..., None] * away * (n / (n - 1))
+        shift = (p - stop(p)) - (part.sum(0) - part) / (n - 1)
+        f = value_at(params, x, z + shift, logits, exact)
+        total = f.mean(0) + (stop(f - f.mean(0)) / (n - 1) * score).sum(0)
+        return (total - divergence(logits) * exact).sum()
+
+    return surrogate
+
+
+def arms(n: int, exact: bool = False) -> Surrogate:
+    """Dimitriev and Zhou (2021), with the Dirichlet copula."""
+
+    def surrogate(params: Any, key: Any, x: Any) -> jax.Array:
+        logits = apply(params["encoder"], x)
+        fixed = stop(logits)
+        rare = jax.nn.sigmoid(-jnp.abs(fixed))
+        parts = jax.random.exponential(key, (n, *logits.shape))
+        parts = parts / parts.sum(0)
+        kept = rare ** (1.0 / (n - 1))
+        is_rare = 1.0 - parts < kept
+        z = jnp.where(fixed > 0, ~is_rare, is_rare).astype(x.dtype)
+        both = jnp.maximum(2.0 * kept - 1.0, 0.0) ** (n - 1)
+        factor = (1.0 - rare) / (1.0 - both / rare)
+        f = value_at(params, x, z, logits, exact)
+        away = stop(f - f.mean(0))[..., None] * (z - z.mean(0))
+        slope = (away.sum(0) * factor / (n - 1) * (logits - fixed)).sum(-1)
+        return (f.mean(0) + slope - divergence(logits) * exact).sum()
+
+    return surrogate
