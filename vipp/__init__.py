@@ -13,6 +13,8 @@ from vipp.diagnostics.plots import (
     plot_pairs,
     plot_signal_to_noise,
 )
+from vipp.diagnostics.profile import profile
+from vipp.diagnostics.profile_result import Profile, ProfileRow
 from vipp.distributions.one_hot import OneHotCategorical
 from vipp.language.bias import BiasedEstimatorWarning, BiasedObjectiveWarning
 from vipp.language.expectation import expectation
@@ -128,6 +130,9 @@ __all__ = [
     "plot_losses",
     "plot_pairs",
     "plot_signal_to_noise",
+    "profile",
+    "Profile",
+    "ProfileRow",
     "Program",
     "psis",
     "PSIS",

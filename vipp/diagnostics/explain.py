@@ -14,13 +14,13 @@ from numpyro.infer import SVI
 
 import vipp_transforms as vt
 from vipp.diagnostics.packed import PackReport, packed
+from vipp.diagnostics.tables import as_html, as_text, short
 from vipp.distributions.answers import kind
 from vipp.distributions.lanes import lane_distribution
 from vipp.language.control_flow import sites
 from vipp.language.notes import noting
 from vipp.objectives.objective import Objective
 from vipp_transforms.expected_loop import SummedInLoop
-from vipp_transforms.settings import Part
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Explanation:
         return tables + ([_cells(SumReport, self.sums)] if self.sums else [])
 
     def __str__(self) -> str:
-        tables = "\n\n".join(map(_as_text, self._tables()))
+        tables = "\n\n".join(map(as_text, self._tables()))
         return "\n".join([*self._title(), tables, *self._end()])
 
     __repr__ = __str__
@@ -111,7 +111,7 @@ class Explanation:
     def _repr_html_(self) -> str:
         title = "".join(f"<p><code>{escape(line)}</code></p>" for line in self._title())
         end = "".join(f"<p>{escape(line)}</p>" for line in self._end())
-        return title + "".join(map(_as_html, self._tables())) + end
+        return title + "".join(map(as_html, self._tables())) + end
 
 
 def _cells(kind_of_row: type, reports: Sequence[Any]) -> list[list[str]]:
@@ -135,20 +135,6 @@ def _steps(name: str, numbers: list[int]) -> str:
 
 
 _HEADS = {SumReport: ["summed out", "over", "entries", "steps"]}
-
-
-def _as_text(cells: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
-    ]
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _as_html(cells: list[list[str]]) -> str:
-    rows = ("".join(f"<td>{escape(c)}</td>" for c in row) for row in cells)
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def explain(
@@ -291,26 +277,6 @@ def _estimated(plan: vt.Plan, site: Any, before: Any) -> SiteReport:
     groups = sum(step.site is site for step in plan.elimination.steps)
     reason = f"{reason}; biased" if estimator.traits.biased else reason
     return SiteReport(
-        site.name, info.kind, _short(estimator), reason, lanes or "1", str(groups),
+        site.name, info.kind, short(estimator), reason, lanes or "1", str(groups),
         1 if axis is None else axis.size,
     )  # fmt: skip
-
-
-def _short(value: Any) -> str:
-    """An estimator without the arguments left at their defaults; arrays by type and shape."""
-    if isinstance(value, jax.ShapeDtypeStruct | jax.Array):
-        return f"{value.dtype.name}{list(value.shape)}"
-    if not isinstance(value, Part):
-        return repr(value)
-    names: Any = value
-    arguments = [
-        f"{f.name}={_short(given)}"
-        for f in fields(names)
-        if f.repr and not _same(given := getattr(value, f.name), f.default)
-    ]
-    return type(value).__name__ + (f"({', '.join(arguments)})" if arguments else "")
-
-
-def _same(given: Any, default: Any) -> bool:
-    arrays = isinstance(given, jax.ShapeDtypeStruct | jax.Array)
-    return not arrays and bool(given == default)

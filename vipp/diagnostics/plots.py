@@ -11,8 +11,8 @@ from vipp.diagnostics.rank_band import ecdf, simultaneous_band
 from vipp.language.names import close
 
 # Okabe and Ito's colours, which tell apart whatever one's eyes
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#808080"
-_COLOURS = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B0A000")
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#808080"
+_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B0A000")
 _STYLES = ("-", "--", ":", "-.")
 _MOST_COORDINATES = 8
 _BINS = 100
@@ -51,15 +51,15 @@ def plot_losses(result: Any, ax: Any = None) -> Any:
     if result.restarts is not None:
         for number, other in enumerate(np.asarray(result.restarts.losses)):
             if number != result.restarts.best:
-                ax.plot(*_means(other), color=_GREY, lw=0.8, alpha=0.7)
-        ax.plot([], [], color=_GREY, lw=0.8, label="other starts")
+                ax.plot(*_means(other), color=GREY, lw=0.8, alpha=0.7)
+        ax.plot([], [], color=GREY, lw=0.8, label="other starts")
     steps, means = _means(losses)
     low, high = np.array([np.quantile(x, (0.05, 0.95)) for x in _binned(losses)]).T
-    ax.fill_between(steps, low, high, color=_BLUE, alpha=0.25, lw=0, label="nine of ten steps")
-    ax.plot(steps, means, color=_BLUE, label="mean")
+    ax.fill_between(steps, low, high, color=BLUE, alpha=0.25, lw=0, label="nine of ten steps")
+    ax.plot(steps, means, color=BLUE, label="mean")
     held_out = -np.asarray(result.metrics.get("validation", []))
     if held_out.size:
-        ax.plot(result.metrics["step"], held_out, _ORANGE, ls="--", label="held-out data")
+        ax.plot(result.metrics["step"], held_out, ORANGE, ls="--", label="held-out data")
     _frame(ax, losses[0], [low, high, held_out])
     ax.set(xlabel="step", ylabel="loss: minus the bound, nats")
     ax.legend(frameon=False)
@@ -85,7 +85,7 @@ def _frame(ax: Any, start: float, lines: Sequence[np.ndarray]) -> None:
         ax.set_ylim(bottom - room, top + room)
         ax.annotate(
             f"begins at {start:.4g}", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top",
-            color=_GREY,
+            color=GREY,
         )  # fmt: skip
 
 
@@ -126,10 +126,10 @@ def plot_signal_to_noise(result: Any, ax: Any = None) -> Any:
         )
     ax = _new_axes("plot_signal_to_noise") if ax is None else ax
     for height, text in ((1.0, "as much noise as signal"), (_NO_SIGNAL, "no signal")):
-        ax.axhline(height, color=_GREY, lw=0.8, ls=":")
+        ax.axhline(height, color=GREY, lw=0.8, ls=":")
         ax.annotate(
             text, (0.99, height), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-            color=_GREY,
+            color=GREY,
         )  # fmt: skip
     for number, (name, ratio) in enumerate(ratios.items()):
         colour = _COLOURS[number % len(_COLOURS)]
@@ -180,10 +180,10 @@ def plot_pairs(
       9
     """
     chosen = _chosen(draws, names)
-    both = [("guide", dict(_coordinates(draws, chosen)), _BLUE, "solid")]
+    both = [("guide", dict(_coordinates(draws, chosen)), BLUE, "solid")]
     if reference is not None:
         _check_reference(draws, reference, chosen)
-        both.append(("reference", dict(_coordinates(reference, chosen)), _ORANGE, "dashed"))
+        both.append(("reference", dict(_coordinates(reference, chosen)), ORANGE, "dashed"))
     labels = list(both[0][1])
     if not 1 <= len(labels) <= _MOST_COORDINATES:
         raise ValueError(
@@ -191,7 +191,7 @@ def plot_pairs(
             f"the names of some of the sites {chosen}, or slices of their draws."
         )
     size = len(labels)
-    figure, axes = _pyplot("plot_pairs").subplots(
+    figure, axes = pyplot("plot_pairs").subplots(
         size, size, figsize=(1.2 + 1.7 * size,) * 2, squeeze=False, layout="constrained"
     )
     for row, column in np.ndindex(size, size):
@@ -340,7 +340,7 @@ def plot_calibration(
             )
     columns = min(len(names), 3)
     rows = -(-len(names) // columns)
-    figure, axes = _pyplot("plot_calibration").subplots(
+    figure, axes = pyplot("plot_calibration").subplots(
         rows, columns, figsize=(1 + 3.2 * columns, 0.6 + 2.6 * rows), squeeze=False, sharex=True,
         sharey=True, layout="constrained",
     )  # fmt: skip
@@ -348,19 +348,19 @@ def plot_calibration(
     lower, upper = simultaneous_band(len(ranks[names[0]]), number, level)
     for name, ax in zip(names, axes.flat, strict=False):
         ax.fill_between(
-            places, lower - places, upper - places, step="mid", color=_GREY, alpha=0.3, lw=0
+            places, lower - places, upper - places, step="mid", color=GREY, alpha=0.3, lw=0
         )
-        ax.axhline(0.0, color=_GREY, lw=0.8)
+        ax.axhline(0.0, color=GREY, lw=0.8)
         flat = ranks[name].reshape(len(ranks[name]), -1)
         for column in flat.T:
             share = ecdf(column, number)
             outside = bool(((share < lower) | (share > upper)).any())
-            ax.step(places, share - places, where="mid", color=_ORANGE if outside else _BLUE, lw=1)
+            ax.step(places, share - places, where="mid", color=ORANGE if outside else BLUE, lw=1)
         ax.set_title(name)
     for ax in axes.flat[len(names) :]:
         ax.axis("off")
-    axes[0, 0].plot([], [], color=_BLUE, label=f"within the {level:.0%} band")
-    axes[0, 0].plot([], [], color=_ORANGE, label="leaves it")
+    axes[0, 0].plot([], [], color=BLUE, label=f"within the {level:.0%} band")
+    axes[0, 0].plot([], [], color=ORANGE, label="leaves it")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.supxlabel("rank of the true value among the guide's draws", fontsize="medium")
     figure.supylabel("ECDF less that of uniform ranks", fontsize="medium")
@@ -368,10 +368,11 @@ def plot_calibration(
 
 
 def _new_axes(what: str) -> Any:
-    return _pyplot(what).subplots(figsize=(6.4, 4.0), layout="constrained")[1]
+    return pyplot(what).subplots(figsize=(6.4, 4.0), layout="constrained")[1]
 
 
-def _pyplot(what: str) -> Any:
+def pyplot(what: str) -> Any:
+    """``matplotlib.pyplot``, or an error that says how to install it."""
     try:
         import matplotlib.pyplot
     except ImportError as error:
