@@ -22,10 +22,11 @@ import vipp
 from vipp.programs.composed import Binding
 
 
-def log_marginal(model, given=None, *args):
+def log_marginal(model, given=None, *args, parallel=None):
     """The log density of the kept values, all other latent sites summed out."""
     given = given or {}
-    p = vipp.marginal(model, keep=list(given), exact=True).bind(Binding({}, args))
+    marginal = vipp.marginal(model, keep=list(given), exact=True, parallel=parallel)
+    p = marginal.bind(Binding({}, args))
     with handlers.seed(rng_seed=0):
         return jax.jit(lambda given: p.log_density(vipp.Trace(given)))(given)
 
@@ -70,13 +71,13 @@ def first_order(reverse=False):
     return lambda: scan(step, 1, X, reverse=reverse)
 
 
-def second_order():
+def second_order(xs=X):
     def step(before, x):
         z = choose("z", B, *before)
         see(x, z + 0.3 * before[1])
         return (z, before[0]), None
 
-    scan(step, (0, 1), X)
+    scan(step, (0, 1), xs)
 
 
 def two_chains():
@@ -217,8 +218,21 @@ def test_chains(case):
     np.testing.assert_allclose(log_marginal(model), wanted(), rtol=1e-4)
 
 
+@pytest.mark.few(1)
+@pytest.mark.parametrize("case", [c for c in CHAINS if c != "second order"])
+def test_chains_whose_steps_are_multiplied_two_by_two(case):
+    model, wanted = CHAINS[case]
+    np.testing.assert_allclose(log_marginal(model, parallel=True), wanted(), rtol=1e-4)
+
+
+def test_steps_that_look_back_further_are_not_multiplied():
+    with pytest.raises(ValueError, match="'z' cannot.*one step before it.*Fix: "):
+        log_marginal(lambda: second_order(jnp.zeros(6)), parallel=True)
+
+
 @pytest.mark.thorough
-def test_sequences_of_different_lengths_in_a_plate():
+@pytest.mark.parametrize("parallel", [False, True])
+def test_sequences_of_different_lengths_in_a_plate(parallel):
     xs, lengths, first = RNG.randn(6, 3), [6, 2, 4], np.array([0.5, 0.3, 0.2])
 
     def model():
@@ -239,7 +253,7 @@ def test_sequences_of_different_lengths_in_a_plate():
         for x in xs[:length, n]:
             alpha = (alpha @ A3) * np.exp([normal(x, k) for k in range(3)])
         wanted += np.log(alpha.sum())
-    np.testing.assert_allclose(log_marginal(model), wanted, rtol=1e-4)
+    np.testing.assert_allclose(log_marginal(model, parallel=parallel), wanted, rtol=1e-4)
 
 
 def hidden_markov(xs):
@@ -313,8 +327,8 @@ def spread_tables(row, rng):
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.few(1)
-@pytest.mark.parametrize("width", [1, 50])
-def test_unequal_tables_lose_nothing_in_single_precision(width):
+@pytest.mark.parametrize(("width", "parallel"), [(1, False), (50, False), (1, True)])
+def test_unequal_tables_lose_nothing_in_single_precision(width, parallel):
     """A density that takes more room than a message stays in the loop."""
 
     def model(move, seen):
@@ -326,7 +340,7 @@ def test_unequal_tables_lose_nothing_in_single_precision(width):
 
         scan(step, 0, seen)
 
-    fn = lambda *tables: log_marginal(model, None, *tables)
+    fn = lambda *tables: log_marginal(model, None, *tables, parallel=parallel)
     run, rng = jax.jit(jax.value_and_grad(fn, (0, 1))), np.random.default_rng(0)
     impossible = 0
     for row in range(100):

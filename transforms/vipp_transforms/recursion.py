@@ -18,17 +18,20 @@ from vipp_transforms.contraction import (
     Elimination,
     Factor,
     Graph,
+    LogSumExp,
     Reduction,
     align,
     contract,
     multiply,
 )
+from vipp_transforms.errors import SiteError
 from vipp_transforms.factor_graph import Member
 from vipp_transforms.factor_values import FactorValues, atoms_of
 from vipp_transforms.lane_classes import Joined
 from vipp_transforms.lifting import Env, Lifted, value_of
 from vipp_transforms.scaled_sums import ScaledGraph, weights_of
 from vipp_transforms.staging import live
+from vipp_transforms.step_products import StepMatrix, product
 from vipp_transforms.step_tables import fitting, tables
 
 
@@ -56,6 +59,7 @@ class Recursion:
       joined: its classes.
       values: of the factors that do not change from step to step.
       kept: plates that no product is taken over.
+      parallel: whether steps are multiplied in a tree; None where it pays.
     """
 
     def __init__(
@@ -65,8 +69,10 @@ class Recursion:
         joined: Joined,
         values: FactorValues,
         kept: frozenset[str],
+        parallel: bool | None = None,
     ):
         self.chain, self.joined, self.values, self.kept = chain, joined, values, kept
+        self.parallel = parallel
         graph = values.graph
         number = next(n for n, c in graph.chains.items() if c is chain)
         loop = chain.loop
@@ -119,11 +125,15 @@ class Recursion:
         messages, rest, order = self._messages(partial(graph, ()), inputs)
         named = lambda r: [*zip((m.dims for m in messages), r[0], strict=True), *r[1].items()]
         slow = lambda: self._loop(partial(graph, ()), messages, inputs, again=True)[0]
-        known = weights_of(graph((), 0), self.fixed) if reduce.plain else []
-        if not known:
+        layout = self._in_a_tree(messages) if reduce.plain else None
+        known = weights_of(graph((), 0), self.fixed) if reduce.plain and layout is None else []
+        if layout is not None:
+            fast, failed = self._tree(layout, messages[0], inputs)
+        elif known:
+            self.fixed, again = [w.factor for w in known], bool(self.inside)
+            fast, failed = self._loop(partial(graph, known), messages, inputs, again=again)
+        else:
             return named(slow()), order
-        self.fixed = [w.factor for w in known]
-        fast, failed = self._loop(partial(graph, known), messages, inputs, again=bool(self.inside))
         if failed is None:
             return named(fast), order
         rest |= {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in fast[1].items()}
@@ -136,6 +146,55 @@ class Recursion:
         # of the slow one nothing is kept for derivatives where it is not taken
         taken = jax.checkpoint(lambda: filled(slow()))
         return named(jax.lax.cond(failed, taken, lambda: filled(fast))), order
+
+    def _in_a_tree(self, messages: Sequence[_Message]) -> StepMatrix | None:
+        """How a step's matrix lies, if steps are to be multiplied in a tree.
+
+        Raises:
+          SiteError: if they are to be, and cannot.
+        """
+        dims = [d for m in messages for d in m.dims]
+        own = [d for d in dims if d in self.back]
+        around = [d for d in dims if d not in self.back]  # plates, and choices before the chain
+        sizes = {d: n for m in messages for d, n in zip(m.dims, m.array.shape, strict=True)}
+        before = [self.back[d] for d in own]
+        sizes |= {b: sizes[d] for b, d in zip(before, own, strict=True)}
+        layout = StepMatrix(tuple(around), tuple(before), tuple(own), sizes)
+        if not messages:  # no step sees what was chosen before
+            return None
+        plates = _plates(self.joined, dims)
+        others = [self.joined.plates_of[s] for s in self.sites if s not in own]
+        chained = len(messages) == 1 and {*own} <= {*self.sites}
+        if not chained or not all(p >= plates - self.kept for p in others):
+            refused = "a step is not one table of the choices of one step before it"
+        else:
+            refused = layout.refused(self.chain.left)
+        if not self.parallel:
+            pays = self.parallel is None and layout.pays(self.chain.left)
+            return layout if pays and refused is None else None
+        if refused is not None:
+            raise _not_in_a_tree([m.density.name for m in self.own.values()], refused)
+        return layout
+
+    def _tree(self, layout: StepMatrix, message: _Message, inputs: Any) -> tuple[_Sums, jax.Array]:
+        """The sum over all steps, by products of neighbours; and whether some of it may be lost."""
+
+        def matrix(x: Any) -> tuple[Any, dict[tuple[str, ...], Any]]:
+            graph = Graph(self.joined.plates_of, LogSumExp())
+            inner = [s for s in self.sites if s not in layout.own]
+            made = contract(graph, self._present(x), inner, self.kept)
+            found: dict[bool, list[Factor]] = {True: [], False: []}
+            for factor in made:
+                found[any(d in self.joined.plates_of for d in factor.dims)].append(factor)
+            rest = [_Message(f.array, f.dims) for f in found[False]]
+            return layout.of(multiply(found[True])), _by_names(rest)
+
+        matrices, rest = jax.vmap(matrix)(inputs)
+        steps = matrices[::-1] if self.chain.loop.reverse else matrices
+        vector, level, failed = product(steps)
+        parts = [_Message(x.sum(0), dims) for dims, x in rest.items()]
+        array = align(Factor(layout.vector(vector), layout.around + layout.own), message.dims)
+        return ([array], _by_names([*parts, _Message(level, layout.around)])), failed
 
     def _messages(self, graph_of: _GraphOf, inputs: Any) -> tuple[list[_Message], Any, Any]:
         """The names and shapes of messages that a step turns into messages of the same names.
@@ -207,11 +266,8 @@ class Recursion:
         Returns:
           Messages, and what is about no choice.
         """
-        _, xs, carry, probes, arrays = inputs
-        factors = [n.factor(array) for n, array in zip(self.ahead, arrays, strict=True)]
-        factors += self._factors(self.inside, xs, carry) if self.inside else []
-        factors += [self.values.probe(n, self.own[n], self.joined, p) for n, p in probes.items()]
-        factors += [*self.fixed, *(Factor(m.array, m.dims, self.origin) for m in messages)]
+        factors = self._present(inputs)
+        factors += [Factor(m.array, m.dims, self.origin) for m in messages]
         groups: dict[tuple[bool, frozenset[str]], list[Factor]] = {}
         for f in contract(graph, factors, self.sites, self.kept):
             factor = f._replace(dims=tuple(self.on.get(d, d) for d in f.dims))
@@ -222,6 +278,14 @@ class Recursion:
             joint = multiply(groups[about, plates])
             found[about].append(_Message(joint.array, joint.dims))
         return found[True], found[False]
+
+    def _present(self, inputs: Any) -> list[Factor]:
+        """The factors of a step."""
+        _, xs, carry, probes, arrays = inputs
+        factors = [n.factor(array) for n, array in zip(self.ahead, arrays, strict=True)]
+        factors += self._factors(self.inside, xs, carry) if self.inside else []
+        factors += [self.values.probe(n, self.own[n], self.joined, p) for n, p in probes.items()]
+        return [*factors, *self.fixed]
 
     def _factors(
         self, members: Sequence[Member], xs: Sequence[Any], carry: Mapping[int, Any]
@@ -300,3 +364,11 @@ def _top(joined: Joined, message: _Message) -> _Message:
 
 def _without(message: _Message, top: _Message) -> _Message:
     return replace(message, array=message.array - align(Factor(top.array, top.dims), message.dims))
+
+
+def _not_in_a_tree(names: Sequence[str], reason: str) -> SiteError:
+    sites = ", ".join(f"'{n}'" for n in names)
+    return SiteError(
+        f"marginal(parallel=True): the steps of {sites} cannot be multiplied two by two: {reason}. "
+        "Fix: leave parallel out, which sums them one after the other."
+    )

@@ -65,7 +65,7 @@ def summed(key: Any, distribution: Any, *, name: str) -> jax.Array:
     return sample(key, distribution, ALL_VALUES, name=name)
 
 
-def sum_out(fn: Callable[[], list[Density]]) -> list[LogSum]:
+def sum_out(fn: Callable[[], list[Density]], *, parallel: bool | None = None) -> list[LogSum]:
     r"""Sum the choices that a program draws out of the product of its densities.
 
     .. math:: \log \sum_z \prod_f \exp f(z)
@@ -73,6 +73,8 @@ def sum_out(fn: Callable[[], list[Density]]) -> list[LogSum]:
     Args:
       fn: draws with :func:`summed` what is to be summed out, and returns the densities of all
         choices.
+      parallel: whether the steps of a loop are multiplied in a tree of :math:`\log T` levels, and
+        not one after the other; None where that pays: on accelerators, for few states.
 
     Returns:
       One sum per group of densities that the choices connect. What is in none of them depends on
@@ -80,16 +82,18 @@ def sum_out(fn: Callable[[], list[Density]]) -> list[LogSum]:
 
     Raises:
       SiteError: naming the site that has no finite support, or too many values together, or a part
-        of whose group is scaled.
+        of whose group is scaled; or those whose steps are to be multiplied in a tree, and cannot.
     """
     graph = factor_graph(fn)
     values = FactorValues(graph)
     pairs = zip(graph.groups, graph.joined, strict=True)
-    return [_log_sum(group, joined, values) for group, joined in pairs]
+    return [_log_sum(group, joined, values, parallel) for group, joined in pairs]
 
 
-def _log_sum(group: list[Member], joined: Joined, values: FactorValues) -> LogSum:
-    names, value, order = _sum(group, joined, values, LogSumExp())
+def _log_sum(
+    group: list[Member], joined: Joined, values: FactorValues, parallel: bool | None
+) -> LogSum:
+    names, value, order = _sum(group, joined, values, LogSumExp(), parallel)
     unique = lambda xs: tuple(dict.fromkeys(xs))
     members = unique(m.density.name for m in group)
     drawn = unique(m.density.name for m in group if m.site)
@@ -104,7 +108,11 @@ def total(values: FactorValues, reduce: Reduction) -> jax.Array:
 
 
 def _sum(
-    group: list[Member], joined: Joined, values: FactorValues, reduce: Reduction
+    group: list[Member],
+    joined: Joined,
+    values: FactorValues,
+    reduce: Reduction,
+    parallel: bool | None = None,
 ) -> tuple[tuple[str, ...], jax.Array, tuple[Elimination, ...]]:
     """The log of the sum of one group's product, per element of the plates around all of it."""
     names, axes = _enclosing(group, joined)
@@ -117,7 +125,7 @@ def _sum(
     factors += [values.probe(n, m, joined) for n, m in drawn.items() if n in values.probes]
     order: tuple[Elimination, ...] = ()
     for n in sorted({m.loop for m in group if m.loop is not None and whole.stands_for_others(m)}):
-        recursion = Recursion(whole.chains[n], group, joined, values, kept)
+        recursion = Recursion(whole.chains[n], group, joined, values, kept, parallel)
         made, steps = recursion.run(reduce.fork(1 + n))
         factors += made
         order += steps

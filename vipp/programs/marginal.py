@@ -36,6 +36,7 @@ def marginal(
     num_particles: int = 1,
     *,
     exact: bool = False,
+    parallel: bool | None = None,
 ) -> Any:
     r"""A program with all its latent sites but those kept integrated out.
 
@@ -61,6 +62,9 @@ def marginal(
       num_particles: ``K``, at least 1.
       exact: sum the other sites out instead, by variable elimination: they must have finite
         supports. Sequences are written with NumPyro's ``scan``.
+      parallel: with ``exact``, whether a chain of ``T`` steps is summed in a tree of
+        :math:`\log T` levels of products of tables, and not step by step; None where that pays,
+        on accelerators and for few states.
 
     Returns:
       A program of the same arguments.
@@ -98,7 +102,12 @@ def marginal(
             f"marginal({', '.join(keep)}): the proposal takes no positional argument, expected the "
             "kept values before the program's own. Fix: def proposal(kept, *args)."
         )
-    made = Marginal(program, keep, proposal, num_particles, exact)
+    if parallel and not exact:
+        raise ValueError(
+            "marginal: parallel=True is a way to take exact sums, got no exact=True. Fix: leave it "
+            "out, or add exact=True."
+        )
+    made = Marginal(program, keep, proposal, num_particles, exact, parallel)
     if isinstance(program, AbstractProgram):
         return made.of(program, _binding(program))
     return made
@@ -132,6 +141,7 @@ class Marginal(Composed):
     proposal: Any
     num_particles: int
     exact: bool
+    parallel: bool | None = None
 
     def bind(self, binding: Binding) -> AbstractProgram:
         """The program as an objective sees it."""
@@ -140,7 +150,7 @@ class Marginal(Composed):
     def of(self, base: AbstractProgram, binding: Binding) -> AbstractProgram:
         """The marginal of a program that is bound already."""
         if self.exact:
-            return ExactMarginalProgram(base, self.keep)
+            return ExactMarginalProgram(base, self.keep, self.parallel)
         if self.proposal is None:
             base = _innermost(base)
             if not isinstance(base, Program):
@@ -155,7 +165,7 @@ class Marginal(Composed):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it as a NumPyro program."""
         if self.exact:
-            return run_summed_out(self.program, self.keep, args, kwargs)
+            return run_summed_out(self.program, self.keep, args, kwargs, self.parallel)
         return super().__call__(*args, **kwargs)
 
     def _run(self, args: Any, kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,7 +21,11 @@ from vipp.programs.trace import Trace
 
 
 def run_summed_out(
-    fn: Callable[..., Any], keep: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    fn: Callable[..., Any],
+    keep: tuple[str, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    parallel: bool | None = None,
 ) -> Any:
     """Run ``fn`` so that NumPyro's handlers see an exact marginal.
 
@@ -33,6 +38,7 @@ def run_summed_out(
       keep: its latent sites that stay.
       args: its arguments.
       kwargs: its keyword arguments.
+      parallel: whether the steps of a loop are multiplied in a tree; None where that pays.
 
     Returns:
       What it returns.
@@ -48,7 +54,7 @@ def run_summed_out(
     with block(hide=list(hidden)), trace() as record:
         with _Keyed(hidden), _Unscored(coupled):
             result = fn(*args, **kwargs)
-    marginal = _marginal(fn, keep, args, kwargs, record)
+    marginal = replace(_marginal(fn, keep, args, kwargs, record), parallel=parallel)
     given = _given(record, keep)
 
     def summed_out() -> jax.Array:

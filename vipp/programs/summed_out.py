@@ -25,6 +25,7 @@ class ExactMarginalProgram(AbstractProgram):
 
     base: AbstractProgram
     keep: tuple[str, ...]
+    parallel: bool | None = None
 
     def rebuilt(self, change: Change) -> AbstractProgram:
         """The same of the program, changed."""
@@ -44,7 +45,7 @@ class ExactMarginalProgram(AbstractProgram):
     def log_density_sites(self, trace: Trace) -> list[SiteDensity]:
         """The density of the kept values, the other sites summed out."""
         run, sites, summed = self._complete(trace)
-        groups = vt.sum_out(run)
+        groups = vt.sum_out(run, parallel=self.parallel)
         _tell(groups)
         members = {name for group in groups for name in group.members}
         apart = [s for s in sites if s.name not in members and s.name not in summed]
