@@ -84,6 +84,12 @@ def one(make):
     return lambda *_: numpyro.sample("mu", make())
 
 
+def first_rows(x):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("N", 6, subsample_size=2):
+        numpyro.sample("x", dist.Normal(mu, 1.0), obs=x[:2])
+
+
 def discrete(x):
     z = numpyro.sample("z", dist.Bernoulli(0.3))
     numpyro.sample("x", dist.Normal(z, 1.0).expand([6]).to_event(1), obs=x)
@@ -189,6 +195,23 @@ MISTAKES = {
     "scale unconstrained": Mistake(
         one(dist.Normal), with_scale(), "s", "as the scale of site 'mu'.*positive"
     ),
+    "scale of one of unconstrained": Mistake(
+        one(dist.Normal), one(lambda: dist.Normal(param("m", 0.0), param("s", jnp.ones(2))[1])), "s",
+        "of which the scale of site 'mu' is made.*positive.*softplus",
+    ),
+    "scale made of unconstrained": Mistake(
+        one(dist.Normal), one(lambda: dist.Normal(param("m", 0.0), 1.0 - 0.5 * param("s", 0.0))),
+        "s", r"may become -0\.5",
+    ),
+    "probability made of unconstrained": Mistake(
+        likelihood(lambda w: dist.Bernoulli(0.5 + 0.5 * w)), nothing, "w",
+        "the probs of site 'x' is made.*unit_interval",
+    ),
+    "a network's output as a scale": Mistake(
+        lambda x: numpyro.sample("x", dist.Normal(0.0, 1 + param("net", {"w": jnp.zeros(6)})["w"])
+                                 .to_event(1), obs=x),
+        nothing, "net", "the scale of site 'x' is made",
+    ),
     "start outside": Mistake(
         one(dist.Normal), with_scale(-1.0, constraint=POSITIVE), "s", r"-1.0.*Positive"
     ),
@@ -211,6 +234,10 @@ MISTAKES = {
     "parameter by places in a minibatch": Mistake(
         local(3), draw_minibatch("N", lambda i: param("m", jnp.zeros(3))), "m",
         r"by places in the minibatch of plate 'N'.*param\[i\]",
+    ),
+    "the first rows for those drawn": Mistake(
+        first_rows, lambda x: draw_mu(), "x", r"first 2 rows of argument 0, .* 6 plate 'N' draws",
+        (jnp.arange(6.0),),
     ),
     "probability unconstrained": Mistake(
         one(lambda: dist.Bernoulli(0.3)), one(lambda: dist.Bernoulli(param("p", 0.3))), "p",
@@ -317,6 +344,16 @@ SOUND = {
         (X,),
     ),
     "a parameter of both": (lambda x: (param("m", 0.0), regression(x)), draw_mu, (X,)),
+    "a scale made of what is positive": (
+        one(dist.Normal),
+        one(lambda: dist.Normal(param("m", 0.0), jax.nn.softplus(param("s", -2.0)) + 1e-4)),
+        (),
+    ),
+    "a probability made of logits": (
+        likelihood(lambda w: dist.Bernoulli(jax.nn.sigmoid(5.0 * w))),
+        nothing,
+        (X,),
+    ),
 }
 
 

@@ -10,7 +10,13 @@ import jax
 import optax
 from numpyro.infer import SVI
 
-from vipp.diagnostics.data import bad_numbers, check_arguments, check_density, check_observation
+from vipp.diagnostics.data import (
+    bad_numbers,
+    check_arguments,
+    check_density,
+    check_observation,
+    check_rows,
+)
 from vipp.diagnostics.fitting import (
     check_autoguide,
     check_batches,
@@ -23,6 +29,7 @@ from vipp.diagnostics.fitting import (
     check_shape,
     check_support,
 )
+from vipp.diagnostics.free_parameters import check_made_of_free
 from vipp.diagnostics.gradients import warn_without_gradient, without_gradient
 from vipp.diagnostics.parameters import check_same, check_scales, check_start
 from vipp.diagnostics.records import Site, Watched, is_data, is_latent, naming_the_site
@@ -96,6 +103,7 @@ class Checked:
     def _finish(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Look at both programs together."""
         check_arguments(self.model.trace, self._programs[0], args, kwargs)
+        check_rows(self.model.trace, args, kwargs)
         for site in self.model.trace.values():
             if is_latent(site):
                 check_drawn(site, self.guide.trace)
@@ -144,6 +152,7 @@ def check(model: Any, guide: Any, objective: Any, *args: Any, **kwargs: Any) -> 
     key = jax.random.key(0)
     with checked.running(args, kwargs):
         state = svi.init(key, *args, **kwargs)
+    check_made_of_free(model, guide, svi.get_params(state), args, kwargs)
     mutable = {**(state.mutable_state or {}), **objective.init_state()}
 
     def loss(params: Any) -> jax.Array:

@@ -15,7 +15,7 @@ from numpyro.distributions.distribution import Independent, MaskedDistribution
 from numpyro.util import not_jax_tracer
 
 from vipp.diagnostics.mistake import CheckError
-from vipp.diagnostics.records import Site, is_latent
+from vipp.diagnostics.records import Site, is_data, is_latent
 from vipp.distributions.answers import kind
 from vipp.distributions.support import each_number
 
@@ -126,6 +126,37 @@ def _masked(fn: Any, ndim: int) -> Any:
         return _masked(fn.base_dist, ndim) if isinstance(fn, Independent) else jnp.array(False)
     out = jnp.broadcast_to(~jnp.asarray(fn._mask), fn.batch_shape)
     return out.reshape(out.shape + (1,) * (ndim - out.ndim))
+
+
+def check_rows(sites: Mapping[str, Site], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """A plate that draws a minibatch of an argument's rows observes those, and not the first."""
+    data = {
+        jax.tree_util.keystr(path[1:], simple=True, separator="."): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path((args, dict(kwargs)))
+        if isinstance(leaf, np.ndarray | jax.Array) and not_jax_tracer(leaf) and np.ndim(leaf)
+    }
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"] if is_data(site) else ():
+            plate = sites.get(frame.name)
+            if plate is None or plate["type"] != "plate" or not not_jax_tracer(site["value"]):
+                continue
+            size, rows, seen = (
+                plate["args"][0],
+                np.asarray(plate["value"]),
+                np.asarray(site["value"]),
+            )
+            for argument, all_rows in data.items():
+                if len(all_rows) != size or len(rows) == size:
+                    continue
+                first = all_rows[: len(rows)]
+                if np.array_equal(seen, first) and not np.array_equal(seen, all_rows[rows]):
+                    raise CheckError(
+                        name,
+                        f"the first {len(rows)} rows of argument {argument}, whichever of its "
+                        f"{size} plate '{frame.name}' draws",
+                        "those that it draws",
+                        f"with numpyro.plate('{frame.name}', ...) as i: obs={argument}[i]",
+                    )
 
 
 def check_arguments(

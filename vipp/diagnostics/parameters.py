@@ -52,13 +52,9 @@ def check_start(site: Site) -> None:
 def check_scales(sites: Iterable[Site]) -> None:
     """A parameter that may be any number is not used as it is where not every number may be."""
     sites = list(sites)
-    free = {
-        id(s["value"]): s["name"]
-        for s in sites
-        if s["type"] == "param" and _constraint(s) is constraints.real
-    }
+    free = {id(s["value"]): s["name"] for s in sites if s["type"] == "param" and is_free(s)}
     for site in sites:
-        for argument, value, constraint in _constrained_arguments(site):
+        for argument, value, constraint in constrained_arguments(site):
             if id(value) in free:
                 name = free[id(value)]
                 raise CheckError(
@@ -69,7 +65,12 @@ def check_scales(sites: Iterable[Site]) -> None:
                 )
 
 
-def _constrained_arguments(site: Site) -> Iterator[tuple[str, Any, str]]:
+def is_free(site: Site) -> bool:
+    """Whether a parameter may be any number."""
+    return _constraint(site) is constraints.real
+
+
+def constrained_arguments(site: Site) -> Iterator[tuple[str, Any, str]]:
     """Name and value of what may not be any number, and the name of its constraint."""
     if site["type"] != "sample":
         return

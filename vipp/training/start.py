@@ -13,6 +13,7 @@ from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 from numpyro.infer.svi import SVIState
 
 from vipp.diagnostics.check import Checked
+from vipp.diagnostics.free_parameters import check_made_of_free
 from vipp.diagnostics.gradients import without_gradient
 from vipp.diagnostics.mistake import CheckError
 from vipp.language.bias import noting_biased, warn_of_biased_objective
@@ -52,12 +53,21 @@ def initialised(
         state = first.init(rng_key, *args, init_params=init_params, **kwargs)
     svi = SVI(model, guide, first.optim, loss=objective)
     svi.constrain_fn = first.constrain_fn
+    _check_params(svi.get_params(state))
     _check_init_params(init_params, svi.get_params(state))
     biased.warn("fit", stacklevel=3)
     if objective.biased:
         warn_of_biased_objective("fit", repr(objective), objective.biased, stacklevel=3)
     mutable = {**(state.mutable_state or {}), **objective.init_state()}
     return svi, state._replace(mutable_state=mutable or None)
+
+
+def _check_params(params: Any) -> None:
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            "fit: neither the model nor the guide has a parameter: nothing can be trained. Fix: "
+            "declare what is to be trained with numpyro.param, or use an autoguide."
+        )
 
 
 def _check_init_params(init_params: Any, known: Any) -> None:
@@ -91,9 +101,13 @@ def check_held_out(
 
 
 def unmoved(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState], list[str]]:
-    """A function of a state: the parameters that training does not move, by name."""
+    """A function of a state: the parameters that training does not move, by name.
+
+    It raises ``CheckError`` if training may move one to where it makes a distribution impossible.
+    """
 
     def names(state: SVIState) -> list[str]:
+        check_made_of_free(svi.model, svi.guide, svi.get_params(state), args, kwargs)
         loss = loss_at(svi, args, kwargs, state)
         raw = svi.optim.get_params(state.optim_state)
         return without_gradient(lambda raw: loss(raw, state.rng_key), raw)
