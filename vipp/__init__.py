@@ -55,6 +55,7 @@ from vipp_transforms import (
     ARMS,
     REBAR,
     RELAX,
+    Analytic,
     Automatic,
     DisARM,
     DoubleControlVariates,
@@ -78,6 +79,7 @@ from vipp_transforms import (
 from vipp_transforms.names import renamed
 
 __all__ = [
+    "Analytic",
     "AnnealedBound",
     "ARM",
     "ARMS",

@@ -333,6 +333,26 @@ def between(theta, rv, family):
     return (jnp.sin(theta[2] + z) * (0.5 + b)).sum() + theta[0] * a * jnp.prod(jnp.cos(0.4 * z))
 
 
+def _numbers(z):
+    """One number per lane, linear in a draw."""
+    return z if z.ndim == 1 else z @ jnp.array([1.0, -0.7, 0.4])[: z.shape[1]]
+
+
+def quadratic(theta, rv, family):
+    """Terms of degree two or less, of one lane and of both."""
+    z = 1.0 * rv("z", family.make(eta(theta, 2)))
+    x = _numbers(z)
+    both = (theta[0] * x.sum() - 0.3) ** 2 + (theta[2] + x[0]) * jnp.cumsum(x)[1]
+    return (jnp.sin(theta[2]) * x).sum() - theta[1] * (z**2).sum() + both / theta[1]
+
+
+def quadratic_after(theta, rv, family):
+    """The same, downstream of a choice, with what is drawn pathwise from it."""
+    a = rv("a", dist.Bernoulli(logits=theta[1]))
+    x = _numbers(1.0 * rv("z", family.make(eta(theta, 2) - 0.6 * a)))
+    return a * x.sum() ** 2 * theta[0] - jnp.exp(theta[2] * a) * x[0] * (x[1] - theta[1])
+
+
 CONTEXTS = [
     scalar, plate, nested, lanes, lanes_by_parameter, lanes_by_key, plate_in_lanes, particles_in_plate,
     particles, self_normalised, scaled, masked, masked_rows, upstream, downstream, unrelated,

@@ -31,6 +31,8 @@ from contexts import (
     plate,
     plate_in_lanes,
     program,
+    quadratic,
+    quadratic_after,
     scalar,
     self_normalised,
     upstream,
@@ -67,6 +69,10 @@ def simple(name, family):
     return name in ("bernoulli-logits-zero", "normal", "categorical-logits")
 
 
+def moments(name, family):
+    return name != "von-mises" and (not family.finite or name.startswith(("bernoulli", "one-hot")))
+
+
 def both(name, family):
     return finite(name, family) and simple(name, family)
 
@@ -98,6 +104,7 @@ ESTIMATORS = {
     "measure": Estimator(vt.MeasureValued(), 1, pointwise, expands=5),
     "arm": Estimator(vt.ARM(), 1, binary, FEW, values=6, expands=2),
     "disarm": Estimator(vt.DisARM(), 1, binary, values=6, expands=2),
+    "analytic": Estimator(vt.Analytic(), 0, moments, (quadratic,)),
     "mix": Estimator(vt.Mix(vt.Enumerate(), vt.ScoreFunction(), NUMBER), 1, both, FEW, expands=5),
     "mix-nested": Estimator(NESTED, 1, both, FEW, expands=9),
 }  # fmt: skip
@@ -106,7 +113,7 @@ PARTNERS = {  # and their draws, and the values that what is downstream sees
     "score2-loo": (vt.ScoreFunction(2, "leave_one_out"), 2, 2),
     "enumerate": (vt.Enumerate(), 0, 2),
 }
-IN_MIXTURES = ("score", "score3", "score2-loo", "score3-loo", "enumerate", "automatic")
+IN_MIXTURES = ("score", "score3", "score2-loo", "score3-loo", "enumerate", "automatic", "analytic")
 LIMIT = 40_000  # joint assignments of one case; at least one estimator of each kind stays below
 
 
@@ -126,6 +133,11 @@ def cases():
                 fits = row.admits is pointwise and context in row.contexts
             if fits and size <= LIMIT:
                 yield context, family, estimator, None
+    for family in filter(lambda f: moments(f, FAMILIES[f]), FAMILIES):
+        yield quadratic, family, "analytic", None
+    yield quadratic_after, "normal", "analytic", "score"
+    for partner in PARTNERS:
+        yield quadratic_after, "bernoulli-logits", "analytic", partner
     for estimator, row in ESTIMATORS.items():
         if estimator in IN_MIXTURES:
             continue
@@ -169,7 +181,7 @@ def test_estimator_is_exact_in_expectation(exact, x64, case):
 
 def test_every_row_is_used():
     used = set(cases())
-    assert {u[0] for u in used} == {pair, after, before, *CONTEXTS}
+    assert {u[0] for u in used} == {pair, after, before, quadratic, quadratic_after, *CONTEXTS}
     assert {u[1] for u in used} == {*FAMILIES}
     assert {u[2] for u in used} == {*ESTIMATORS}
     assert len(used) > 350
@@ -193,4 +205,5 @@ def test_single_precision(exact, estimator):
     row = ESTIMATORS[estimator]
     family = "bernoulli-logits" if row.admits is pointwise else "bernoulli-logits-zero"
     theta = jnp.asarray(THETA, jnp.float32)
-    exact.check(program(pair, family), theta, default=row.make, orders=row.orders, compiled=True)
+    context = pair if pair in row.contexts else row.contexts[0]
+    exact.check(program(context, family), theta, default=row.make, orders=row.orders, compiled=True)

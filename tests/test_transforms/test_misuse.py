@@ -40,6 +40,7 @@ NOT_FOR = [
     (vt.StraightThrough(), [CATEGORICAL], "StraightThrough relaxes a Bernoulli or a one-hot"),
     (vt.ReinMax(), [CATEGORICAL], "ReinMax relaxes a Bernoulli or a one-hot"),
     (vt.SparseMixer(), [CATEGORICAL], "SparseMixer relaxes a Bernoulli or a one-hot"),
+    (vt.Analytic(), [CATEGORICAL], "Analytic relaxes a Bernoulli or a one-hot"),
     (vt.Mix(vt.DisARM(), vt.ScoreFunction(), 0.5), [CATEGORICAL], "DisARM needs a Bernoulli"),
     (vt.Pathwise(2), [BERNOULLI, POISSON], "Pathwise needs a distribution with a differentiable"),
 ]
@@ -89,6 +90,7 @@ def test_temperature(make, temperature):
         (lambda: vt.Pathwise(2, antithetic=True, quasi=True), "exclude each other"),
         (lambda: vt.Pathwise(control_variate="newton"), "None or 'taylor', got 'newton'"),
         (lambda: vt.LocalExpectation(0), "must be a positive int, got 0"),
+        (lambda: vt.Analytic(0), "must be a positive int, got 0"),
         (lambda: vt.RELAX(0), "hidden must be a positive int, got 0"),
         (lambda: vt.ReSTE(power=0.5), "power must be at least 1, got 0.5"),
         (lambda: vt.ReSTE(limit=0.0), "limit must be positive, got 0.0"),

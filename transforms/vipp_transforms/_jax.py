@@ -130,6 +130,23 @@ def callers(eqn: Any) -> list[tuple[str, str]]:
     return [(pathlib.PurePath(f.file_name).as_posix(), f.function_name) for f in frames]
 
 
+def user_line(eqn: Any) -> str | None:
+    """Where the user's own code made an equation, ``file:line``."""
+    traceback = eqn.source_info.traceback
+    for frame in [] if traceback is None else traceback.frames:
+        file = pathlib.PurePath(frame.file_name)
+        if not file.as_posix().startswith(_INSTALLED):
+            return f"{file.name}:{frame.line_num}"
+    return None
+
+
+# this package, and those beside JAX
+_INSTALLED = tuple(
+    f"{p.as_posix()}/"
+    for p in (pathlib.Path(__file__).parent, pathlib.Path(jax.__file__).parents[1])
+)
+
+
 def is_tracer(value: Any) -> bool:
     """Whether a value is being traced."""
     return isinstance(value, jax_core.Tracer)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from vipp_transforms.elimination import Elimination
-from vipp_transforms.estimators.base import Estimator, Policy, SiteInfo, Traits, estimator
+from vipp_transforms.estimators.base import Degree, Estimator, Policy, SiteInfo, Traits, estimator
 from vipp_transforms.estimators.enumerate import Enumerate, joint_size
 from vipp_transforms.estimators.pathwise import Pathwise
 from vipp_transforms.estimators.score_function import ScoreFunction
@@ -64,9 +65,18 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(program: Program, elimination: Elimination) -> dict[int, Choice]:
-    """Settle every site's estimator, checking those that were asked for."""
-    choices = {s.index: _first(s, elimination) for s in program.sites.values()}
+def choose(
+    program: Program, elimination: Elimination, degrees: Mapping[int, Degree]
+) -> dict[int, Choice]:
+    """Settle every site's estimator, checking those that were asked for.
+
+    Args:
+      program: whose sites it is.
+      elimination: of its terms.
+      degrees: of the terms, by index of a site whose estimator asks for them.
+    """
+    sites = program.sites.values()
+    choices = {s.index: _first(s, elimination, degrees.get(s.index)) for s in sites}
     for step in elimination.steps:
         _demote(program, step, choices)
     for choice in choices.values():
@@ -74,9 +84,10 @@ def choose(program: Program, elimination: Elimination) -> dict[int, Choice]:
     return choices
 
 
-def _first(site: Site, elimination: Elimination) -> Choice:
+def _first(site: Site, elimination: Elimination, degree: Degree | None) -> Choice:
     template = site.template
     known = template.placed(site.name, site.lane_shape, elimination.mixed(site))
+    known = known._replace(degree=degree)
     if isinstance(template.estimator, Policy):
         estimator, reason = template.estimator.choose(known, site.loop is not None)
         return Choice(estimator, known, reason)

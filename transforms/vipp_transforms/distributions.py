@@ -125,6 +125,14 @@ class Described(abc.ABC):
         except NotImplementedError:
             return None
 
+    def moments(self) -> tuple[jax.Array, jax.Array] | None:
+        r"""The mean :math:`m`, and a root :math:`L` of the covariance :math:`L L^\top`.
+
+        Of shape ``(*batch_shape, *event_shape)`` and that with the numbers of an event behind it;
+        None if they are not known.
+        """
+        return None
+
     def sample(self, key: Any) -> jax.Array:
         """One draw, ``(*batch_shape, *event_shape)``."""
         return self.fn.sample(key)

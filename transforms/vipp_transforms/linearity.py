@@ -24,7 +24,7 @@ _SUMS = frozenset(
     "reduce_sum reduce_window_sum reshape rev scatter-add slice split squeeze stack stop_gradient "
     "sub transpose unstack vipp_constant vipp_settled".split()
 )
-_PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "mul", "scatter-mul"})
+PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "mul", "scatter-mul"})
 # linear in these operands, where the others are no estimates
 _LINEAR = {
     "div": (0,),
@@ -77,11 +77,11 @@ def _known(eqn: Any, operands: list[Labels]) -> list[Labels] | None:
             _refuse(estimates[0], name)
         return None
     floats = all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
-    linear = _linear_operands(name, len(operands)) if floats else ()
+    linear = linear_operands(name, len(operands)) if floats else ()
     for i, labels in enumerate(estimates):
         if i not in linear:
             _refuse(labels, name)
-    if name in _PRODUCTS:
+    if name in PRODUCTS:
         for i in range(len(operands)):
             others = [o for j, o in enumerate(operands) if j != i]
             what = "square" if eqn.invars[0] is eqn.invars[1] else name
@@ -96,9 +96,9 @@ def _estimates(labels: Labels) -> Labels:
     return frozenset(label for label in labels if label[0])
 
 
-def _linear_operands(name: str, count: int) -> tuple[int, ...]:
+def linear_operands(name: str, count: int) -> tuple[int, ...]:
     """Operands that an equation is linear in, all but one of the factors being given."""
-    if name in _SUMS | _PRODUCTS:
+    if name in _SUMS | PRODUCTS:
         return tuple(range(count))
     return tuple(range(1, count)) if name == "select_n" else _LINEAR.get(name, ())
 

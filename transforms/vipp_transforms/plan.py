@@ -17,6 +17,7 @@ from vipp_transforms.elimination import Elimination, eliminate
 from vipp_transforms.linearity import check_estimates
 from vipp_transforms.loop_sums import several_steps, sum_loops
 from vipp_transforms.own_keys import check_keys
+from vipp_transforms.polynomials import degrees
 from vipp_transforms.relaxed import check_relaxed
 from vipp_transforms.staging import Program, Traced, inline, trace
 from vipp_transforms.stopped import check_stopped
@@ -109,7 +110,7 @@ def _derived(traced: Traced) -> Plan | NotSummed:
     joint = several_steps(elimination)
     if joint is not None:
         return joint
-    choices = choose(program, elimination)
+    choices = choose(program, elimination, degrees(program, depends, parts))
     check_relaxed(program, choices)
     check_callbacks(depends.noted, choices)
     return Plan(program, depends, parts, elimination, choices)

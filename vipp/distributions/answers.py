@@ -11,6 +11,7 @@ from vipp.distributions.edges import hold_support
 from vipp.distributions.finite import finite_support
 from vipp.distributions.implicit import Implicit
 from vipp.distributions.laws import answers, has_values_of
+from vipp.distributions.moments import moments
 from vipp.distributions.quantiles import has_quantile, quantile
 from vipp.distributions.reparameterisation import reparameterised
 from vipp.distributions.weak_derivatives import num_weak_derivatives, weak_derivatives
@@ -67,6 +68,10 @@ class Answering(Described):
     def mean(self) -> jax.Array | None:
         """The mean of what it draws, or None."""
         return super().mean if answers(factor(self.fn), "mean", has_values_of) else None
+
+    def moments(self) -> tuple[jax.Array, jax.Array] | None:
+        """The mean, and a root of the covariance."""
+        return moments(self.fn)
 
     @property
     def masked(self) -> bool:

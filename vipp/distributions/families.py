@@ -352,7 +352,8 @@ def _geometric(fn: Any) -> Law:
     log_failure = jnp.log1p(-p)
     density = Density(constant, (("count", (), log_failure),), 0.0)
     entropy = -constant - xlogy(mean, 1 - p)
-    return Law(density, entropy, {"count": lambda: mean}, 0.0)
+    expected = {"count": lambda: mean, **_moments(mean, mean / p)}
+    return Law(density, entropy, expected, 0.0)
 
 
 def _discrete_uniform(fn: Any) -> Law:

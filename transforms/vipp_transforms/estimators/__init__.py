@@ -1,6 +1,7 @@
 """Gradient estimators, one family per file."""
 
 from vipp_transforms.estimators._baseline import Baseline, Learned, MovingAverage
+from vipp_transforms.estimators.analytic import Analytic
 from vipp_transforms.estimators.arms import ARMS
 from vipp_transforms.estimators.disarm import ARM, DisARM
 from vipp_transforms.estimators.double_control_variates import DoubleControlVariates
@@ -19,6 +20,7 @@ from vipp_transforms.estimators.straight_through import ReinMax, StraightThrough
 __all__ = [
     "ARM",
     "ARMS",
+    "Analytic",
     "Baseline",
     "DisARM",
     "DoubleControlVariates",

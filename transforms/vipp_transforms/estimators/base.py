@@ -34,6 +34,7 @@ class Traits(NamedTuple):
       exhaustive: whether it sums over all values, so that choices may be summed out in any order.
       sloped: whether it has a use for the derivative of the program in the value drawn, though that
         is discrete (:attr:`Expansion.slope`).
+      polynomial: whether it asks of which degree the terms are, :attr:`SiteInfo.degree`.
     """
 
     biased: bool = False
@@ -44,6 +45,19 @@ class Traits(NamedTuple):
     direct: bool = False
     exhaustive: bool = False
     sloped: bool = False
+    polynomial: bool = False
+
+
+class Degree(NamedTuple):
+    """Of terms, as polynomials in the values of a choice.
+
+    Attributes:
+      number: 0, 1 or 2; None if they are not known to be such.
+      why: what they are instead, for an error.
+    """
+
+    number: int | None
+    why: str = ""
 
 
 class Axis(NamedTuple):
@@ -79,6 +93,8 @@ class SiteInfo(NamedTuple):
         once, so that they can't be treated one by one.
       num_weak_derivatives: how many parameters have a weak derivative, or None.
       has_quantile: whether the distribution's quantiles are known.
+      degree: of the terms that depend on it, of a finite choice on several of its lanes at once;
+        None where nobody asked.
     """
 
     name: str
@@ -89,6 +105,7 @@ class SiteInfo(NamedTuple):
     mixed: tuple[bool, ...]
     num_weak_derivatives: int | None = None
     has_quantile: bool = False
+    degree: Degree | None = None
 
 
 class Local(NamedTuple):

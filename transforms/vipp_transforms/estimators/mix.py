@@ -92,6 +92,7 @@ class Mix(Estimator):
             relaxed=any(part.relaxed for part in parts),
             orders=min((part.orders for part in parts if part.orders is not None), default=None),
             pathwise=any(part.pathwise for part in parts),
+            polynomial=any(part.polynomial for part in parts),
         )
 
     @property

@@ -1,0 +1,179 @@
+"""Expectations in closed form: linear decoders have no variance, and what is none is refused."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.scipy.special import xlogy
+
+import vipp
+import vipp_transforms as vt
+
+X = np.array([[0.3, -1.2, 0.5], [1.0, 0.1, -0.4], [-0.7, 0.2, 0.9], [0.4, 0.8, -1.1]], np.float32)
+PARAMS = {
+    "w": jnp.array([[0.5, -0.3, 1.1], [0.2, 0.7, -0.6]]),
+    "b": jnp.array([0.1, -0.2, 0.3]),
+    "log_s": jnp.float32(-0.4),
+    "e": jnp.array([[0.4, -0.2], [-0.5, 0.3], [0.1, 0.6]]),
+    "r": jnp.array([[0.2, 0.1], [-0.3, 0.2], [0.1, -0.4]]),
+}
+ANALYTIC = vipp.Analytic()
+
+
+def given(*names):
+    return [numpyro.param(name, PARAMS[name]) for name in names]
+
+
+def decoder(prior):
+    def model(x):
+        w, b, log_s = given("w", "b", "log_s")
+        with numpyro.plate("rows", len(x), subsample_size=2):
+            batch = numpyro.subsample(x, event_dim=1)
+            z = numpyro.sample("z", prior())
+            numpyro.sample("x", dist.Normal(z @ w + b, jnp.exp(log_s)).to_event(1), obs=batch)
+
+    return model
+
+
+def encoder(make):
+    def guide(x):
+        e, r = given("e", "r")
+        with numpyro.plate("rows", len(x), subsample_size=2):
+            batch = numpyro.subsample(x, event_dim=1)
+            vipp.sample("z", make(jnp.tanh(batch @ e), batch @ r), ANALYTIC)
+
+    return guide
+
+
+def tril(r):
+    return jnp.exp(r)[..., None] * jnp.array([[1.0, 0.0], [0.4, 0.7]])
+
+
+def likelihood(p, x, mean, covariance):
+    """The expected log density of a row, by the formula for a linear Gaussian decoder."""
+    w, b, s = p["w"], p["b"], jnp.exp(p["log_s"])
+    spread = jnp.einsum("nij,ik,jk->n", covariance, w, w)
+    square = jnp.square(x - mean @ w - b).sum(-1) + spread
+    return -0.5 * square / s**2 - 3 * (jnp.log(s) + jnp.log(2 * jnp.pi) / 2)
+
+
+def diagonal(p, x):
+    mean, scale = jnp.tanh(x @ p["e"]), jnp.exp(x @ p["r"])
+    kl = dist.kl_divergence(dist.Normal(mean, scale), dist.Normal()).sum(-1)
+    return likelihood(p, x, mean, jax.vmap(jnp.diag)(scale**2)) - kl
+
+
+def full(p, x):
+    mean, root = jnp.tanh(x @ p["e"]), tril(x @ p["r"])
+    q = dist.MultivariateNormal(mean, scale_tril=root)
+    kl = dist.kl_divergence(q, dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)))
+    return likelihood(p, x, mean, root @ root.mT) - kl
+
+
+def bits(p, x):
+    probs = jax.nn.sigmoid(jnp.tanh(x @ p["e"]) + x @ p["r"])
+    kl = sum(xlogy(y, y / prior) for y, prior in ((probs, 0.3), (1 - probs, 0.7))).sum(-1)
+    return likelihood(p, x, probs, jax.vmap(jnp.diag)(probs * (1 - probs))) - kl
+
+
+def exponentials(p, x):
+    mean, scale = jnp.tanh(x @ p["e"]), jnp.exp(x @ p["r"])
+    first = jnp.exp(mean + scale**2 / 2)
+    second = first**2 * jnp.expm1(scale**2)
+    kl = dist.kl_divergence(dist.Normal(mean, scale), dist.Normal()).sum(-1)
+    return likelihood(p, x, first, jax.vmap(jnp.diag)(second)) - kl
+
+
+LINEAR = {
+    "diagonal": (
+        lambda: dist.Normal(jnp.zeros(2), 1.0).to_event(1),
+        lambda m, r: dist.Normal(m, jnp.exp(r)).to_event(1), diagonal,
+    ),
+    "full": (
+        lambda: dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)),
+        lambda m, r: dist.MultivariateNormal(m, scale_tril=tril(r)), full,
+    ),
+    # the last layer of a decoder whose other one is an exponential
+    "log-normal": (
+        lambda: dist.LogNormal(jnp.zeros(2), 1.0).to_event(1),
+        lambda m, r: dist.LogNormal(m, jnp.exp(r)).to_event(1), exponentials,
+    ),
+    "bits": (
+        lambda: dist.Bernoulli(jnp.full(2, 0.3)).to_event(1),
+        lambda m, r: dist.Bernoulli(logits=m + r).to_event(1), bits,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LINEAR)
+def test_a_linear_decoder_has_no_variance_but_that_of_its_minibatch(case, bound_and_grad):
+    """Each draw is the formula on the rows that were drawn, scaled up, with all its derivatives."""
+    prior, make, formula = LINEAR[case]
+    objective = vipp.ELBO(kl="analytic") if case == "log-normal" else vipp.ELBO()
+    drawn = bound_and_grad(objective, decoder(prior), encoder(make), PARAMS, X, keys=12)
+    rows = lambda p, i, j: 2.0 * formula(p, X[np.array([i, j])]).sum()
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    exact = [jax.jit(jax.value_and_grad(rows), static_argnums=(1, 2))(PARAMS, *ij) for ij in pairs]
+    for i in range(12):
+        got = jax.tree.map(lambda x, i=i: x[i], drawn)
+        near = min(exact, key=lambda e, got=got: abs(float(e[0] - got[0])))
+        jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-4), got, near)
+
+
+def test_explained():
+    prior, make, _ = LINEAR["diagonal"]
+    (row,) = vipp.explain(vipp.ELBO(), decoder(prior), encoder(make), X).rows
+    assert (row.estimator, row.evaluations) == ("Analytic", 3)
+
+
+def draw(term, then=lambda z: 0.0, of=None, estimator=ANALYTIC):
+    def program():
+        z = vipp.sample("z", of or dist.Normal(jnp.zeros(3), 1.0), estimator)
+        return term(z) + then(z)
+
+    return lambda: jax.eval_shape(vipp.expectation(program), jax.random.key(0))
+
+
+HERE = rf"at {pathlib.Path(__file__).name}:\d+"
+REFUSED = {
+    "a function": (draw(lambda z: jnp.tanh(z).sum()), rf"degree two or less, got 'tanh' of it {HERE}"),
+    "a cube": (draw(lambda z: (z * z.sum() ** 2).sum()), rf"got degree 3 {HERE}"),
+    "a quotient": (draw(lambda z: (1.0 / z).sum()), "got 'div' of it"),
+    "an index": (draw(lambda z: jnp.arange(3.0)[z[0].astype(int)]), "got 'convert_element_type'"),
+    "bits": (draw(lambda z: jnp.exp(z.sum()), of=dist.Bernoulli(jnp.full(3, 0.4))),
+             r"every term of several of its lanes .* got 'exp' of it"),
+    "a later choice": (
+        draw(jnp.sum, lambda z: vipp.sample("y", dist.Bernoulli(logits=z[0]), vipp.Enumerate())),
+        "got site 'y', whose distribution depends on it"),
+    "a loop": (draw(lambda z: jax.lax.fori_loop(0, 3, lambda i, s: s * z[i], 1.0)), "got 'scan'"),
+    "a mixture of estimators": (
+        draw(lambda z: jnp.sin(z).sum(), estimator=vipp.Mix(ANALYTIC, vipp.ScoreFunction(), 0.5)),
+        "got 'sin'"),
+    "an angle": (draw(jnp.sum, of=dist.VonMises(0.0, 1.0)), "which VonMises does not know"),
+    "too many": (draw(lambda z: z.sum() ** 2, estimator=vipp.Analytic(max_evaluations=3)),
+                 "4 evaluations; expected at most 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    program, message = REFUSED[case]
+    with pytest.raises(vt.SiteError, match=rf"Site 'z'.*{message}.*Fix: use Pathwise\(\)"):
+        program()
+
+
+@pytest.mark.parametrize("p", [0.3, 1.0])
+def test_bits_one_by_one_may_be_in_any_terms(p):
+    """Of one lane each, exactly what a sum over the values gives, whatever is impossible."""
+
+    def program(p, estimator):
+        z = vipp.sample("z", dist.Bernoulli(p), estimator)
+        return (jnp.exp(z) / p + jnp.log(z + (0.7 * p < 0.5))).sum() + (z.sum() - 0.3) ** 2
+
+    run = lambda e: jax.value_and_grad(lambda p: vipp.expectation(program)(jax.random.key(0), p, e))
+    got, wanted = (run(e)(jnp.array([p, p])) for e in (ANALYTIC, vipp.Enumerate()))
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5), got, wanted)
