@@ -202,3 +202,21 @@ def test_exact_at_a_site(q, p, wanted):
 def test_infinite_for_certain():
     with pytest.raises(ValueError, match=r"site 'z' .Normal from Gamma. is infinite: the guide"):
         exact(dist.Normal(), dist.Gamma(2.0))
+
+
+def test_an_exact_divergence_is_noisier_where_the_guide_is_exact(bound_and_grad):
+    """Which is why it is not chosen by itself."""
+
+    def model():
+        z = numpyro.sample("z", dist.Normal())
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=1.2)
+
+    def guide():
+        m = numpyro.param("m", 0.6)
+        vipp.sample("z", dist.Normal(m, np.sqrt(0.5)), vipp.ScoreFunction(2, "leave_one_out"))
+
+    of = lambda objective: bound_and_grad(objective, model, guide, {"m": jnp.array(0.6)}, keys=20)
+    _, sampled = of(vipp.ELBO(stick_the_landing=True))
+    _, exact = of(vipp.ELBO(kl="analytic"))
+    assert sampled["m"].std() < 1e-5
+    assert exact["m"].std() > 0.1

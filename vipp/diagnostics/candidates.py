@@ -20,6 +20,7 @@ _PAIRS = (vt.DisARM(), vt.ARMS(num_samples=8))
 _WEAK = (vt.MeasureValued(),)
 _BIASED = (vt.ReinMax(), vt.GumbelSoftmax())
 _PATHS = (vt.Pathwise(), vt.Pathwise(2, antithetic=True), vt.Pathwise(4, antithetic=True))
+_FORMULAS = (vt.Analytic(),)  # left out of most programs
 
 
 def candidates_of(choice: GuideChoice) -> list[Any]:
@@ -32,7 +33,7 @@ def candidates_of(choice: GuideChoice) -> list[Any]:
     if choice.own or choice.site is None:
         return [present]
     if present.traits.pathwise:
-        listed: Sequence[Any] = _PATHS
+        listed: Sequence[Any] = _PATHS + _FORMULAS
     elif choice.site.support is None:
         listed = _SCORES + _WEAK
     else:
