@@ -179,7 +179,7 @@ def test_report(found):
     assert "<table>" in found._repr_html_()
     ax = found.plot()
     labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels[0] == "a: ScoreFunction" and any("(best)" in label for label in labels)
+    assert "a: ScoreFunction" in labels and any("(best)" in label for label in labels)
     assert found.plot(ax) is ax
     plt.close("all")
 
@@ -212,6 +212,37 @@ def test_without_time():
     assert found.best() == dict.fromkeys("abc", vipp.Enumerate())
     assert "Not measured at 'a', as no time left: ScoreFunction." in str(found)
     assert "as the present one has no variance: LocalExpectation" in str(found)
+
+
+def test_an_estimator_with_state_stays_as_it_is():
+    program = vipp.with_estimators(guide, {"b": vipp.ScoreFunction(baseline=vipp.MovingAverage())})
+    leave = {"a": [], "b": [SCORE], "c": []}
+    found = vipp.profile(vipp.ELBO(), separate, program, PARAMS, candidates=leave, num_draws=32)
+    now, alone = found.rows
+    assert "b" not in now.given and alone.given["b"] == SCORE
+    # the average is nought at its start
+    np.testing.assert_allclose(now.variance.value, alone.variance.value, rtol=1e-3)
+    assert found.best_row() in found.combinations
+
+
+def test_what_the_objective_draws_itself():
+    found = vipp.profile(vipp.ForwardKL(num_particles=4), separate, guide, PARAMS, num_draws=32)
+    assert found.rows == () and found.best() == {}
+    assert "Drawn by the objective without a gradient: a, b, c." in str(found)
+
+
+@pytest.mark.thorough
+def test_loop():
+    def chain(start):
+        step = lambda c, _: (c, numpyro.sample("z", dist.Bernoulli(logits=c)))
+        scan(step, start, None, 5)
+
+    program = lambda: chain(numpyro.param("t", 0.3))
+    found = vipp.profile(
+        vipp.ELBO(), lambda: chain(1.0), program, {"t": 0.3}, candidates={"z": [SCORE]}
+    )
+    pair, alone = found.rows
+    assert alone.own.value > pair.own.value > 0 and pair.given == {}
 
 
 def test_a_site_alone_is_drawn_anew():

@@ -16,6 +16,7 @@ from vipp.objectives.objective import Objective
 
 _LARGEST = 2**25  # numbers kept of the gradients of one call
 _MOST_AT_ONCE = 16
+_SMALL, _MOST_IF_SMALL = 4096, 24  # a call itself takes time, which is not the gradient's
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,8 @@ class Problem:
     def together(self) -> int:
         """How many gradients are drawn in one call, an even number."""
         size = sum(x.size for x in jax.tree.leaves(dict(self.moving)))
-        return 2 * min(max(_LARGEST // (2 * max(size, 1)), 2), _MOST_AT_ONCE // 2)
+        most = _MOST_IF_SMALL if size < _SMALL else _MOST_AT_ONCE
+        return 2 * min(max(_LARGEST // (2 * max(size, 1)), 2), most // 2)
 
 
 class Call(NamedTuple):
@@ -87,14 +89,9 @@ class Gradients:
             are none, the two are independent altogether.
         """
         size, sites = self.problem.together, self.problem.sites
-        numbers = np.zeros((size, len(sites)), np.int32)
-        keys = jax.random.split(key, size)
-        if anew:
-            keys = keys[np.arange(size) // 2]
-            numbers[1::2] = [site in anew for site in sites]
-        inputs = jax.block_until_ready((keys, jnp.asarray(numbers)))
+        here = np.array([site in anew for site in sites], bool)
         started = time.perf_counter()
-        out = jax.block_until_ready(self.run(*self._inputs, *inputs))
+        out = jax.block_until_ready(self.run(*self._inputs, key, here))
         seconds = (time.perf_counter() - started) / size
         mean, scatter, within = map(np.asarray, out)
         return Call(mean, scatter, within, seconds)
@@ -131,18 +128,28 @@ def compiled(problem: Problem, objective: Objective, guide: Any, own: Any) -> Gr
         gradient = jax.grad(bound)(moving)
         return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(gradient)])
 
-    def many(moving: Any, constants: Any, arrays: Any, keys: Any, numbers: Any) -> Any:
+    def many(moving: Any, constants: Any, arrays: Any, key: Any, anew: Any) -> Any:
         one = lambda _, x: (None, flat(moving, constants, arrays, *x))
-        _, gradients = jax.lax.scan(one, None, (keys, numbers))
+        _, gradients = jax.lax.scan(one, None, _pairs(key, anew, problem.together))
         return _moments(gradients)
 
     arrays = [x for a, x in zip(array, leaves, strict=True) if a]
     inputs = (dict(problem.moving), {**problem.constants, **own}, arrays)
-    keys = jax.random.split(jax.random.key(0), problem.together)
-    numbers = jnp.zeros((problem.together, len(problem.sites)), jnp.int32)
     started = time.perf_counter()
-    run = jax.jit(many).lower(*inputs, keys, numbers).compile()
+    none = np.zeros(len(problem.sites), bool)
+    run = jax.jit(many).lower(*inputs, jax.random.key(0), none).compile()
     return Gradients(problem, run, time.perf_counter() - started, inputs)
+
+
+def _pairs(key: Any, anew: Any, count: int) -> tuple[Any, jax.Array]:
+    """A key for each gradient, and a number for each of its sites.
+
+    Equal within a pair but for the numbers of the sites that are drawn anew, if there are any.
+    """
+    place = jnp.arange(count)
+    place = jnp.where(anew.any(), place - place % 2, place)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, place)
+    return keys, (jnp.arange(count) % 2)[:, None] * anew
 
 
 def _moments(gradients: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

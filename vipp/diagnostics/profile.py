@@ -12,7 +12,7 @@ from numpyro.distributions import biject_to
 
 from vipp.diagnostics.candidates import candidates_of, check_candidates
 from vipp.diagnostics.gradient_draws import Problem
-from vipp.diagnostics.guide_choices import Look, is_moving, look
+from vipp.diagnostics.guide_choices import GuideChoice, Look, is_moving, look
 from vipp.diagnostics.measurements import Measurements
 from vipp.diagnostics.profile_result import Profile
 from vipp.diagnostics.profile_search import Search
@@ -20,6 +20,8 @@ from vipp.language.state import SUFFIX
 from vipp.objectives.objective import Objective
 from vipp.programs.composed import Composed
 from vipp_transforms.checks import positive_int
+
+_FEWEST_CALLS = 6
 
 
 def profile(
@@ -107,12 +109,22 @@ def profile(
     options = {n: asked.get(n) or candidates_of(c) for n, c in found.choices.items()}
     problem = _problem(model, given, found, args, kwargs)
     deadline = None if seconds is None else started + seconds
-    alone = {n for n, c in found.choices.items() if c.estimator.traits.direct or c.looped or c.own}
+    alone = {n for n, c in found.choices.items() if _left_alone(c)}
     measurements = Measurements(
         problem, guide, objectives, options, frozenset(alone), jax.random.key(seed), deadline
     )
-    rounds = max(-(-num_draws // problem.together), 2)
+    rounds = max(-(-num_draws // problem.together), _FEWEST_CALLS)
     return Search(found, measurements, frozenset(asked), rounds, verify).profile()
+
+
+def _left_alone(choice: GuideChoice) -> bool:
+    """Whether a site keeps its estimator best if none is given to it.
+
+    It may be none of the engine's, or hold arrays of the program, such as a state.
+    """
+    estimator = choice.estimator
+    arrays = [x for x in jax.tree.leaves(estimator) if isinstance(x, jax.ShapeDtypeStruct)]
+    return bool(arrays) or estimator.traits.direct or choice.looped or choice.own
 
 
 def _objectives(given: Any) -> tuple[Objective, ...]:

@@ -134,9 +134,14 @@ class Profile:
         return draw(self, ax)
 
     def _tables(self) -> list[tuple[str, list[list[str]]]]:
-        found = [("One site at a time", self._by_site())]
-        if len(self.combinations) > 1:
-            found.append(("Together, measured again", self._together(self.combinations)))
+        found = [("One site at a time", self._by_site())] if self.rows else []
+        if len(self.combinations) > 1 or not self.rows:
+            found.append(
+                (
+                    "Together" + ", measured again" * bool(self.rows),
+                    self._together(self.combinations),
+                )
+            )
         if self.objectives:
             found.append(("Objectives", self._together(self.objectives)))
         return found

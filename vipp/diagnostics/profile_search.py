@@ -47,6 +47,8 @@ class Search:
         self.not_measured: dict[str, list[tuple[Any, str]]] = {}
         self.left_out: dict[str, list[tuple[Any, str]]] = {}
         self.predicted: dict[Chosen, Predicted] = {}
+        self.exact: list[str] = []
+        self.notes: list[str] = []
 
     def profile(self) -> Profile:
         """Measure, search, and say what was found."""
@@ -73,10 +75,11 @@ class Search:
 
     def _one_by_one(self) -> None:
         present = self.measured.present
+        self.exact = [n for n in self._in_groups() if self._is_exact(n)]
+        self.varied.sort(key=self._noise, reverse=True)
         tasks = [(present, anew) for anew in self._of_present()]
-        exact = [n for n in self.varied if n not in self.asked and self._is_exact(n)]
         for chosen, site in self._each():
-            if site in exact:
+            if site in self.exact and site not in self.asked:
                 self._skip(chosen, site, "the present one has no variance")
             elif not self.measured.in_time(_SHARE_ONE_BY_ONE):
                 self._skip(chosen, site, "no time left")
@@ -87,11 +90,11 @@ class Search:
 
     def _of_present(self) -> Iterator[tuple[str, ...]]:
         """What is drawn anew within pairs of the present gradient: sites, and whole groups."""
-        found = [()] if not self.varied else []
+        found: list[tuple[str, ...]] = []
         for group in self._groups():
-            found += [(site,) for site in group]
+            found += [(site,) for site in group if site not in self.exact]
             found += [group] if len(group) > 1 and not self._is_all(group) else []
-        yield from dict.fromkeys(found)
+        yield from dict.fromkeys(found or [()])
 
     def _is_all(self, group: tuple[str, ...]) -> bool:
         """Whether nothing is random but a group."""
@@ -117,10 +120,21 @@ class Search:
     def _candidate(self, chosen: Chosen, site: str) -> Any:
         return self.measured.estimators(chosen)[site]
 
+    def _in_groups(self) -> list[str]:
+        return [n for group in self._groups() for n in group]
+
     def _is_exact(self, site: str) -> bool:
-        """Whether a site contributes nothing to the noise."""
+        """Whether a site is not drawn at all, and so contributes nothing to the noise."""
+        choice = self.look.choices[site]
+        axis = None if choice.site is None else choice.estimator.axis(choice.site)
+        return axis is not None and axis.drawless
+
+    def _noise(self, site: str) -> float:
+        """Roughly what a site contributes: who contributes most is looked at first."""
+        if site in self.exact:
+            return 0.0
         gradients = self.measured.compile(self.measured.present)
-        return Draws([gradients.call(self.measured.key, (site,))]).within.value == 0
+        return Draws([gradients.call(self.measured.key, (site,))]).within.value
 
     def _skip(self, chosen: Chosen, site: str, why: str) -> None:
         self.not_measured.setdefault(site, []).append((self._candidate(chosen, site), why))
@@ -197,8 +211,10 @@ class Search:
             options = {site: self._options(site) for site in group}
             if len(group) > 1 and self._is_all(group):
                 whole = self._variance(present, fresh=False)
-            else:
+            elif len(group) > 1:
                 whole = self.measured.draws[present, group, False].within
+            else:
+                whole = self._own(present, next(iter(group)))
             found.append(Group(options, whole.value))
         return found
 
@@ -208,7 +224,7 @@ class Search:
         return [
             Option(
                 c[number],
-                self.measured.draws[c, (site,), False].within.value,
+                self._own(c, site).value,
                 0.0 if c == present else self.measured.seconds(c).value - now,
             )
             for c in every
@@ -244,13 +260,23 @@ class Search:
 
     def _objectives(self, best: Chosen) -> list[Chosen]:
         """The other objectives, with the best estimators."""
-        others = [(i, *best[1:]) for i in range(1, len(self.measured.objectives))]
+        every = [(i, *best[1:]) for i in range(1, len(self.measured.objectives))]
+        others = [c for c in every if self._objective_compiles(c)]
         if others:
-            for chosen in others:
-                self.measured.compile(chosen)
             present = self.measured.present
             self.measured.measure([(c, ()) for c in (present, *others)], self.rounds, fresh=True)
         return others
+
+    def _objective_compiles(self, chosen: Chosen) -> bool:
+        objective = self.measured.objectives[chosen[0]]
+        try:
+            if not self.measured.in_time():
+                raise TimeoutError("no time was left.")
+            self.measured.compile(chosen)
+        except (vt.SiteError, TimeoutError) as error:
+            self.notes.append(f"Not measured: {objective!r}: {error}")
+            return False
+        return True
 
     # -- what was found ----------------------------------------------------------------------------
 
@@ -266,9 +292,15 @@ class Search:
         value = float(np.mean([v.value for v in found]))
         return Estimate(value, float(np.mean([v.error for v in found])))
 
+    def _own(self, chosen: Chosen, site: str) -> Estimate:
+        """What a site contributes, given all other draws."""
+        if chosen == self.measured.present and site in self.exact:
+            return Estimate(0.0, 0.0)
+        return self.measured.draws[chosen, (site,), False].within
+
     def _row(self, chosen: Chosen, site: str | None) -> ProfileRow:
         fresh = site is None and (chosen, (), True) in self.measured.draws
-        own = self.measured.draws[chosen, (site,), False].within if site is not None else None
+        own = self._own(chosen, site) if site is not None else None
         draws = self._all(chosen, fresh)
         predicted = self.predicted.get(chosen) if site is None else None
         return ProfileRow(
@@ -291,8 +323,12 @@ class Search:
         return measured_bias(self._all(chosen, fresh)[0].calls, reference[0].calls)
 
     def _notes(self) -> Iterator[str]:
+        yield from self.notes
         groups = [g for g in self._groups() if len(g) > 1]
-        if not self.look.apart:
+        own = [n for n, c in self.look.choices.items() if c.own]
+        if own:
+            yield f"Drawn by the objective without a gradient: {', '.join(own)}."
+        if not self.look.apart and groups:
             yield "Which sites meet could not be told, so all are taken to."
         for group in groups:
             yield f"Sites that meet, so that combinations are guessed first: {', '.join(group)}."
