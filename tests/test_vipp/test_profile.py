@@ -225,6 +225,16 @@ def test_an_estimator_with_state_stays_as_it_is():
     assert found.best_row() in found.combinations
 
 
+def test_a_biased_estimator_is_no_reference():
+    program = vipp.with_estimators(guide, {"c": vipp.StraightThrough()})
+    found = vipp.profile(vipp.ELBO(), separate, program, PARAMS,
+                         candidates={"a": [], "b": [], "c": []}, num_draws=32)  # fmt: skip
+    first, biased = found.rows
+    assert first.bias is None and biased.bias.value > 0
+    assert found.best()["c"] == vipp.Enumerate()
+    assert "'c' has StraightThrough, which is biased: now stands for Enumerate(" in str(found)
+
+
 def test_what_the_objective_draws_itself():
     found = vipp.profile(vipp.ForwardKL(num_particles=4), separate, guide, PARAMS, num_draws=32)
     assert found.rows == () and found.best() == {}

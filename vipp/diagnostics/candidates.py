@@ -6,9 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 import vipp_transforms as vt
 from vipp.diagnostics.guide_choices import GuideChoice
 from vipp.language.names import close
+from vipp_transforms.choices import single_draw
 
 _MOST_EVALUATIONS = 256
 
@@ -24,22 +28,47 @@ _FORMULAS = (vt.Analytic(),)  # left out of most programs
 
 
 def candidates_of(choice: GuideChoice) -> list[Any]:
-    """The estimators of a site to be measured, the one that it has first.
+    """The estimators of a site to be measured: see :func:`_in_order`.
 
     Of those in the list, the ones that fit its support and distribution, and that evaluate the
     program at no more than 256 values.
     """
+    return _in_order(choice, _listed(choice))
+
+
+def _in_order(choice: GuideChoice, others: Sequence[Any]) -> list[Any]:
+    """The present estimator, with which all is compared, and the others, each once.
+
+    A biased one is no reference: then an unbiased one comes first.
+    """
+    present = choice.estimator
+    if present.traits.biased and not choice.own:
+        usual = [*others, *_listed(choice), single_draw()]
+        first = next(e for e in usual if not e.traits.biased)
+        others, present = [present, *others], first
+    found: dict[Any, Any] = {}
+    for each in [present, *others]:
+        found.setdefault(_written(each), each)
+    return list(found.values())
+
+
+def _written(estimator: Any) -> Any:
+    """Equal for estimators that are equal; those with arrays are themselves."""
+    arrays = any(isinstance(x, jax.Array | np.ndarray) for x in jax.tree.leaves(estimator))
+    return id(estimator) if arrays else repr(estimator)
+
+
+def _listed(choice: GuideChoice) -> list[Any]:
     present = choice.estimator
     if choice.own or choice.site is None:
-        return [present]
+        return []
     if present.traits.pathwise:
         listed: Sequence[Any] = _PATHS + _FORMULAS
     elif choice.site.support is None:
         listed = _SCORES + _WEAK
     else:
         listed = _SUMS + _SLOPES + _SCORES[:2] + _PAIRS + _SCORES[2:] + _BIASED
-    found = [e for e in listed if _fits(e, choice)]
-    return [present, *(e for e in found if repr(e) != repr(present))]
+    return [e for e in listed if _fits(e, choice)]
 
 
 def _fits(estimator: Any, choice: GuideChoice) -> bool:
@@ -60,7 +89,7 @@ def _fits(estimator: Any, choice: GuideChoice) -> bool:
 def check_candidates(
     given: Mapping[str, Sequence[Any]], choices: Mapping[str, GuideChoice]
 ) -> dict[str, list[Any]]:
-    """The estimators that were asked for, the present one of each site first.
+    """The estimators that were asked for, in order.
 
     Raises:
       ValueError: naming a site that the guide doesn't have, or that has no estimator of its own.
@@ -87,8 +116,7 @@ def check_candidates(
             )
         for option in options:
             _check(option, choice)
-        others = [e for e in options if repr(e) != repr(choice.estimator)]
-        found[name] = [choice.estimator, *others]
+        found[name] = _in_order(choice, options)
     return found
 
 

@@ -79,9 +79,10 @@ def look(
     names = list(drawn.looped)
     shown = _shown(objective, model, guide, params, args, kwargs, names)
     infos: dict[str, vt.SiteInfo] = {}
-    if shown is not None:
-        for site in shown.program.sites.values():
-            infos.setdefault(site.template.name, shown.choices[site.index].site)
+    for each in (plan, shown):
+        if each is not None:
+            for site in each.program.sites.values():
+                infos.setdefault(site.template.name, each.choices[site.index].site)
     choices = {
         n: GuideChoice(n, chosen.get(n, default(True)), infos.get(n), drawn.looped[n], n in met.own)
         for n in names

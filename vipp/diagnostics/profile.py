@@ -21,7 +21,7 @@ from vipp.objectives.objective import Objective
 from vipp.programs.composed import Composed
 from vipp_transforms.checks import positive_int
 
-_FEWEST_CALLS = 6
+_FEWEST_CALLS = 4
 
 
 def profile(
@@ -32,7 +32,7 @@ def profile(
     *args: Any,
     candidates: Mapping[str, Sequence[Any]] | None = None,
     seconds: float | None = None,
-    num_draws: int = 128,
+    num_draws: int = 64,
     verify: int = 3,
     seed: int = 0,
     **kwargs: Any,
@@ -62,7 +62,7 @@ def profile(
       candidates: by site, lists of estimators; the present one is always among them. Of sites that
         are not named, the candidates are those of a list that fit its support and distribution.
       seconds: when to stop, compilation included; None to measure everything.
-      num_draws: the number of gradients drawn of each candidate, at least 32.
+      num_draws: how many gradients are drawn of each candidate, or some more; at least 32.
       verify: how many combinations are measured, at least 1.
       seed: of all draws.
       **kwargs: keyword arguments of both programs.
@@ -109,7 +109,8 @@ def profile(
     options = {n: asked.get(n) or candidates_of(c) for n, c in found.choices.items()}
     problem = _problem(model, given, found, args, kwargs)
     deadline = None if seconds is None else started + seconds
-    alone = {n for n, c in found.choices.items() if _left_alone(c)}
+    replaced = {n for n, c in found.choices.items() if options[n][0] is not c.estimator}
+    alone = {n for n, c in found.choices.items() if _left_alone(c)} - replaced
     measurements = Measurements(
         problem, guide, objectives, options, frozenset(alone), jax.random.key(seed), deadline
     )

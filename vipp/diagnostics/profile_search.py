@@ -324,6 +324,11 @@ class Search:
 
     def _notes(self) -> Iterator[str]:
         yield from self.notes
+        for name, choice in self.look.choices.items():
+            (first, *_) = self.measured.candidates[name]
+            if first is not choice.estimator:
+                what = type(choice.estimator).__name__
+                yield f"'{name}' has {what}, which is biased: now stands for {first!r} there."
         groups = [g for g in self._groups() if len(g) > 1]
         own = [n for n, c in self.look.choices.items() if c.own]
         if own:
