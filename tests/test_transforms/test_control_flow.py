@@ -316,7 +316,7 @@ ESTIMATORS = {
     "score": vt.ScoreFunction(),
     "leave one out": vt.ScoreFunction(num_samples=2, baseline="leave_one_out"),
     "enumerate": vt.Enumerate(),
-    "automatic": vt.Automatic(),
+    "automatic": vt.Automatic(max_samples=2),
     "measure valued": vt.MeasureValued(),
 }
 

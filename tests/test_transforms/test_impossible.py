@@ -12,7 +12,7 @@ THETA = jnp.array([0.3, -0.7, 0.4], jnp.float32)
 COSTS = jnp.array([0.5, 1.0, -jnp.inf])
 ESTIMATORS = {
     "enumerate": vt.Enumerate(),
-    "automatic": vt.Automatic(),
+    "automatic": vt.Automatic(max_samples=2),
     "local": vt.LocalExpectation(),
     "measure": vt.MeasureValued(),
     "score": vt.ScoreFunction(),

@@ -83,6 +83,7 @@ def test_temperature(make, temperature):
         (lambda: vt.ScoreFunction(1, 2.0, coefficient="optimal"), "at least 2, got 1"),
         (lambda: vt.ScoreFunction(4, "leave_one_out", coefficient="optimal"), "of values, got"),
         (lambda: vt.DoubleControlVariates(1), "num_samples must be at least 2, got 1"),
+        (lambda: vt.Automatic(max_samples=1), "max_samples must be at least 2, got 1"),
         (lambda: vt.MovingAverage(1.0), r"decay must be in \[0, 1\), got 1.0"),
         (lambda: vt.MovingAverage(-0.1), r"decay must be in \[0, 1\), got -0.1"),
         (lambda: vt.Pathwise(0), "num_samples must be a positive int, got 0"),

@@ -15,7 +15,7 @@ ESTIMATORS = {
     "score2-loo": vt.ScoreFunction(2, "leave_one_out"),
     "score3-loo": vt.ScoreFunction(3, "leave_one_out"),
     "enumerate": vt.Enumerate(),
-    "automatic": vt.Automatic(),
+    "automatic": vt.Automatic(max_samples=2),
 }
 THETA = np.array([0.4, -0.3, 0.7])
 

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import pytest
 
 import vipp_transforms as vt
 
 KEY = jax.random.key(0)
-FALLBACK = vt.ScoreFunction(2, "leave_one_out")
+FALLBACK, SLOPES = vt.ScoreFunction(8, "leave_one_out"), vt.DoubleControlVariates(8)
 
 
 def choices(fn):
@@ -31,10 +32,10 @@ def coins(name, *shape, estimator=None):
         (lambda: coins("z"), vt.Enumerate(), "2 values"),
         (lambda: coins("z", 100).sum(), vt.Enumerate(), "2 values"),
         (lambda: jnp.prod(coins("z", 4)), vt.Enumerate(), "16 values"),
-        (lambda: jnp.prod(coins("z", 5)), FALLBACK, "2^5"),
-        (lambda: jnp.prod(coins("z", 7, 5), 0).sum(), FALLBACK, "2^7"),
+        (lambda: jnp.prod(coins("z", 5)), SLOPES, "2^5"),
+        (lambda: jnp.prod(coins("z", 7, 5), 0).sum(), SLOPES, "2^7"),
         (lambda: jnp.prod(coins("z", 7, 2), 1).sum(), vt.Enumerate(), "4 values"),
-        (lambda: jnp.prod(coins("z", 9000)), FALLBACK, "2^9000"),
+        (lambda: jnp.prod(coins("z", 9000)), SLOPES, "2^9000"),
         (lambda: draw("z", dist.Categorical(jnp.ones(16) / 16)), vt.Enumerate(), "16 values"),
         (lambda: draw("z", dist.Categorical(jnp.ones(17) / 17)), FALLBACK, "17 values"),
         (lambda: draw("z", dist.Poisson(1.0)), FALLBACK, "no finite support"),
@@ -60,7 +61,7 @@ def test_sites_of_one_term_are_not_all_enumerated_when_that_costs_too_much():
     chosen = choices(program)
     enumerated = [n for n, c in chosen.items() if isinstance(c.estimator, vt.Enumerate)]
     assert len(enumerated) == 6  # 2 ** 6 = 64 combinations
-    assert chosen["z3"].estimator == FALLBACK  # the largest
+    assert chosen["z3"].estimator == SLOPES  # the largest, of two lanes
     assert "with the others" in chosen["z3"].reason
 
 
@@ -78,6 +79,38 @@ def test_a_chain_is_all_enumerated():
         return total
 
     assert all(isinstance(c.estimator, vt.Enumerate) for c in choices(chain).values())
+
+
+TABLE = np.linspace(0.0, 1.0, 7, dtype=np.float32)
+
+
+def hidden():
+    """Its slopes are lost: looked up and compared."""
+    z = vt.sample(KEY, dist.Bernoulli(logits=jnp.zeros(6)), vt.Automatic(), name="z")
+    return jnp.asarray(TABLE)[z.sum()] + jnp.where((z == 1).all(), 1.0, 0.0)
+
+
+def wide(**limits):
+    """Its lanes are mixed in a million numbers."""
+    z = coins("z", 6, estimator=vt.Automatic(**limits))
+    return jnp.sin(jnp.linspace(0.0, 1.0, 1_000_000) * z.sum()).sum()
+
+
+@pytest.mark.parametrize(
+    ("program", "expected", "reason"),
+    [
+        (hidden, FALLBACK, "8 samples, of"),
+        (wide, SLOPES, "numbers each, which have slopes"),
+        (lambda: wide(max_samples=16), vt.DoubleControlVariates(16), "16 samples, of 2,0"),
+        (lambda: wide(max_numbers=2**23), vt.ScoreFunction(4, "leave_one_out"), "4 samples"),
+        (lambda: wide(max_samples=2), vt.ScoreFunction(2, "leave_one_out"), "2 samples"),
+    ],
+    ids=["hidden", "wide", "many", "dear", "two"],
+)
+def test_samples_and_slopes(program, expected, reason):
+    choice = choices(program)["z"]
+    assert choice.estimator == expected
+    assert reason in choice.reason
 
 
 def test_limits_are_the_sites_own():

@@ -6,30 +6,56 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+from vipp_transforms.checks import positive_int
+from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination
 from vipp_transforms.estimators.base import Degree, Estimator, Policy, SiteInfo, Traits, estimator
+from vipp_transforms.estimators.double_control_variates import DoubleControlVariates
 from vipp_transforms.estimators.enumerate import Enumerate, joint_size
 from vipp_transforms.estimators.pathwise import Pathwise
 from vipp_transforms.estimators.score_function import ScoreFunction
+from vipp_transforms.repeated import numbers_again
+from vipp_transforms.seen_slopes import slopes_of
+from vipp_transforms.slopes import Sloped
 from vipp_transforms.staging import Program, Site
+from vipp_transforms.terms import Split
 
 
 @estimator
 class Automatic(Policy):
-    """Choose between :class:`Enumerate` and the leave-one-out score function.
+    """Choose among :class:`Enumerate`, :class:`DoubleControlVariates` and leave-one-out.
 
     Enumeration is chosen where the joint support of the lanes that some term mixes is at most
     ``max_support``, as long as no term is evaluated at more than ``max_evaluations`` combinations
     of automatically enumerated sites.
 
+    Otherwise there are ``max_samples`` samples, or half or a quarter of them where each has so much
+    evaluated again that it would not fit: the variance of leave-one-out falls like
+    ``1 / (samples - 1)``, so that times the time of a gradient it is less the more there are.
+    Double control variates are chosen for a finite support of which some term mixes lanes and
+    computes with them, if there are at least 8 samples; the score function with a leave-one-out
+    baseline elsewhere.
+
     Args:
       max_support: largest joint support of one site.
       max_evaluations: largest product of joint supports over one term's sites.
+      max_samples: most samples where a site is not enumerated, at least 2.
+      max_numbers: how many numbers all samples together may have evaluated again.
+
+    Raises:
+      ValueError: if ``max_samples`` is not an int of at least 2.
     """
 
     traits: ClassVar[Traits] = Traits(causal=True)
     max_support: int = 16
     max_evaluations: int = 64
+    max_samples: int = 8
+    max_numbers: int = 2**25
+
+    def __post_init__(self) -> None:
+        positive_int("Automatic: max_samples", self.max_samples)
+        if self.max_samples < 2:
+            raise ValueError(f"Automatic: max_samples must be at least 2, got {self.max_samples}.")
 
     def choose(self, site: SiteInfo, looped: bool) -> tuple[Estimator, str]:
         """For a site on its own; where several together cost too much, some fall back later."""
@@ -45,6 +71,7 @@ class Automatic(Policy):
 
 
 _FALLBACK = ScoreFunction(num_samples=2, baseline="leave_one_out")
+_SLOPES_PAY = 8  # samples: of fewer, slopes that say little add more noise than they take
 
 
 def default(reparameterised: bool) -> Estimator | Policy:
@@ -66,28 +93,77 @@ class Choice(NamedTuple):
 
 
 def choose(
-    program: Program, elimination: Elimination, degrees: Mapping[int, Degree]
+    program: Program,
+    depends: Dependences,
+    split: Split,
+    elimination: Elimination,
+    degrees: Mapping[int, Degree],
 ) -> dict[int, Choice]:
     """Settle every site's estimator, checking those that were asked for.
 
     Args:
       program: whose sites it is.
-      elimination: of its terms.
+      depends: which sites each of its values depends on.
+      split: its terms.
+      elimination: of these.
       degrees: of the terms, by index of a site whose estimator asks for them.
     """
     sites = program.sites.values()
     choices = {s.index: _first(s, elimination, degrees.get(s.index)) for s in sites}
     for step in elimination.steps:
         _demote(program, step, choices)
+    _sample(program, depends, split, elimination, choices)
     for choice in choices.values():
         choice.estimator.validate(choice.site)
     return choices
 
 
+def _sample(
+    program: Program,
+    depends: Dependences,
+    split: Split,
+    elimination: Elimination,
+    choices: dict[int, Choice],
+) -> None:
+    """Say how many samples the automatic sites have that are not enumerated, and which ones."""
+    drawn: list[tuple[Site, Automatic]] = []
+    for site in program.sites.values():
+        policy = site.template.estimator
+        if isinstance(policy, Automatic) and choices[site.index].estimator == _FALLBACK:
+            drawn.append((site, policy))
+    if not drawn:
+        return
+    again = numbers_again(program.eqns, depends, {site.index for site, _ in drawn})
+    counts = {site.index: _count(policy, again) for site, policy in drawn}
+    able = {
+        site.index
+        for site, _ in drawn
+        if site.loop is None and site.template.support is not None
+        if counts[site.index] >= _SLOPES_PAY and any(elimination.grouped(site))
+    }
+    slopes = slopes_of(program, depends, split, elimination, lambda site: site.index in able)
+    reached = Sloped(program.eqns, slopes).reached if able else ()
+    for site, _ in drawn:
+        count, choice = counts[site.index], choices[site.index]
+        why = f"{choice.reason}; {count} samples, of {again:,} numbers each"
+        if site.var in reached:
+            made, why = DoubleControlVariates(count), f"{why}, which have slopes"
+        else:
+            made = ScoreFunction(count, "leave_one_out")
+        choices[site.index] = choice._replace(estimator=made, reason=why)
+
+
+def _count(policy: Automatic, again: int) -> int:
+    """As many samples as fit; half or a quarter of the most, but two."""
+    most = policy.max_samples
+    fits = [n for n in (most, most // 2, most // 4) if n >= 2 and n * again <= policy.max_numbers]
+    return fits[0] if fits else 2
+
+
 def _first(site: Site, elimination: Elimination, degree: Degree | None) -> Choice:
     template = site.template
     known = template.placed(site.name, site.lane_shape, elimination.mixed(site))
-    known = known._replace(degree=degree)
+    known = known._replace(degree=degree, grouped=elimination.grouped(site))
     if isinstance(template.estimator, Policy):
         estimator, reason = template.estimator.choose(known, site.loop is not None)
         return Choice(estimator, known, reason)

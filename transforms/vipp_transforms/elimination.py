@@ -7,6 +7,7 @@ terms of the earlier sites that the site's distribution depended on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,6 +88,22 @@ class Elimination:
             if step.site is site:
                 flags = [f or a == MIXED for f, a in zip(flags, step.lanes, strict=True)]
         return tuple(f and n > 1 for f, n in zip(flags, site.lane_shape, strict=True))
+
+    def mixes(self, site: Site, depends: Dependence) -> tuple[bool, ...] | None:
+        """Per lane axis of ``site``, whether such a dependence mixes its lanes, if it is one."""
+        lanes = depends.get(site.index)
+        if lanes is None:
+            return None
+        return tuple(a == MIXED and n > 1 for a, n in zip(lanes, site.lane_shape, strict=True))
+
+    def grouped(self, site: Site) -> tuple[bool, ...]:
+        """Per lane axis of ``site``, whether it is among the fewest lanes that some term mixes."""
+        levels = [self.mixes(site, step.form.depends) for step in self.steps if step.site is site]
+        size = lambda level: math.prod(
+            n for n, mixed in zip(site.lane_shape, level, strict=True) if mixed
+        )
+        apart = (False,) * len(site.lane_shape)
+        return min((level for level in levels if level and any(level)), key=size, default=apart)
 
 
 def eliminate(program: Program, depends: Dependences, split: Split) -> Elimination:

@@ -93,15 +93,14 @@ class Evaluation:
         nodes = {v: self._node(s) for v, s in program.sites.items() if s.loop is None}
         needed = self._needed()
         eqns = live(list(program.eqns), needed)  # a sum of many terms would have all their axes
-        integers = self.plan.integers()
-        for var, slope in integers.items():
-            site = program.sites[var]
-            nodes[slope] = Node(self._carried[site.index], partial(self._slope, site))
-        sloped = Sloped(eqns, integers) if integers else None
-        if sloped is not None:
-            eqns = live(sloped.eqns, needed)
-        of = {} if sloped is None else sloped.stands_for
-        names_of = lambda v: self._names(of.get(v, v))
+        slopes, names_of = self.plan.slopes(), self._names
+        if slopes:
+            sloped = Sloped(eqns, slopes)
+            eqns, of = live(sloped.eqns, needed), sloped.stands_for
+            names_of = lambda v: self._names(of.get(v, v))
+            for var, slope in slopes.items():
+                site = program.sites[var]
+                nodes[slope.var] = Node(self._carried[site.index], partial(self._slope, site))
         evaluate(eqns, self.env, self.axes, nodes, needed, names_of)
         terms = dict(enumerate(self._leaf_terms()))
         for step in elimination.steps:
@@ -198,7 +197,9 @@ class Evaluation:
             return [value.astype(site.var.aval.dtype), *others]
 
         value, *rest = self.axes.apply(one, *operands, summed=together)
-        value = self._sloped(site, value, rest.pop())
+        slope = rest.pop()
+        if slope.array is not None:
+            self._slopes[site.index] = slope._replace(array=usable(slope.array))
         arrays, tree = jax.tree.flatten([x.array for x in rest])
         results = [value, *(Lifted(x, value.axes) for x in arrays)]
         if axis is not None and not axis.shared:
@@ -206,15 +207,6 @@ class Evaluation:
         if rest[0].array is not None:
             self.potentials[site.index] = Potentials(tuple(results[1:]), tree)
         return results[0]
-
-    def _sloped(self, site: Site, value: Lifted, slope: Lifted) -> Lifted:
-        """The value, with its slope if that can be added."""
-        if slope.array is None:
-            return value
-        slope = self._slopes[site.index] = slope._replace(array=usable(slope.array))
-        if not jnp.issubdtype(value.array.dtype, jnp.inexact):
-            return value
-        return value._replace(array=value.array + slope.array.astype(value.array.dtype))
 
     def _keys(self, site: Site, axis: Axis | None) -> list[Lifted]:
         """The site's key; along a shared axis, a sample's own, that of all, and its number."""

@@ -6,9 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-
-from vipp_transforms import _jax
 from vipp_transforms.agreement import check_agreement
 from vipp_transforms.callbacks import check_callbacks
 from vipp_transforms.choices import Choice, choose
@@ -19,6 +16,8 @@ from vipp_transforms.loop_sums import several_steps, sum_loops
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.polynomials import degrees
 from vipp_transforms.relaxed import check_relaxed
+from vipp_transforms.seen_slopes import slopes_of
+from vipp_transforms.slopes import Slope
 from vipp_transforms.staging import Program, Traced, inline, trace
 from vipp_transforms.stopped import check_stopped
 from vipp_transforms.terms import Split, split
@@ -43,15 +42,15 @@ class Plan:
     elimination: Elimination
     choices: dict[int, Choice]
 
-    def integers(self) -> dict[Any, Any]:
-        """By the variable of each integer draw with a slope, a variable for that."""
-        found = {}
-        for var, site in self.program.sites.items():
-            sloped = self.choices[site.index].estimator.traits.sloped
-            if sloped and not jnp.issubdtype(var.aval.dtype, jnp.inexact):
-                float_ = jnp.dtype(jnp.result_type(float))
-                found[var] = _jax.Var(_jax.shaped_array(var.aval.shape, float_))
-        return found
+    def slopes(self) -> dict[Any, Slope]:
+        """By the variable of each draw whose estimator is sloped."""
+        return slopes_of(
+            self.program,
+            self.depends,
+            self.split,
+            self.elimination,
+            lambda site: self.choices[site.index].estimator.traits.sloped,
+        )
 
 
 def plan(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
@@ -110,7 +109,7 @@ def _derived(traced: Traced) -> Plan | NotSummed:
     joint = several_steps(elimination)
     if joint is not None:
         return joint
-    choices = choose(program, elimination, degrees(program, depends, parts))
+    choices = choose(program, depends, parts, elimination, degrees(program, depends, parts))
     check_relaxed(program, choices)
     check_callbacks(depends.noted, choices)
     return Plan(program, depends, parts, elimination, choices)

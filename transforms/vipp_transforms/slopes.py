@@ -1,15 +1,14 @@
-"""Slopes with respect to draws that are integers, through the floats that a program makes of them.
+"""Slopes with respect to draws, integers included, through the floats that a program makes of them.
 
-A program draws integers and computes with floats: somewhere it converts. Beside each integer that
-is linear in a draw stands its *slope variable*, a float that is zero and is added to what the
-integer is converted to. So nothing changes but that the result has a derivative in the draw. What
-is not linear (an index, a comparison) has none.
+Beside each value that is linear in a draw stands its *slope variable*, a float that is zero. It is
+added where the value is used in any other way that takes floats: so nothing changes but that the
+result has a derivative in the draw. An index or a comparison of integers has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,66 +24,83 @@ _LINEAR = frozenset(
 )
 # an integer times a float, which is no conversion to a program
 _MULTIPLIED = frozenset({"conv_general_dilated", "dot_general"})
+_NONE: frozenset[Any] = frozenset()
+
+
+class Slope(NamedTuple):
+    """Of one draw.
+
+    Attributes:
+      var: its slope variable, a float of its shape.
+      seen: the variables whose derivative in the draw is wanted.
+    """
+
+    var: Any
+    seen: frozenset[Any]
 
 
 class Sloped:
-    """Equations in which floats made of some integer draws depend on their slope variables.
+    """Equations in which some values depend on the slope variables of draws.
 
     Args:
       eqns: in order.
-      draws: by the variable of a draw, its slope variable, a float of its shape.
+      draws: by variable of a draw.
 
     Attributes:
       eqns: the new ones, among them one for each slope variable, for order alone.
       stands_for: by new variable, one that depends on the same.
-      reached: the draws that some float has a derivative in.
+      reached: the draws that some value has a derivative in.
     """
 
-    def __init__(self, eqns: Sequence[Any], draws: Mapping[Any, Any]):
+    def __init__(self, eqns: Sequence[Any], draws: Mapping[Any, Slope]):
         self.eqns: list[Any] = []
         self.stands_for: dict[Any, Any] = {}
-        self.reached: set[Any] = set()
+        self.reached: frozenset[Any] = _NONE
         self._slopes: dict[Any, Any] = {}
         self._from: dict[Any, frozenset[Any]] = {}
+        self._seen = frozenset().union(*(slope.seen for slope in draws.values()))
+        self._leads = {draw: _leading(eqns, slope.seen) for draw, slope in draws.items()}
         for eqn in eqns:
             self._add(eqn)
             for var in eqn.outvars:
                 if var in draws:
-                    self._emit(lambda x: x.astype(jnp.result_type(float)), [var], draws[var], var)
-                    self._note(var, draws[var], frozenset({var}))
+                    made = draws[var].var
+                    self._emit(lambda x: -x.astype(jnp.result_type(float)), [var], made, var)
+                    self._note(var, made, frozenset({var}))
 
     def _add(self, eqn: Any) -> None:
-        origins = [self._from.get(v, frozenset()) for v in eqn.invars if _is_var(v)]
-        found = frozenset().union(*origins)
-        if not found or len(eqn.outvars) != 1:
+        found = _NONE.union(*(self._from.get(v, _NONE) for v in eqn.invars if _is_var(v)))
+        found = frozenset(d for d in found if not self._leads[d].isdisjoint(eqn.outvars))
+        if not found:
             self.eqns.append(eqn)
             return
-        name, (out,) = eqn.primitive.name, eqn.outvars
-        if not jnp.issubdtype(out.aval.dtype, jnp.inexact):
+        name, out = eqn.primitive.name, eqn.outvars[0]
+        ends = out in self._seen or len(eqn.outvars) > 1
+        slope = None if ends and _is_float(out) else self._slope(eqn, name)
+        if slope is not None:
             self.eqns.append(eqn)
-            slope = self._slope(eqn, name)
-            if slope is not None:
-                self._note(out, slope, found)
-        elif name == "convert_element_type":
+            self._note(out, slope, found)
+        elif ends and name == "convert_element_type":
             self.reached |= found
             self._float(eqn.invars[0], out)
-        elif name in _MULTIPLIED:
-            self.reached |= found
-            self.eqns.append(eqn.replace(invars=[self._as_float(v, out) for v in eqn.invars]))
         else:
-            self.eqns.append(eqn)
+            operands = [self._as_float(v, out, name) for v in eqn.invars]
+            if operands != list(eqn.invars):
+                self.reached |= found
+            self.eqns.append(eqn.replace(invars=operands))
 
-    def _as_float(self, atom: Any, like: Any) -> Any:
-        """An operand that is a float, if it has a slope."""
-        if self._of(atom) is None:
+    def _as_float(self, atom: Any, out: Any, name: str) -> Any:
+        """An operand with its slope, if it has one and may be a float."""
+        if self._of(atom) is None or not (_is_float(atom) or name in _MULTIPLIED):
             return atom
-        made = _jax.Var(_jax.shaped_array(atom.aval.shape, like.aval.dtype))
+        dtype = atom.aval.dtype if _is_float(atom) else out.aval.dtype
+        made = _jax.Var(_jax.shaped_array(atom.aval.shape, dtype))
         self.stands_for[made] = atom
         self._float(atom, made)
         return made
 
     def _float(self, atom: Any, made: Any) -> None:
-        """The float made of an integer, with its slope."""
+        """The float made of a value, with its slope."""
         dtype = made.aval.dtype
         add = lambda x, slope: x.astype(dtype) + slope.astype(dtype)
         self._emit(add, [atom, self._slopes[atom]], made, self.stands_for.get(made, made))
@@ -103,7 +119,7 @@ class Sloped:
             return self._made(bind, [first, *self._filled(rest)], eqn)
         if name == "concatenate":
             return self._made(bind, self._filled(eqn.invars), eqn)
-        if name in ("add", "sub", "mul"):
+        if name in ("add", "sub", "mul") and not _is_float(eqn.outvars[0]):
             return self._arithmetic(eqn, name)
         return None
 
@@ -178,6 +194,19 @@ def _jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
 _usable_p = _jax.define_linear(
     "vipp_slope", lambda y: y, _batch, _jvp, lambda ct: jnp.where(jnp.isfinite(ct), ct, 0.0)
 )
+
+
+def _leading(eqns: Sequence[Any], seen: frozenset[Any]) -> set[Any]:
+    """The variables that some of ``seen`` depends on, these included."""
+    found = set(seen)
+    for eqn in reversed(eqns):
+        if not found.isdisjoint(eqn.outvars):
+            found.update(v for v in eqn.invars if _is_var(v))
+    return found
+
+
+def _is_float(atom: Any) -> bool:
+    return jnp.issubdtype(atom.aval.dtype, jnp.inexact)
 
 
 def _example(atom: Any) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vipp_transforms.checks import positive_int
 from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators._linear import direction, num_together
+from vipp_transforms.estimators._linear import direction
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
@@ -39,8 +39,8 @@ class DoubleControlVariates(Estimator):
     slope is zero there, and what is left is leave-one-out.
 
     The value of the choice is that of any other estimator, integers included: what is
-    differentiated is the float that the program makes of it. All lanes that some term mixes are
-    scored together.
+    differentiated is the float that the program makes of it. Slopes are those of the terms that mix
+    lanes (the fewest, if they differ); a term of one lane is left to leave-one-out.
 
     Args:
       num_samples: :math:`n`, at least 2. Sites with as many samples, those of
@@ -83,29 +83,27 @@ class DoubleControlVariates(Estimator):
         return Axis(f"samples:{self.num_samples}", self.num_samples, shared=True)
 
     def expand(self, site: SiteInfo, source: Source) -> Expansion:
-        """A draw, what its slope is to be multiplied by, and the score of all mixed lanes."""
+        """A draw, and what its slope is to be multiplied by."""
         n, value = self.num_samples, source.draw()
 
         def facts(here: Local, x: jax.Array) -> tuple[jax.Array, jax.Array]:
             return here.distribution.log_prob(x), _mean(here, site, x)
 
         log_prob, mean = source.map(facts, value)
-        together = tuple(a for a, m in enumerate(site.mixed) if m)
+        together = tuple(a for a, m in enumerate(site.grouped) if m)
         score = direction(log_prob.sum(together, keepdims=True))
         # docs/engine.md, slopes: each sample's part in what the others' slopes are multiplied by
         centred = (score - source.total(score) / n) * (n / (n - 1))
         centred = centred.reshape(centred.shape + (1,) * len(site.event_shape))
         part = direction(mean) - jax.lax.stop_gradient(value - mean) * centred
         slope = (source.total(part) - part) / (n - 1)
-        share = jnp.broadcast_to(score / num_together(site), log_prob.shape)
-        return Expansion(value, (share,), slope=slope)
+        return Expansion(value, (direction(log_prob),), slope=slope)
 
     def contract(self, term: Term) -> jax.Array:
-        """Leave-one-out, with the score of all lanes that are mixed by some term."""
+        """Leave-one-out: the slopes are in the value."""
         fixed = jax.lax.stop_gradient(term.value)
         away = (fixed - fixed.mean(0, keepdims=True)) * (self.num_samples / (self.num_samples - 1))
-        score = term.potentials[0] * (num_together(term.site) / term.lanes)
-        return term.value + away * score
+        return term.value + away * term.potentials[0]
 
 
 def _mean(here: Local, site: SiteInfo, like: jax.Array) -> jax.Array:
