@@ -31,7 +31,7 @@ import vipp
 CODE, HIDDEN, BATCH = 32, 128, 64
 OBJECTIVE = vipp.IWAE(num_particles=4)
 OPTIMISER = optax.adam(3e-3)
-DEFAULT = "default (leave-one-out, 2)"
+DEFAULT = "default"
 ESTIMATORS = {  # of the site "code"
     "plain score function": vipp.ScoreFunction(),
     "leave-one-out, 4 samples": vipp.ScoreFunction(num_samples=4, baseline="leave_one_out"),

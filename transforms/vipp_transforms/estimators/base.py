@@ -91,8 +91,8 @@ class SiteInfo(NamedTuple):
       event_shape: of one draw.
       mixed: per lane axis, whether some term or later density depends on several of its lanes at
         once, so that they can't be treated one by one.
-      grouped: the same of the term that mixes the fewest, but several, lanes; as ``mixed`` where
-        that is not known.
+      grouped: the same of the term that mixes the fewest, but several, lanes; empty
+        where that is not known.
       num_weak_derivatives: how many parameters have a weak derivative, or None.
       has_quantile: whether the distribution's quantiles are known.
       degree: of the terms that depend on it, of a finite choice on several of its lanes at once;
