@@ -165,7 +165,10 @@ class Evaluation:
             table = lane_numbers(self.plan.choices[site.index].site, site.var.aval.dtype)
             numbers = None if table is None else Numbers(table, (axis.name,))
             return Node(names, lambda env: self._expand_drawless(site, axis), numbers)
-        return Node(names, lambda env: self._expand(site, axis))
+        lanes = zip(site.lane_shape, self.plan.choices[site.index].site.mixed, strict=True)
+        same = [j for j, (n, m) in enumerate(lanes) if n > 1 and not m]
+        along = tuple(same) if axis is not None and axis.same else ()
+        return Node(names, lambda env: self._expand(site, axis), same=along)
 
     def _expand_drawless(self, site: Site, axis: Axis) -> Lifted:
         choice = self.plan.choices[site.index]

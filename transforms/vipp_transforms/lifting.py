@@ -125,11 +125,13 @@ class Node(NamedTuple):
       names: of the axes that the value will carry.
       make: the value, given the environment.
       numbers: the value, if it is the same at all entries and known ahead.
+      same: the axes along which it is the same at all entries.
     """
 
     names: frozenset[str]
     make: Callable[[Env], Lifted]
     numbers: Numbers | None = None
+    same: tuple[int, ...] = ()
 
 
 def evaluate(

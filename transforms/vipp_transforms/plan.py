@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vipp_transforms.agreement import check_agreement
 from vipp_transforms.callbacks import check_callbacks
+from vipp_transforms.centred import centred
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
+from vipp_transforms.estimators.base import Degree
 from vipp_transforms.linearity import check_estimates
 from vipp_transforms.loop_sums import several_steps, sum_loops
 from vipp_transforms.own_keys import check_keys
@@ -18,7 +20,7 @@ from vipp_transforms.polynomials import degrees
 from vipp_transforms.relaxed import check_relaxed
 from vipp_transforms.seen_slopes import slopes_of
 from vipp_transforms.slopes import Slope
-from vipp_transforms.staging import Program, Traced, inline, trace
+from vipp_transforms.staging import Program, Site, Traced, inline, trace
 from vipp_transforms.stopped import check_stopped
 from vipp_transforms.terms import Split, split
 from vipp_transforms.unrolling import NotSummed, unrolling
@@ -96,6 +98,12 @@ def derive(
             why |= dict.fromkeys(planned.names, planned.why)
 
 
+def _is_centred(site: Site, asked: Mapping[int, Degree]) -> bool:
+    """Whether the program is to be written in what a choice is off its mean."""
+    known = asked.get(site.index)
+    return site.template.support is None and known is not None and known.number is not None
+
+
 def _derived(traced: Traced) -> Plan | NotSummed:
     check_keys(traced.closed)
     program = inline(traced, sum_loops)
@@ -105,11 +113,17 @@ def _derived(traced: Traced) -> Plan | NotSummed:
     depends = Dependences(program)
     check_stopped(program, depends.noted)
     parts = split(program, depends)
+    asked = degrees(program, depends, parts)
+    off = [s for s in program.sites.values() if _is_centred(s, asked)]
+    if off:
+        program = centred(program, off)
+        depends = Dependences(program)
+        parts = split(program, depends)
     elimination = eliminate(program, depends, parts)
     joint = several_steps(elimination)
     if joint is not None:
         return joint
-    choices = choose(program, depends, parts, elimination, degrees(program, depends, parts))
+    choices = choose(program, depends, parts, elimination, asked)
     check_relaxed(program, choices)
     check_callbacks(depends.noted, choices)
     return Plan(program, depends, parts, elimination, choices)

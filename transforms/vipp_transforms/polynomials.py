@@ -17,7 +17,20 @@ from vipp_transforms.staging import Program, Site, lookup, without_calls
 from vipp_transforms.switches import COMPARISONS
 from vipp_transforms.terms import Split
 
-_POWERS = frozenset({"integer_pow", "square"})
+POWERS = frozenset({"integer_pow", "square"})
+_EQUAL = frozenset({"eq", "ge", "le"})
+_JOINED = frozenset(
+    {
+        "and",
+        "broadcast_in_dim",
+        "copy",
+        "expand_dims",
+        "reduce_and",
+        "reshape",
+        "squeeze",
+        "transpose",
+    }
+)
 _NONE = Degree(0)
 
 
@@ -67,11 +80,12 @@ def _follow(eqns: Sequence[Any], var: Any) -> dict[Any, Degree]:
             _NONE if isinstance(v, _jax.Literal) else known.get(v, _NONE) for v in eqn.invars
         ]
         if any(d != _NONE for d in operands) and var not in eqn.outvars:
-            known.update(dict.fromkeys(eqn.outvars, _of_equation(eqn, operands)))
+            known.update(dict.fromkeys(eqn.outvars, of_equation(eqn, operands)))
     return known
 
 
-def _of_equation(eqn: Any, operands: list[Degree]) -> Degree:
+def of_equation(eqn: Any, operands: list[Degree]) -> Degree:
+    """The degree of an equation's results, given those of its operands."""
     worst = next((d for d in operands if d.number is None), None)
     if worst is not None:
         return worst
@@ -82,7 +96,7 @@ def _of_equation(eqn: Any, operands: list[Degree]) -> Degree:
     number: int | None = None
     if name in PRODUCTS:
         number = sum(numbers)
-    elif name in _POWERS and eqn.params.get("y", 2) >= 0:
+    elif name in POWERS and eqn.params.get("y", 2) >= 0:
         number = numbers[0] * eqn.params.get("y", 2)
     elif all(i in linear_operands(name, len(numbers)) for i, n in enumerate(numbers) if n):
         number = max(numbers)
@@ -96,6 +110,18 @@ def _of_all_numbers(eqn: Any) -> bool:
     one, other = eqn.invars
     endless = [v for v in eqn.invars if isinstance(v, _jax.Literal) and np.isinf(v.val).all()]
     return one is other or bool(endless)
+
+
+def constant_truths(eqn: Any, known: set[Any]) -> list[Any]:
+    """The results of an equation that are true for all finite numbers, given others that are."""
+    name = eqn.primitive.name
+    if name == "is_finite" or (name in _EQUAL and eqn.invars[0] is eqn.invars[1]):
+        return list(eqn.outvars)
+    if name == "ne" and _of_all_numbers(eqn) and eqn.invars[0] is not eqn.invars[1]:
+        return list(eqn.outvars)
+    if name in _JOINED and all(v in known for v in eqn.invars if not isinstance(v, _jax.Literal)):
+        return list(eqn.outvars)
+    return []
 
 
 def _place(eqn: Any) -> str:

@@ -35,7 +35,7 @@ def evaluate(
     """As :func:`lifting.evaluate`, what lanes share computed once."""
     facts = axes.facts
     facts.numbers.update((v, n.numbers) for v, n in nodes.items() if n.numbers is not None)
-    if not facts.numbers and not facts.thin:
+    if not facts.numbers and not facts.thin and not any(n.same for n in nodes.values()):
         lifting.evaluate(eqns, env, axes, nodes, outputs, names_of)
         return
     _Sharing(eqns, env, axes, nodes, names_of).run(_variables(outputs))
@@ -115,6 +115,9 @@ class _Sharing:
     def _node(self, eqn: Any, node: Node) -> None:
         self._note(eqn, node.names)
         (var,) = eqn.outvars
+        if node.same:
+            self._same(eqn, node)
+            return
         many = [a for a, n in enumerate(var.aval.shape) if n > 1]
         if node.numbers is None or not many:
             self.thin.keep(eqn)
@@ -123,6 +126,20 @@ class _Sharing:
         array = np.reshape(table.table, (*table.table.shape, *(1 for _ in var.aval.shape)))
         self.nodes[made] = Node(node.names, lambda _: Lifted(jnp.asarray(array), table.axes))
         self.thin.keep(eqn.replace(invars=[], outvars=[made]))
+
+    def _same(self, eqn: Any, node: Node) -> None:
+        """Add a choice that is the same along some axes, with these of size one."""
+        (var,) = eqn.outvars
+        made = self.thin.add(var, node.same)
+
+        def first(env: Env) -> Lifted:
+            value = node.make(env)
+            axes = [len(value.axes) + a for a in node.same]
+            index = tuple(slice(1) if a in axes else slice(None) for a in range(value.array.ndim))
+            return value._replace(array=value.array[index])
+
+        self.nodes[made] = Node(node.names, first)
+        self.thin.keep(eqn.replace(outvars=[made]))
 
     def _read(self, read: Read) -> bool:
         """Add a table read at known numbers, if its other operands are at hand."""

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vipp_transforms.checks import positive_int
 from vipp_transforms.errors import SiteError
@@ -30,15 +29,17 @@ from vipp_transforms.estimators.base import (
 class Analytic(Estimator):
     r"""The expectation itself, of terms that are quadratic in the choice: no variance.
 
-    A polynomial :math:`f` of degree two or less has an expectation that depends on mean :math:`m`
-    and covariance :math:`\Sigma = L L^\top` alone, and so is the same under :math:`d + 1` points
-    that have them, the corners :math:`s_k` of a simplex:
+    A polynomial :math:`f` of degree two has an expectation that depends on mean :math:`m` and
+    covariance :math:`\Sigma = L L^\top` alone. With :math:`q` its quadratic part,
 
-    .. math:: E[f(x)] = f(m) + \tfrac12 \mathrm{tr}(\nabla^2 f\, \Sigma)
-        = \frac{1}{d + 1} \sum_{k=0}^{d} f(m + \sqrt d\, L s_k)
+    .. math:: E[f(x)] = f(m) + E[q(x - m)] = f(m) + \sum_j q(L_{\cdot j})
 
-    for every parameter, so that value and all derivatives are exact. A Bernoulli or one-hot choice
-    changes one lane at a time, the others being at their means,
+    for every parameter, so that value and all derivatives are exact. The program is evaluated at
+    the mean, and its quadratic part, of which only that is computed, in every direction; where
+    numbers are independent these are unit vectors, the same for all lanes that no term mixes, and
+    the variances come last: of a linear decoder the squares of its weights, once for all rows.
+
+    A Bernoulli or one-hot choice changes one lane at a time, the others being at their means,
 
     .. math:: E[f(x)] = f(m) + \sum_j \sum_k q_j(k)\, \big(f(m_{-j}, x_j = k) - f(m)\big),
 
@@ -58,8 +59,7 @@ class Analytic(Estimator):
       Analytic(max_evaluations=4096)
 
     References:
-      Shao et al., *Zero-variance gradients for variational autoencoders*, 2025. Stroud, *Some
-      fifth degree integration formulas for symmetric regions*, 1966, of the simplex.
+      Shao et al., *Zero-variance gradients for variational autoencoders*, 2025.
     """
 
     max_evaluations: int = 4096
@@ -89,18 +89,19 @@ class Analytic(Estimator):
             )
 
     def axis(self, site: SiteInfo) -> Axis | None:
-        """The corners of a simplex; or every value of every lane that is changed on its own."""
-        return Axis(f"site:{site.name}", _size(site))
+        """Every direction away from the mean, or every value, of every lane on its own."""
+        unit = site.support is None and not site.event_shape
+        return Axis(f"site:{site.name}", _size(site), same=unit)
 
     def expand(self, site: SiteInfo, source: Source) -> Expansion:
-        """Values with the choice's mean and covariance, whatever is drawn."""
-        return _corners(site, source) if site.support is None else _one_by_one(site, source)
+        """Ways off the mean with the choice's covariance, or its values; whatever is drawn."""
+        return _directions(site, source) if site.support is None else _one_by_one(site, source)
 
     def contract(self, term: Term) -> jax.Array:
         """The weighted sum."""
-        if term.site.support is None:
-            return term.value.mean(0)
         (weights,) = term.potentials
+        if term.site.support is None:
+            return (weights * term.value).sum(0)
         count = term.site.support.shape[0] * num_together(term.site)
         value, weights = term.value[:count], weights[:count]
         if term.lanes == 1:
@@ -112,39 +113,23 @@ class Analytic(Estimator):
 def _size(site: SiteInfo) -> int:
     together = num_together(site)
     if site.support is None:
-        return together * math.prod(site.event_shape) + 1
+        return together * math.prod(site.event_shape)
     return site.support.shape[0] * together + (together > 1)
 
 
-def _corners(site: SiteInfo, source: Source) -> Expansion:
-    def moments(here: Local) -> tuple[jax.Array, jax.Array]:
-        found = here.distribution.moments()
-        if found is None:
-            raise SiteError(
-                f"Site '{site.name}': Analytic needs the mean and the covariance, which "
-                f"{site.kind} does not know. Fix: use Pathwise(), or "
-                "ScoreFunction(num_samples=2, baseline='leave_one_out')."
-            )
-        return found
-
-    mean, root = source.map(moments)
-    shape = [n if m else 1 for n, m in zip(site.lane_shape, site.mixed, strict=True)]
-    numbers = math.prod(site.event_shape)
-    steps = jnp.asarray(_simplex(math.prod(shape) * numbers), mean.dtype)
-    steps = steps.reshape((-1, *shape, *(1 for _ in site.event_shape), numbers))
-    values = mean[None] + (root[None] * steps).sum(-1)
-    return Expansion(values, ())  # parameters enter through them
-
-
-def _simplex(d: int) -> np.ndarray:
-    """Points of mean zero and covariance one, ``(d + 1, d)``."""
-    points = np.zeros((d + 1, d))
-    for j in range(d):  # each coordinate tells point j from the later ones
-        later = d - j
-        points[j, j] = later
-        points[j + 1 :, j] = -1.0
-        points[:, j] *= math.sqrt((d + 1) / (later * (later + 1)))
-    return points
+def _directions(site: SiteInfo, source: Source) -> Expansion:
+    """Of numbers the unit vectors and their variances; of events, columns of a root."""
+    root = source.map(lambda here: here.distribution.moments()[1])
+    chosen = selectors(site)
+    if not site.event_shape:
+        return Expansion(chosen, (chosen * jnp.square(root[..., 0])[None],))
+    columns = jnp.moveaxis(root, -1, 0)
+    weights = jnp.repeat(chosen, len(columns), axis=0)
+    events = tuple(-1 - i for i in range(len(site.event_shape)))
+    value = jnp.expand_dims(weights, events) * jnp.tile(
+        columns, (len(chosen), *(1 for _ in root.shape[:-1]))
+    )
+    return Expansion(value, (weights,))
 
 
 def _one_by_one(site: SiteInfo, source: Source) -> Expansion:

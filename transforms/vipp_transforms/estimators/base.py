@@ -71,6 +71,7 @@ class Axis(NamedTuple):
       drawless: the values depend on no draw, hence not on the distribution's parameters; they carry
         no axis but this one, and ``expand`` is given no source.
       tangent: the estimate adds the derivative of itself along :attr:`Source.step`.
+      same: the values are the same in all lanes that no term mixes.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Axis(NamedTuple):
     shared: bool = False
     drawless: bool = False
     tangent: bool = False
+    same: bool = False
 
 
 class SiteInfo(NamedTuple):

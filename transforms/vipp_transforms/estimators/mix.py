@@ -79,6 +79,11 @@ class Mix(Estimator):
                     f"program's slopes, got {part!r}. Fix: mix for instance DisARM() and "
                     "ScoreFunction()."
                 )
+            if part.traits.polynomial:
+                raise TypeError(
+                    f"Mix: expected two estimators with variance, got {part!r}, which has none. "
+                    f"Fix: use {part!r} alone."
+                )
         if isinstance(self.weight, str | bool) and self.weight != "optimal":
             raise ValueError(f"Mix: weight must be a number or 'optimal', got {self.weight!r}.")
         require_decay("Mix", self.decay)
@@ -92,7 +97,6 @@ class Mix(Estimator):
             relaxed=any(part.relaxed for part in parts),
             orders=min((part.orders for part in parts if part.orders is not None), default=None),
             pathwise=any(part.pathwise for part in parts),
-            polynomial=any(part.polynomial for part in parts),
         )
 
     @property
