@@ -73,7 +73,7 @@ def check_made_of_free(
             raise _error(next(alone, next(iter(free))), outside[0])
 
 
-def _run(program: Any, values: Any, args: Any, kwargs: Any) -> dict[str, Site]:
+def _run(program: Any, values: Any, args: Any, kwargs: Any) -> Mapping[str, Site]:
     with numpyro.validation_enabled(False), warnings.catch_warnings(), block(), subsampling():
         warnings.simplefilter("ignore")  # NumPyro's, of what this looks for
         with trace() as record, substitute(data=values), seed(rng_seed=0):
