@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,12 +103,26 @@ class Evaluation:
                 nodes[slope.var] = Node(self._carried[site.index], partial(self._slope, site))
         evaluate(eqns, self.env, self.axes, nodes, needed, names_of)
         terms = dict(enumerate(self._leaf_terms()))
-        for step in elimination.steps:
-            terms[step.result] = self._contract(step, [terms.pop(k) for k in step.members])
+        for steps in self._together(elimination.steps):
+            members = [terms.pop(k) for step in steps for k in step.members if k in terms]
+            terms[steps[0].result] = self._contract(steps[0], members)
         total = jnp.zeros((), self.plan.program.out.aval.dtype)
         for k in elimination.final:
-            total = total + terms[k].array
+            if k in terms:
+                total = total + terms[k].array
         return total
+
+    def _together(self, steps: Sequence[Step]) -> list[list[Step]]:
+        """Sums over one site that leave alike terms are taken together."""
+        found: dict[Any, list[Step]] = {}
+        for step in steps:
+            axis = self.axis_of[step.site.index]
+            alone = None if axis is not None and axis.drawless else step.result
+            depends = tuple(sorted(step.layout.form.depends.items()))
+            after = (step.layout.axes, step.layout.form.shape, depends)
+            key = (step.site.index, step.form.shape, step.lanes, after, step.constant, alone)
+            found.setdefault(key, []).append(step)
+        return list(found.values())
 
     def _needed(self) -> list[Any]:
         atoms = list(self.plan.split.leaves)

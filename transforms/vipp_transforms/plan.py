@@ -44,6 +44,11 @@ class Plan:
     elimination: Elimination
     choices: dict[int, Choice]
 
+    @property
+    def enumerates(self) -> bool:
+        """Whether some choice is summed over."""
+        return any(c.estimator.traits.exhaustive for c in self.choices.values())
+
     def slopes(self) -> dict[Any, Slope]:
         """By the variable of each draw whose estimator is sloped."""
         return slopes_of(

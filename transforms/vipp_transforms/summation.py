@@ -29,6 +29,7 @@ from vipp_transforms.factor_values import FactorValues
 from vipp_transforms.lane_classes import Joined
 from vipp_transforms.recursion import Recursion
 from vipp_transforms.sites import sample
+from vipp_transforms.sums_taken import note_sum
 
 
 class LogSum(NamedTuple):
@@ -87,7 +88,9 @@ def sum_out(fn: Callable[[], list[Density]], *, parallel: bool | None = None) ->
     graph = factor_graph(fn)
     values = FactorValues(graph)
     pairs = zip(graph.groups, graph.joined, strict=True)
-    return [_log_sum(group, joined, values, parallel) for group, joined in pairs]
+    sums = [_log_sum(group, joined, values, parallel) for group, joined in pairs]
+    note_sum(tuple(name for found in sums for name in found.summed))
+    return sums
 
 
 def _log_sum(

@@ -12,6 +12,7 @@ import vipp_transforms as vt
 from vipp.objectives.objective import Objective, is_real
 from vipp_transforms import packing
 from vipp_transforms.packed_gradient import WORTHWHILE
+from vipp_transforms.sums_taken import noting_sums
 
 _SHOWN = 5
 
@@ -62,8 +63,10 @@ def packed(
     def value(real: Any) -> jax.Array:
         return objective.bound_and_state(key, {**params, **real}, *programs)[0]
 
-    with packing.apart():
+    with packing.apart(), noting_sums() as sums:
         small = packing.flatten(jax.make_jaxpr(value)(real)).num_small
+        if sums:  # tables, of which equal ones are evaluated once
+            return PackReport(small, small)
         slope = jax.make_jaxpr(jax.value_and_grad(value))(real)
     program = packing.flatten(slope, final=True)
     if small < WORTHWHILE or not program.packable:
