@@ -98,7 +98,7 @@ class _Centred:
             for v in eqn.outvars:
                 inside = lookup(v, scope)
                 self._known[v] = self._degree(inside)
-                if inside in self._parts:
+                if self._degree(inside) != _ZERO:
                     self._parts[v] = self._parts[inside]
             return
         degree = of_equation(eqn, operands)
@@ -118,7 +118,8 @@ class _Centred:
             ]
             return self._copied(eqn, given)
         linear = linear_operands(name, len(atoms))
-        if name == "select_n" and atoms[0] in self._truths:
+        always = not isinstance(atoms[0], _jax.Literal) and atoms[0] in self._truths
+        if name == "select_n" and always:
             return [self._part_or_nought(eqn, atoms[-1], degree)]
         whole = [i for i in linear if operands[i] == degree]
         if name in ("add", "add_any", "sub") and len(whole) == 1:

@@ -59,10 +59,14 @@ def _degree(
     of_terms = [
         known.get(lookup(v, scope), _NONE)
         for v in split.leaves
-        if not isinstance(v, _jax.Literal) and _asked(site, depends[v])
+        if _is_variable(lookup(v, scope)) and _asked(site, depends[v])
     ]
     worst = next((d for d in of_terms if d.number is None), None)
     return worst or Degree(max((d.number or 0 for d in of_terms), default=0))
+
+
+def _is_variable(atom: Any) -> bool:
+    return not isinstance(atom, _jax.Literal)
 
 
 def _asked(site: Site, dependence: Dependence) -> bool:

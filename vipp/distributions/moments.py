@@ -48,7 +48,7 @@ def _independent(fn: Any) -> tuple[Any, Any] | None:
 
 def _of_numbers(base: Any) -> tuple[Any, Any] | None:
     if has_law_of(base, dist.Normal):
-        return base.loc, base.scale[..., None]
+        return base.loc, jnp.asarray(base.scale)[..., None]
     if has_law_of(base, dist.Poisson):
         return base.rate, jnp.sqrt(base.rate)[..., None]
     law = law_of(base)
