@@ -48,6 +48,11 @@ def trace(fn: Callable[..., Any], *avals: Any) -> tuple[Any, Any]:
     return jax.make_jaxpr(fn, return_shape=True)(*avals)
 
 
+def is_key(x: Any) -> bool:
+    """Whether an array, or what stands for one, is of random keys."""
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def is_jit(eqn: Any) -> bool:
     """Whether an equation is a call that can be inlined without changing its meaning."""
     return eqn.primitive.name in _INLINED and called(eqn) is not None

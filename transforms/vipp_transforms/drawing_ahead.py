@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from vipp_transforms import _jax
 from vipp_transforms.flattening import LARGEST, Flat, alive
@@ -61,7 +60,7 @@ def ahead(program: Flat) -> Ahead | None:
     Args:
       program: of the step; its first results are what its inputs are in the next step.
     """
-    keys = tuple(i for i, v in enumerate(program.invars) if _is_key(v))
+    keys = tuple(i for i, v in enumerate(program.invars) if _jax.is_key(v.aval))
     mine = {program.invars[i] for i in keys}
     drawn, fixed = _drawn(program, mine)
     following = [program.outs[i] for i in keys]
@@ -108,7 +107,3 @@ def _drawn(program: Flat, keys: set[Any]) -> tuple[set[Any], set[Any]]:
 
 def _is_literal(atom: Any) -> bool:
     return isinstance(atom, _jax.Literal)
-
-
-def _is_key(var: Any) -> bool:
-    return jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key)

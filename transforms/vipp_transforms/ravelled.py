@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vipp_transforms import _jax
 from vipp_transforms.packing import Layout, cut
 
 
@@ -40,15 +41,15 @@ class Ravelled:
     def of(cls, layout: Layout, vectors: dict[str, Any]) -> Ravelled:
         """Of the vectors of :meth:`Layout.ravel`."""
         leaves = jax.tree_util.tree_leaves(layout.unravel(vectors))
-        plain = {name: v for name, v in vectors.items() if not _is_key(v)}
-        return cls(layout, plain, [x for x in leaves if _is_key(x)])
+        plain = {name: v for name, v in vectors.items() if not _jax.is_key(v)}
+        return cls(layout, plain, [x for x in leaves if _jax.is_key(x)])
 
     @classmethod
     def outside(cls, tree: Any) -> Ravelled:
         """Of a tree of arrays, put together where they are not traced."""
         layout, host = Layout(tree), {}
-        keys = [x for x in jax.tree_util.tree_leaves(tree) if _is_key(x)]
-        plain = [x for x in jax.tree_util.tree_leaves(tree) if not _is_key(x)]
+        keys = [x for x in jax.tree_util.tree_leaves(tree) if _jax.is_key(x)]
+        plain = [x for x in jax.tree_util.tree_leaves(tree) if not _jax.is_key(x)]
         for x in jax.device_get(plain):
             host.setdefault(str(x.dtype), []).append(np.reshape(x, -1))
         return cls(layout, {n: jnp.asarray(np.concatenate(xs)) for n, xs in host.items()}, keys)
@@ -77,7 +78,3 @@ class Ravelled:
             places.append(place if place.is_fully_replicated else None)
         moved = jax.device_put(leaves, places)
         return jax.tree_util.tree_unflatten(self.layout.treedef, moved)
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

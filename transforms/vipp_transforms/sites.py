@@ -226,7 +226,7 @@ def lane_key(key: Any, distribution: Any, name: str = "") -> Any:
 
 
 def _typed(key: Any) -> Any:
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if _jax.is_key(key):
         return key
     return jax.random.wrap_key_data(key)
 
