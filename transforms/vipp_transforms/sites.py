@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vipp_transforms import _jax
 from vipp_transforms._jax import define_primitive, is_tracer, shaped, shaped_array, trace
 from vipp_transforms.distributions import Described, ask
 from vipp_transforms.errors import SiteError
