@@ -11,6 +11,7 @@ of the counts with Pyro's. The guide sees what no window has covered yet.
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -120,7 +121,10 @@ def main() -> None:
         print(rows[-1], flush=True)
     header = ["way", "s / epoch", "first, CPU s", "loss", "counts right", "s to 0.95"]
     table(f"{args.count} canvases of {setting.canvas} x {setting.canvas}", header, rows)
-    curves = {name: (h.seconds, h.accuracy) for name, h in found.items()}
+    kept = args.out / f"air_{args.size}.json"
+    curves = json.loads(kept.read_text()) if kept.exists() else {}
+    curves |= {name: (h.seconds, h.accuracy) for name, h in found.items()}
+    kept.write_text(json.dumps(curves))  # of a run that was split by --only
     accuracy_against_time(curves, args.out / f"air_{args.size}_accuracy.png")
     name, history = max(found.items(), key=lambda item: item[1].accuracy[-1])
     path = args.out / f"air_{args.size}_seen.png"
