@@ -8,7 +8,7 @@ import numpy as np
 
 from vipp.diagnostics.plots import BLUE, GREY, ORANGE, pyplot
 from vipp.diagnostics.profile_result import Profile, ProfileRow
-from vipp.diagnostics.tables import short
+from vipp.diagnostics.tables import brief
 
 
 def draw(profile: Profile, ax: Any = None) -> Any:
@@ -25,7 +25,7 @@ def draw(profile: Profile, ax: Any = None) -> Any:
     """
     lines = _lines(profile)
     if ax is None:
-        size = (7.5, 1.2 + 0.27 * len(lines))
+        size = (9.0, 1.2 + 0.27 * sum(1 + label.count("\n") for label, _, _ in lines))
         ax = pyplot("Profile.plot").subplots(figsize=size, layout="constrained")[1]
     base = profile.present.product.value or max(row.product.value for _, row, _ in lines) or 1.0
     values = np.array([row.product.value for _, row, _ in lines]) / base
@@ -39,6 +39,7 @@ def draw(profile: Profile, ax: Any = None) -> Any:
             continue
         left = min(error, x - min(x, edge))
         ax.errorbar(x, height, xerr=[[left], [error]], fmt="o", color=colour, ms=4, lw=1)
+    ax.axhline(len(profile.rows) - 0.5, color=GREY, lw=0.8)
     ax.axvline(1.0, color=GREY, lw=0.8, ls=":")
     ax.set(xscale="log", xlabel="variance x time of a gradient, of the present one")
     ax.set_yticks(range(len(lines)), [label for label, _, _ in lines], fontsize="small")
@@ -53,9 +54,9 @@ def _lines(profile: Profile) -> list[tuple[str, ProfileRow, str]]:
     found = []
     for row in profile.rows:
         assert row.site is not None
-        found.append((f"{row.site}: {short(row.estimators[row.site])}", row, colour(row)))
+        found.append((f"{row.site}: {brief(row.estimators[row.site])}", row, colour(row)))
     best = profile.best_row()
     for row in profile.combinations:
-        name = profile.label(row) + (" (best)" if row is best else "")
+        name = profile.label(row, ",\n") + (" (best)" if row is best else "")
         found.append((name, row, "#000000" if row is best else colour(row)))
     return found

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from vipp.diagnostics.measurements import Estimate, times
-from vipp.diagnostics.tables import as_html, as_text, short
+from vipp.diagnostics.tables import as_html, as_text, brief
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,10 @@ class Profile:
         cells = [head]
         for row in self.rows:
             assert row.site is not None
-            what = short(row.estimators[row.site]) + (" (now)" if self._is_present(row) else "")
+            what = brief(row.estimators[row.site]) + (" (now)" if self._is_present(row) else "")
             cells.append([row.site, what, *self._figures(row, self.rows[0], own=True)])
         for site, options in self.not_measured.items():
-            cells += [[site, short(e), "not measured"] + [""] * 5 for e, _ in options]
+            cells += [[site, brief(e), "not measured"] + [""] * 5 for e, _ in options]
         return cells
 
     def _together(self, rows: Sequence[ProfileRow]) -> list[list[str]]:
@@ -176,9 +176,10 @@ class Profile:
         now = self.present.estimators
         return [n for n, e in row.estimators.items() if repr(e) != repr(now[n])]
 
-    def label(self, row: ProfileRow) -> str:
-        """What a combination has otherwise than now."""
-        return ", ".join(f"{n}: {short(row.estimators[n])}" for n in self._changed(row)) or "as now"
+    def label(self, row: ProfileRow, between: str = ", ") -> str:
+        """What a combination has otherwise than now, ``between`` standing between sites."""
+        changed = (f"{n}: {brief(row.estimators[n])}" for n in self._changed(row))
+        return between.join(changed) or "as now"
 
     def _figures(self, row: ProfileRow, now: ProfileRow, *, own: bool) -> list[str]:
         ms = Estimate(1e3 * row.seconds.value, 1e3 * row.seconds.error)
@@ -197,10 +198,10 @@ class Profile:
         found = list(self.notes)
         for site, options in self.not_measured.items():
             for why in dict.fromkeys(why for _, why in options):
-                these = ", ".join(short(e) for e, reason in options if reason == why)
+                these = ", ".join(brief(e) for e, reason in options if reason == why)
                 found.append(f"Not measured at '{site}', as {why}: {these}.")
         for site, options in self.left_out.items():
-            found += [f"Left out at '{site}': {short(e)}: {why}" for e, why in options]
+            found += [f"Left out at '{site}': {brief(e)}: {why}" for e, why in options]
         return found
 
     def __str__(self) -> str:

@@ -7,8 +7,11 @@ from html import escape
 from typing import Any
 
 import jax
+import numpy as np
 
 from vipp_transforms.settings import Part
+
+_ARRAYS = (jax.ShapeDtypeStruct, jax.Array, np.ndarray)
 
 
 def as_text(cells: list[list[str]]) -> str:
@@ -29,19 +32,28 @@ def as_html(cells: list[list[str]]) -> str:
 
 def short(value: Any) -> str:
     """An estimator without the arguments left at their defaults; arrays by type and shape."""
-    if isinstance(value, jax.ShapeDtypeStruct | jax.Array):
+    return _written(value, named=True)
+
+
+def brief(value: Any) -> str:
+    """As :func:`short`, without the names of the first arguments, unless they are booleans."""
+    return _written(value, named=False)
+
+
+def _written(value: Any, *, named: bool) -> str:
+    if isinstance(value, _ARRAYS):
         return f"{value.dtype.name}{list(value.shape)}"
     if not isinstance(value, Part):
         return repr(value)
-    names: Any = value
-    arguments = [
-        f"{f.name}={short(given)}"
-        for f in fields(names)
-        if f.repr and not _same(given := getattr(value, f.name), f.default)
-    ]
+    parts: Any = value
+    arguments = []
+    for place, part in enumerate(f for f in fields(parts) if f.repr):
+        given = getattr(value, part.name)
+        if not _same(given, part.default):
+            first = not (named or isinstance(given, bool)) and place == len(arguments)
+            arguments.append(f"{'' if first else part.name + '='}{_written(given, named=named)}")
     return type(value).__name__ + (f"({', '.join(arguments)})" if arguments else "")
 
 
 def _same(given: Any, default: Any) -> bool:
-    arrays = isinstance(given, jax.ShapeDtypeStruct | jax.Array)
-    return not arrays and bool(given == default)
+    return not isinstance(given, _ARRAYS) and bool(given == default)
