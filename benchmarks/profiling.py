@@ -2,11 +2,12 @@
 
 A model of four discrete sites of different structure: a scalar choice of five, a count that depends
 on it, 20 bits that one decoder mixes, and 100 choices of four in a plate. The combination that
-profile picks against every estimator at all sites, and wherever it fits with the default elsewhere.
+profile picks against every estimator at all sites, or where it fits, the others being enumerated or
+leave-one-out of 2.
 Then the digits autoencoder of variance.py, at the start and after training: what it picks against
 the default. The cost of measuring in training steps a candidate, compilation apart.
 
-    python benchmarks/profile.py [--draws 2000] [--steps 500] [--rounds 60] [--only four digits]
+    python benchmarks/profiling.py [--draws 2000] [--steps 500] [--rounds 60] [--only four digits]
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ UNIFORM = {
     **SCORE,
     "MeasureValued": vipp.MeasureValued(),
 }
-FITTING = {  # where they fit; the default elsewhere
+PAIR = SCORE["leave-one-out of 2"]
+ELSEWHERE = {"kind": vipp.Enumerate(), "count": PAIR, "bits": PAIR, "part": vipp.Enumerate()}
+FITTING = {
     "Enumerate": (vipp.Enumerate(), ("kind", "part")),
     "LocalExpectation": (vipp.LocalExpectation(), ("kind", "bits", "part")),
     "DisARM": (vipp.DisARM(), ("bits",)),
@@ -77,7 +80,10 @@ FITTING = {  # where they fit; the default elsewhere
 def four() -> dict[str, dict[str, Any]]:
     """By name, estimators of the four sites."""
     uniform = {n: dict.fromkeys(SITES, e) for n, e in UNIFORM.items()}
-    return uniform | {f"{n} where it fits": dict.fromkeys(s, e) for n, (e, s) in FITTING.items()}
+    fitting = {
+        f"{n} where it fits": ELSEWHERE | dict.fromkeys(s, e) for n, (e, s) in FITTING.items()
+    }
+    return uniform | fitting
 
 
 def gradient(model: Any, guide: Any, transforms: Any, args: Any) -> Any:
