@@ -50,7 +50,7 @@ def trace(fn: Callable[..., Any], *avals: Any) -> tuple[Any, Any]:
 
 def is_key(x: Any) -> bool:
     """Whether an array, or what stands for one, is of random keys."""
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def is_jit(eqn: Any) -> bool:
