@@ -217,6 +217,7 @@ def _(primals, tangents):
     return scaled(t, z), (t * dz).sum() + dt * z.sum()
 
 
+@pytest.mark.thorough
 def test_every_operation():
     """Against the second differences of the terms, with the derivatives of these."""
     weights = jnp.linspace(0.5, 1.5, len(TERMS))

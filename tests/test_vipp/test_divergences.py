@@ -88,6 +88,7 @@ def by_hand(q, p):
     return float((np.exp(log_q) * w * (log_q - log_p))[seen].sum())
 
 
+@pytest.mark.thorough
 def test_every_pair():
     """Values against quadrature; derivatives are those of the formula, if they are numbers."""
     missing, wrong = set(), {}
