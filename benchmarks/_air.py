@@ -25,7 +25,11 @@ NOISE = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Sizes: of canvases, digits and objects in pixels; how many objects; of the networks."""
+    """Sizes: of canvases, digits and objects in pixels; how many objects; of the networks.
+
+    One window over all digits is cheaper than one each unless its size is nearly given: ``stretch``
+    is the prior scale of its logarithm.
+    """
 
     canvas: int = 24
     digit: int = 9
@@ -34,12 +38,13 @@ class Setting:
     code: int = 10
     hidden: int = 64
     present: float = 0.05
+    stretch: float = 0.1
 
     @property
     def place(self) -> tuple[jax.Array, jax.Array]:
         """Prior mean and scale of a place: log of the size, of the canvas's, and the centre."""
         size = np.log(self.window / self.canvas)
-        return jnp.array([size, 0.0, 0.0]), jnp.array([0.1, 0.6, 0.6])
+        return jnp.array([size, 0.0, 0.0]), jnp.array([self.stretch, 0.6, 0.6])
 
 
 def canvases(setting: Setting, count: int, seed: int, source: np.ndarray | None = None) -> Any:

@@ -27,7 +27,7 @@ import vipp
 
 SIZES = {
     "small": Setting(),
-    "paper": Setting(canvas=50, digit=18, objects=3, window=20, code=20, hidden=128),
+    "paper": Setting(canvas=50, digit=18, objects=3, window=20, code=20, hidden=128, stretch=0.02),
 }
 # seconds per epoch of 60,000 canvases of 50 x 50, on a GPU: genjax.vi, Pyro 1.8
 PAPER = {
