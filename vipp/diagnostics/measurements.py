@@ -158,8 +158,8 @@ class Measurements:
     ) -> None:
         """Draw the gradients of each task in turn, so that load hits all alike.
 
-        After two calls one is given up that is far worse than the present choice, or took three
-        times as long as that does for all rounds.
+        After three calls, which the error of a bias takes, one is given up that is far worse than
+        the present choice, or took three times as long as that does for all rounds.
 
         Args:
           tasks: choices that are compiled, with the sites whose draws differ within a pair.
@@ -175,7 +175,7 @@ class Measurements:
             for chosen, anew in live if number % 2 else live[::-1]:
                 call = self.programs[chosen].call(key, anew)
                 self.draws.setdefault((chosen, anew, fresh), Draws()).calls.append(call)
-            if number > 0:
+            if number > 1:
                 live = [t for t in live if not self._over(t, rounds, fresh)]
         self.seconds_measuring += time.perf_counter() - began
 
