@@ -153,6 +153,8 @@ class Recursion:
         Raises:
           SiteError: if they are to be, and cannot.
         """
+        if not messages:  # no step sees what was chosen before
+            return None
         dims = [d for m in messages for d in m.dims]
         own = [d for d in dims if d in self.back]
         around = [d for d in dims if d not in self.back]  # plates, and choices before the chain
@@ -160,8 +162,6 @@ class Recursion:
         before = [self.back[d] for d in own]
         sizes |= {b: sizes[d] for b, d in zip(before, own, strict=True)}
         layout = StepMatrix(tuple(around), tuple(before), tuple(own), sizes)
-        if not messages:  # no step sees what was chosen before
-            return None
         plates = _plates(self.joined, dims)
         others = [self.joined.plates_of[s] for s in self.sites if s not in own]
         chained = len(messages) == 1 and {*own} <= {*self.sites}

@@ -1,7 +1,7 @@
-r"""A chain's steps multiplied in a tree, in time :math:`\log T` where there are many processors.
+r"""The product of a chain's steps in :math:`\log T` rounds, where there are many processors.
 
-A step is a matrix from the choices before it to its own. Products of matrices are associative:
-neighbours are multiplied two by two, all pairs at once.
+A step is a matrix from the choices before it to its own. Products of matrices are associative: in
+each round the product from every step on takes in twice as many steps as before, all at once.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -83,30 +83,17 @@ def packed_estimate(
         traced, planned = derive(fn, args, kwargs)
     if planned is None:
         check_keys(traced.closed)
-        outs = _together(traced, tables=bool(sums))
+        outs = (_once if sums else _packed)(traced.closed, traced.arrays)
         if outs is not None:
-            aux = jax.tree_util.tree_unflatten(traced.aux_tree, outs[1:])
+            aux = jax.tree_util.tree_unflatten(traced.aux_tree, jax.lax.stop_gradient(outs[1:]))
             return outs[0], then(aux, {})
     elif planned.enumerates:
-        return _shared(partial(_then, then, planned))
+        closed, shape = jax.make_jaxpr(partial(_then, then, planned), return_shape=True)()
+        outs = _once(closed, ())
+        if outs is not None:
+            return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), outs)
     value, aux, updates = _evaluated(traced, planned)
     return value, then(aux, updates)
-
-
-def _together(traced: Traced, *, tables: bool) -> list[Any] | None:
-    """The results of a program without choices, equal or alike equations evaluated once, if any.
-
-    Args:
-      traced: it.
-      tables: whether it sums choices out.
-    """
-    if not tables:
-        return packed_scalar(traced.closed, traced.arrays, frozenset({lane_key_p}))
-    program = flatten(traced.closed, sums=False)
-    if not program.packable:
-        return None
-    first, *rest = one_by_one(program, traced.arrays)
-    return [first, *jax.lax.stop_gradient(rest)]
 
 
 def _then(then: Callable[[Any, Updates], Any], planned: Plan) -> tuple[jax.Array, Any]:
@@ -114,15 +101,14 @@ def _then(then: Callable[[Any, Updates], Any], planned: Plan) -> tuple[jax.Array
     return value, then(aux, updates)
 
 
-def _shared(fn: Callable[[], Any]) -> Any:
-    """What a function returns, equal equations of its evaluated once."""
-    closed, shape = jax.make_jaxpr(fn, return_shape=True)()
+def _packed(closed: Any, arrays: Sequence[Any]) -> list[Any] | None:
+    return packed_scalar(closed, arrays, frozenset({lane_key_p}))
+
+
+def _once(closed: Any, arrays: Sequence[Any]) -> list[Any] | None:
+    """The results of a program, equal equations evaluated once; None if it has effects."""
     program = flatten(closed, sums=False)
-    if not program.packable:
-        return fn()
-    return jax.tree_util.tree_unflatten(
-        jax.tree_util.tree_structure(shape), one_by_one(program, ())
-    )
+    return one_by_one(program, arrays) if program.packable else None
 
 
 def _evaluated(traced: Traced, planned: Plan | None) -> tuple[jax.Array, Any, Updates]:

@@ -52,19 +52,20 @@ def check_made_of_free(
     """
     first = _run(guide, params, args, kwargs)
     drawn = {n: s["value"] for n, s in first.items() if s["type"] == "sample"}
-    programs = [model] if isinstance(guide, AutoGuide) else [guide, model]
+    guides, at_start = ([], []) if isinstance(guide, AutoGuide) else ([guide], [*first.values()])
 
-    def run(values: Mapping[str, Any]) -> list[Site]:
+    def run(programs: list[Any], values: Mapping[str, Any]) -> list[Site]:
         given = {**params, **drawn, **values}
         return [s for p in programs for s in _run(p, given, args, kwargs).values()]
 
-    sites = run({})
+    sites = at_start + run([model], {})
     free = {s["name"]: s["value"] for s in sites if s["type"] == "param" and is_free(s)}
     concrete = all(map(not_jax_tracer, jax.tree.leaves([s["value"] for s in sites])))
     if not free or not concrete or any(s["type"] == "mutable" for s in sites):
         return
     before = {(o.site, o.argument) for o in _outside(sites)}
-    found = lambda values: [o for o in _outside(run(values)) if (o.site, o.argument) not in before]
+    moves = lambda values: _outside(run([*guides, model], values))
+    found = lambda values: [o for o in moves(values) if (o.site, o.argument) not in before]
     for sign in (-1.0, 1.0):
         far = lambda x, sign=sign: sign * (jnp.abs(x) + _FAR)
         moved = {n: jax.tree.map(far, value) for n, value in free.items()}

@@ -73,7 +73,7 @@ def look(
     """
     met, drawn, in_model = _Met(), _Drawn(), _Drawn()
     watched = _under(in_model, model), _under(drawn, guide)
-    plan = _plan(objective, *watched, params, args, kwargs, met)
+    plan = _plan(_under(met, objective.draw), *watched, params, args, kwargs)
     _check_params(met, params)
     chosen = {s.template.name: plan.choices[s.index].estimator for s in plan.program.sites.values()}
     names = list(drawn.looped)
@@ -96,17 +96,8 @@ def look(
 
 
 def _plan(
-    objective: Objective, model: Any, guide: Any, params: Any, args: Any, kwargs: Any, *around: Any
+    draw: Callable[..., Any], model: Any, guide: Any, params: Any, args: Any, kwargs: Any
 ) -> vt.Plan:
-    def draw(*inputs: Any) -> Any:
-        for handler in around:
-            handler.__enter__()
-        try:
-            return objective.draw(*inputs)
-        finally:
-            for handler in reversed(around):
-                handler.__exit__(None, None, None)
-
     return vt.plan(draw, jax.random.key(0), dict(params), model, guide, args, kwargs)
 
 
@@ -116,7 +107,7 @@ def _shown(
     """The plan in which the engine sees every site; None if there is none."""
     seen = with_estimators(guide, dict.fromkeys(names, single_draw()))
     try:
-        return _plan(objective, model, seen, params, args, kwargs)
+        return _plan(objective.draw, model, seen, params, args, kwargs)
     except (vt.SiteError, ValueError, NotImplementedError):
         return None  # such as a derivative that is stopped: then nothing is said to be apart
 

@@ -19,6 +19,7 @@ from vipp.diagnostics.mistake import CheckError
 from vipp.language.bias import noting_biased, warn_of_biased_objective
 from vipp.language.names import close
 from vipp.objectives.objective import Objective
+from vipp.training.mesh import here
 from vipp.training.metrics import loss_at
 
 
@@ -107,7 +108,7 @@ def unmoved(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState], list[str]]
     """
 
     def names(state: SVIState) -> list[str]:
-        check_made_of_free(svi.model, svi.guide, svi.get_params(state), args, kwargs)
+        check_made_of_free(svi.model, svi.guide, svi.get_params(state), here(args), kwargs)
         loss = loss_at(svi, args, kwargs, state)
         raw = svi.optim.get_params(state.optim_state)
         return without_gradient(lambda raw: loss(raw, state.rng_key), raw)
