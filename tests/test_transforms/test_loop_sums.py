@@ -176,9 +176,34 @@ def independent(theta, rv):
     return (1.0 * rv.scan(step, 0, XS)[1] ** 2).sum()
 
 
+def carried(theta, rv):
+    """What is carried follows from the last choice, and starts where some choice leads, or none."""
+
+    def step(draw, carry, x):
+        z, odd, hot, mean, two = carry
+        new = draw("z", theta[z] + theta[jnp.minimum(two, 1)] * x)
+        costs = COSTS[z, new] * odd + jnp.where(hot, x, mean) + two * new
+        return (new, 3 - 2 * new, new == 1, XS[new], new), costs
+
+    last, costs = rv.scan(step, (1, 1, jnp.array(False), 0.7, 2), XS)
+    return costs.sum() + jnp.where(last[2], theta[0, 1], 1.0 * last[1])
+
+
+def lanes_from_one_state(theta, rv):
+    """All lanes start alike; their states are carried as they are, and along another axis."""
+
+    def step(draw, carry, x):
+        z, column = carry
+        new = draw("z", theta[z] + x * theta[column[:, 0]])
+        return (new, new[:, None] + jnp.zeros((2, 3), int)), COSTS[z, new] * column[:, 2]
+
+    (last, _), costs = rv.scan(step, (jnp.zeros(2, int), jnp.ones((2, 3), int)), XS)
+    return (costs * jnp.array([[1.0, 2.0]])).sum() + COSTS[last, last].sum()
+
+
 SUMMED = (
     chain, accumulated, second_order, lanes, two_sites, one_and_many, followed, impossible, started,
-    independent, tosses,
+    independent, tosses, carried, lanes_from_one_state,
 )  # fmt: skip
 
 

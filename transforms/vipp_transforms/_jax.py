@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -150,6 +150,11 @@ _INSTALLED = tuple(
     f"{p.as_posix()}/"
     for p in (pathlib.Path(__file__).parent, pathlib.Path(jax.__file__).parents[1])
 )
+
+
+def variables(atoms: Iterable[Any]) -> list[Any]:
+    """The atoms that are no literals."""
+    return [v for v in atoms if not isinstance(v, Literal)]
 
 
 def is_tracer(value: Any) -> bool:

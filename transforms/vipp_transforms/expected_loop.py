@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vipp_transforms import _jax
-from vipp_transforms.estimators.base import Axis, Estimator, Policy, SiteInfo, Traits, estimator
-from vipp_transforms.estimators.enumerate import ALL_VALUES, joint_size, joint_support, lane_numbers
-from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
-from vipp_transforms.loop_parts import Parts, made
+from vipp_transforms.estimators.base import Estimator, Policy, SiteInfo, Traits, estimator
+from vipp_transforms.estimators.enumerate import ALL_VALUES
+from vipp_transforms.forward import Forward
+from vipp_transforms.known_carry import choice_number
+from vipp_transforms.lifting import Env, Lifted, value_of
+from vipp_transforms.loop_parts import Parts
 from vipp_transforms.marginal_choice import Marginal, chosen
-from vipp_transforms.sharing import call, evaluate
-from vipp_transforms.sites import lifting, sample, sample_p
-from vipp_transforms.staging import Site
+from vipp_transforms.sites import sample, sample_p
 from vipp_transforms.support_numbers import Numbers
 from vipp_transforms.unrolling import NotSummed
 from vipp_transforms.windows import Windows
@@ -55,13 +56,6 @@ class SummedInLoop(Policy):
         return self.estimator, "summed out in its loop"
 
 
-class _Factor(NamedTuple):
-    """An array with one name per axis: choices, and classes of lanes."""
-
-    array: Any
-    dims: tuple[str, ...]
-
-
 class _Group(NamedTuple):
     """Choices before a step that have the same lanes.
 
@@ -80,26 +74,18 @@ class ExpectedLoop:
     Args:
       windows: of the loop.
       number: of the loop.
+      firsts: what is known of the values carried into its first step.
 
     Attributes:
       refusal: why it is none that can be run, or None.
     """
 
-    def __init__(self, windows: Windows, number: int):
+    def __init__(self, windows: Windows, number: int, firsts: Sequence[Numbers | None]):
         self.windows, self.steps, self.number = windows, windows.steps, number
-        self.count = len(windows.sites)
-        entering = frozenset().union(*windows.entering)
-        self.axes = Axes()
-        for n in sorted(entering | {*range(self.count)}, key=lambda n: (-(n // self.count), n)):
-            self.axes.register(Axis(_name(n), joint_size(windows.infos[n % self.count])))
-        self.past = tuple(n for n in self.axes.sizes if _number(n) >= self.count)
-        lanes = {
-            c: site.lane_shape[axis]
-            for site in windows.sites
-            for c, axis in windows.classes(f"log_prob {site.index}")
-        }
-        self.lanes = tuple(lanes)
-        self.sizes = {**self.axes.sizes, **lanes}
+        self.forward = Forward(windows, firsts)
+        self.axes, self.known = self.forward.axes, self.forward.known
+        self.past, self.lanes = self.forward.past, self.forward.lanes
+        self.sizes, self.count = self.forward.sizes, len(windows.sites)
         self.groups = self._groups()
         self.refusal = self._refusal()
 
@@ -120,11 +106,9 @@ class ExpectedLoop:
     def _groups(self) -> list[_Group]:
         found: dict[tuple[str, ...], list[str]] = {}
         for name in self.past:
-            plates = self.windows.joined.plates_of[str(_number(name))]
+            plates = self.windows.joined.plates_of[str(choice_number(name))]
             found.setdefault(tuple(c for c in self.lanes if c in plates), []).append(name)
         return [_Group(tuple(v), k) for k, v in sorted(found.items(), key=lambda kv: len(kv[0]))]
-
-    # -- forward -----------------------------------------------------------------------------------
 
     def run(self, *operands: Any) -> list[Any]:
         """The results of the loop, given its operands."""
@@ -135,122 +119,24 @@ class ExpectedLoop:
         scanned = [next(given) for _ in self.steps.scanned]
         fixed |= {v: Lifted(jnp.asarray(x)) for v, x in self.steps.env.items()}
         parts = Parts.of(self.windows)
-        with lifting():
-            evaluate(parts.fixed, fixed, self.axes, {}, made(parts.fixed), self._names_of)
-        (probs, carried), (before, tables, alike) = self._forward(parts, fixed, first, scanned)
+        probs, carried, (before, tables, alike) = self.forward.run(parts, fixed, first, scanned)
         pasts = self._draw(before, steps=True)
         inputs = {v: x.array for v, x in fixed.items() if v in parts.read}
         stacked = dict(zip(parts.alike, alike, strict=True))
         stacked |= {
-            c.var: self._at(pasts, table, i, steps=True)
-            for i, (c, table) in enumerate(zip(self.steps.carried, tables, strict=True))
+            c.var: self._at(pasts, tables, i, steps=True)
+            for i, c in enumerate(self.steps.carried)
             if self.windows.entering[i] and c.var in parts.read
         }
         stacked |= self._side_by_side(parts, inputs, stacked)
         read = lambda atom: self._stacked(atom, stacked, fixed)
         ends = self._draw(probs, steps=False)
-        last = [self._at(ends, x, i, steps=False) for i, x in enumerate(carried)]
+        last = [self._at(ends, carried, i, steps=False) for i in range(len(first))]
         sums = [
             sum((sign * read(a).sum(0) for sign, a in t.parts), start=x)
             for t, x in zip(self.steps.totals, totals, strict=True)
         ]
         return [*last, *sums, *(read(s.result) for s in self.steps.stacked)]
-
-    def _forward(
-        self, parts: Parts, fixed: Env, first: Sequence[Any], scanned: Sequence[Any]
-    ) -> Any:
-        """Run the loop for all values of the last choices, and their probabilities.
-
-        Returns:
-          The last probabilities and carried values; of each step these before it, and what does
-          not depend on choices.
-        """
-        entering = [self._ordered(numbers) for numbers in self.windows.entering]
-        sites = self.windows.sites if self.past else ()
-        ahead = [c.result for c in self.steps.carried] + [v for s in sites for v in s.leaves]
-        needed = [*ahead, *parts.alike, *(s.var for s in sites)]
-
-        def step(carry: Any, xs: Any) -> Any:
-            probs, values = carry
-            env = dict(fixed)
-            lifted = [Lifted(x, n) for x, n in zip(values, entering, strict=True)]
-            env |= zip((c.var for c in self.steps.carried), lifted, strict=True)
-            env |= {s.var: Lifted(x) for s, x in zip(self.steps.scanned, xs, strict=True)}
-            nodes = {s.var: self._node(s) for s in self.windows.sites}
-            with lifting():
-                evaluate(parts.ahead(needed), env, self.axes, nodes, needed, self._names_of)
-                factors = [self._factor(s, env) for s in sites]
-            factors.append(_Factor(probs, (*self.past, *self.lanes)))
-            moved = [self._later(value_of(env, c.result)) for c in self.steps.carried]
-            new = [self.axes.spread(x, n) for x, n in zip(moved, entering, strict=True)]
-            after = self._next(factors) if self.past else probs
-            return (after, new), (probs, values, [env[v].array for v in parts.alike])
-
-        values = [self.axes.spread(Lifted(x), n) for x, n in zip(first, entering, strict=True)]
-        return jax.lax.scan(
-            jax.checkpoint(step, prevent_cse=False), (self._uniform(), values), list(scanned),
-            length=self.steps.length, reverse=self.steps.reverse,
-        )  # fmt: skip
-
-    def _names_of(self, atom: Any) -> frozenset[str]:
-        """The axes that a value of a step may carry."""
-        return frozenset(map(_name, self.windows.depends[atom]))
-
-    def _ordered(self, numbers: Iterable[int]) -> tuple[str, ...]:
-        return tuple(n for n in self.axes.sizes if _number(n) in {*numbers})
-
-    def _uniform(self) -> jax.Array:
-        """Before the first step there is no choice: nothing depends on which one it was."""
-        shape = tuple(self.sizes[n] for n in (*self.past, *self.lanes))
-        values = math.prod(self.sizes[n] for n in self.past)
-        dtypes = [s.log_prob.out_avals[0].dtype for s in self.windows.sites]
-        dtype = jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
-        return jnp.full(shape, 1.0 / values, dtype)
-
-    def _node(self, site: Site) -> Node:
-        info, name = self.windows.infos[site.index], _name(site.index)
-
-        def make(env: Env) -> Lifted:
-            joint = jnp.asarray(joint_support(info)).astype(site.var.aval.dtype)
-            full = (joint.shape[0], *info.lane_shape, *info.event_shape)
-            return Lifted(jnp.broadcast_to(joint, full), (name,))
-
-        table = lane_numbers(info, site.var.aval.dtype)
-        numbers = None if table is None else Numbers(table, (name,))
-        return Node(frozenset({name}), make, numbers)
-
-    def _factor(self, site: Site, env: Env) -> _Factor:
-        """The probability of a choice given those before, in each lane that stays apart."""
-        atoms = (site.var, *site.leaves)
-        (log_prob,) = call(site.log_prob, [value_of(env, v) for v in atoms], self.axes, env, atoms)
-        apart = self.windows.classes(f"log_prob {site.index}")
-        named = len(log_prob.axes)
-        kept = {named + a for _, a in apart}
-        others = tuple(a for a in range(named, jnp.ndim(log_prob.array)) if a not in kept)
-        array = jnp.exp(jnp.sum(log_prob.array, axis=others))
-        return _Factor(array, (*log_prob.axes, *(c for c, _ in apart)))
-
-    def _later(self, value: Lifted) -> Lifted:
-        """A value one step later."""
-        return value._replace(axes=tuple(_name(_number(n) + self.count) for n in value.axes))
-
-    def _next(self, factors: Sequence[_Factor]) -> jax.Array:
-        """How probable the values of the last choices are after a step."""
-        now = tuple(_name(_number(n) - self.count) for n in self.past)
-        table = self._sum(factors, (*now, *self.lanes))
-        # their sum is one; divided by it, they keep their distance from what comes after: the
-        # derivative is that of all later terms, less its mean
-        total = table.sum(tuple(range(len(now))), keepdims=True)
-        return table / jnp.where(total > 0, total, 1.0)
-
-    def _sum(self, factors: Sequence[_Factor], dims: Sequence[str]) -> jax.Array:
-        """The sum of a product of factors over all but ``dims``."""
-        code = {n: i for i, n in enumerate(self.sizes)}
-        args: list[Any] = []
-        for f in factors:
-            args += [f.array, [code[d] for d in f.dims]]
-        out = [code[d] for d in dims]
-        return jnp.einsum(*args, out, precision=jax.lax.Precision.HIGHEST, optimize=True)
 
     # -- each step by itself -----------------------------------------------------------------------
 
@@ -296,17 +182,21 @@ class ExpectedLoop:
     def _sample(self, table: jax.Array, group: _Group, *, steps: bool) -> jax.Array:
         labels, kinds = [], []
         for name in group.names:
-            template = self.windows.sites[_number(name) % self.count].template
-            lag = _number(name) // self.count - (0 if steps else 1)
+            template = self.windows.sites[choice_number(name) % self.count].template
+            lag = choice_number(name) // self.count - (0 if steps else 1)
             labels.append(f"{template.name}[{'t' if steps else 'end'}{-lag if lag else ''}]")
             kinds.append(template.kind)
         policy = SummedInLoop(self._names, self.number, before=steps, ended=not steps)
         marginal = Marginal(table, ", ".join(dict.fromkeys(kinds)))
         return sample(jax.random.key(0), marginal, policy, name=", ".join(labels))
 
-    def _at(self, drawn: Sequence[jax.Array], table: Any, i: int, *, steps: bool) -> Any:
+    def _at(
+        self, drawn: Sequence[jax.Array], tables: Mapping[int, Any], i: int, *, steps: bool
+    ) -> Any:
         """A carried value given what was chosen before."""
-        names = self._ordered(self.windows.entering[i])
+        if i in self.known.carried:
+            return self._known_at(drawn, i, steps=steps)
+        table, names = tables[i], self.forward.entering(i)
         if not names:
             return table
         lead, touched = int(steps), [g for g in self.groups if {*g.names} & {*names}]
@@ -326,6 +216,32 @@ class ExpectedLoop:
             at = {left + axis_of[c]: group.classes.index(c) for c in group.classes}
             array = chosen(array, index, at, lead)
         return array
+
+    def _known_at(self, drawn: Sequence[jax.Array], i: int, *, steps: bool) -> jax.Array:
+        """A carried value that is known, given what was chosen before."""
+        (table, names), var = self.known.carried[i], self.steps.carried[i].var
+        axis_of, shape = dict(self.windows.classes(f"carried {i}")), var.aval.shape
+        lead = (self.steps.length,) if steps else ()
+        places = []
+        for name in names:
+            at = next(k for k, g in enumerate(self.groups) if name in g.names)
+            group, index = self.groups[at], drawn[at]
+            # the last choice of a group counts fastest
+            after = group.names[group.names.index(name) + 1 :]
+            index = jax.lax.div(
+                index, jnp.full_like(index, math.prod(self.sizes[n] for n in after))
+            )
+            if name != group.names[0]:
+                index = jax.lax.rem(index, jnp.full_like(index, self.sizes[name]))
+            order = sorted(range(len(group.classes)), key=lambda k: axis_of[group.classes[k]])
+            index = jnp.transpose(index, (*range(len(lead)), *(len(lead) + k for k in order)))
+            mapped = {axis_of[c] for c in group.classes}
+            places.append(
+                jnp.expand_dims(
+                    index, [len(lead) + a for a in range(len(shape)) if a not in mapped]
+                )
+            )
+        return jnp.broadcast_to(_looked_up(table, places), (*lead, *shape))
 
     def _side_by_side(
         self, parts: Parts, fixed: Mapping[Any, Any], stacked: Mapping[Any, Any]
@@ -359,9 +275,10 @@ class ExpectedLoop:
         return jnp.broadcast_to(one, (self.steps.length, *jnp.shape(one)))
 
 
-def _name(number: int) -> str:
-    return f"choice:{number}"
-
-
-def _number(name: str) -> int:
-    return int(name.removeprefix("choice:"))
+def _looked_up(table: np.ndarray, places: Sequence[jax.Array]) -> jax.Array:
+    """The entries of a table; where they grow evenly, sums, from which more is known."""
+    flat = table.ravel()
+    step = flat[1] - flat[0] if table.ndim == 1 and flat.dtype != bool and flat.size > 1 else 0
+    if step and np.array_equal(flat, flat[0] + step * np.arange(flat.size)):
+        return places[0].astype(flat.dtype) * step + flat[0]
+    return jnp.asarray(table)[tuple(places)]

@@ -20,9 +20,16 @@ from vipp_transforms.elimination import Elimination
 from vipp_transforms.estimators.enumerate import ALL_VALUES
 from vipp_transforms.expected_loop import ExpectedLoop, SummedInLoop
 from vipp_transforms.lane import MIXED
-from vipp_transforms.loop_fusion import fuse_followers, needed_of, open_steps, with_totals
-from vipp_transforms.staging import Inliner
+from vipp_transforms.loop_fusion import (
+    Steps,
+    fuse_followers,
+    needed_of,
+    open_steps,
+    with_totals,
+)
+from vipp_transforms.staging import Inliner, live
 from vipp_transforms.stopped import check_stopped
+from vipp_transforms.support_numbers import Numbers, follow, numbers_in, numbers_of
 from vipp_transforms.unrolling import NotSummed
 from vipp_transforms.windows import Windows, windows
 
@@ -50,12 +57,24 @@ def sum_loops(
         if isinstance(found, NotSummed):
             return found
         _check(found)
-        loop = ExpectedLoop(found, number)
+        loop = ExpectedLoop(found, number, _firsts(found.steps, [*eqns[:at], *before], env))
         if loop.refusal is not None:
             return loop.refusal
         eqns = [*eqns[:at], *before, *_replaced(loop, env), *after]
         number += 1
     return eqns
+
+
+def _firsts(steps: Steps, eqns: list[Any], env: Mapping[Any, Any]) -> list[Numbers | None]:
+    """What is known of the values carried into the first step."""
+    firsts = [c.first for c in steps.carried]
+    made = live(eqns, firsts)
+    read = {v for e in made for v in e.invars if not isinstance(v, _jax.Literal)}
+    read |= {v for v in firsts if not isinstance(v, _jax.Literal)}
+    found = {v: numbers_in(env[v]) for v in read if v in env}
+    known = {v: x for v, x in found.items() if x is not None}
+    follow(made, known, ())
+    return [numbers_of(v, known) for v in firsts]
 
 
 def _check(found: Windows) -> None:

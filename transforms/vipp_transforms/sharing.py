@@ -38,7 +38,7 @@ def evaluate(
     if not facts.numbers and not facts.thin and not any(n.same for n in nodes.values()):
         lifting.evaluate(eqns, env, axes, nodes, outputs, names_of)
         return
-    _Sharing(eqns, env, axes, nodes, names_of).run(_variables(outputs))
+    _Sharing(eqns, env, axes, nodes, names_of).run(_jax.variables(outputs))
 
 
 def call(
@@ -145,7 +145,7 @@ class _Sharing:
         """Add a table read at known numbers, if its other operands are at hand."""
         operands = read.operands
         # an index of several axes may have been put together elsewhere
-        if not all(v in self.names for v in _variables(operands)):
+        if not all(v in self.names for v in _jax.variables(operands)):
             return False
         carried = self._carried(operands)
         if not carried.isdisjoint(read.axes):
@@ -160,11 +160,11 @@ class _Sharing:
         make = partial(_rows, read, self.axes, operands)
         node = self.nodes[var] = Node(carried.union(read.axes), make)
         self._note(read.eqn, node.names)
-        self.thin.keep(read.eqn.replace(invars=_variables(operands), outvars=[var]))
+        self.thin.keep(read.eqn.replace(invars=_jax.variables(operands), outvars=[var]))
         return True
 
     def _carried(self, atoms: Iterable[Any]) -> frozenset[str]:
-        return frozenset().union(*(self.names[v] for v in _variables(atoms)))
+        return frozenset().union(*(self.names[v] for v in _jax.variables(atoms)))
 
     def _note(self, eqn: Any, names: frozenset[str]) -> None:
         self.names.update((v, names & self.names_of(v)) for v in eqn.outvars)
@@ -179,15 +179,11 @@ def _rows(read: Read, axes: Axes, operands: Sequence[Any], env: Env) -> Lifted:
     return value
 
 
-def _variables(atoms: Iterable[Any]) -> list[Any]:
-    return [v for v in atoms if not isinstance(v, _jax.Literal)]
-
-
 def _needed(eqns: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
     needed = {*outputs}
     kept = []
     for eqn in reversed(eqns):
         if eqn.effects or not needed.isdisjoint(eqn.outvars):
-            needed.update(_variables(eqn.invars))
+            needed.update(_jax.variables(eqn.invars))
             kept.append(eqn)
     return kept[::-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms import _jax
@@ -34,6 +35,17 @@ def numbers_of(atom: Any, known: Mapping[Any, Numbers]) -> Numbers | None:
         return known.get(atom)
     aval: Any = atom.aval
     return None if np.ndim(atom.val) else Numbers(np.asarray(atom.val, aval.dtype))
+
+
+def numbers_in(value: Any) -> Numbers | None:
+    """What is known of a constant: one number, if all its entries are the same."""
+    if _jax.is_tracer(value) or not 0 < np.size(value) <= MAX_NUMBERS:
+        return None
+    dtype = getattr(value, "dtype", None) or np.asarray(value).dtype
+    if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+        return None  # keys, above all
+    entries = np.ravel(np.asarray(value))
+    return Numbers(entries[0]) if np.all(entries == entries[0]) else None
 
 
 def follow(eqns: Iterable[Any], known: dict[Any, Numbers], order: Sequence[str]) -> None:
