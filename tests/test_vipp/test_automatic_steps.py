@@ -102,15 +102,129 @@ def test_a_bound_that_is_never_finite():
         fit(model, lambda: None, 100)
 
 
+def two_peaks(x):
+    z = numpyro.sample("z", dist.Normal(0.0, 3.0))
+    numpyro.sample("x", dist.Normal(z**2 + z, 1.0).expand([4]).to_event(1), obs=x)
+
+
+def somewhere(x):
+    loc = numpyro.param("loc", lambda key: 3.0 * jax.random.normal(key))
+    numpyro.sample("z", dist.Normal(loc, numpyro.param("s", 0.2, constraint=POSITIVE)))
+
+
+POSITIVE = dist.constraints.positive
+X = jnp.full(4, 6.0)  # z is 2 or -3
+LONG_RUN = 3_000
+
+
+def peaks(key=KEY, steps=LONG_RUN, **kwargs):
+    return vipp.fit(
+        key, vipp.ELBO(), two_peaks, somewhere, None, steps, X, progress_bar=False, **kwargs
+    )
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.losses, other.losses)
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    np.testing.assert_array_equal(one.automatic.rounds, other.automatic.rounds)
+    assert one.stopped == other.stopped
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_was_killed_goes_on_bit_by_bit(tmp_path):
+    """At every stage: while it searches, while gradients are measured, within rounds."""
+    whole, often = peaks(), {"checkpoint": str(tmp_path / "run"), "checkpoint_every": 40}
+    deaths = iter([150, 480, 530, 750, 1_190, 1_210])
+    death = next(deaths)
+
+    def callback(progress):
+        if progress.step >= death:
+            raise Killed
+
+    for _ in range(100):
+        try:
+            again = peaks(**often, log_every=10, callback=callback)
+            break
+        except Killed:
+            death = next(deaths, LONG_RUN + 1)
+    same(again, whole)
+    same(peaks(**often), whole)  # nothing is left to do
+
+
+def test_starts_without_an_optimiser_are_the_runs_of_their_keys(tmp_path):
+    keys = jax.random.split(KEY, 3)
+    alone = [peaks(key) for key in keys]
+    saved = {"checkpoint": str(tmp_path / "run"), "checkpoint_every": 500}
+
+    def callback(progress):
+        seen.append(progress.step)
+        if len(seen) == 30:
+            raise Killed
+
+    seen = []
+    with pytest.raises(Killed) as error:
+        peaks(num_restarts=3, **saved, log_every=50, callback=callback)
+    assert error.value.result.restarts.losses.shape[0] == 2
+    for several in (peaks(num_restarts=3), peaks(num_restarts=3, **saved)):
+        best = several.restarts.best
+        same(several, alone[best])
+        tails = [one.losses[-(len(one.losses) // 10) :] for one in alone]
+        np.testing.assert_allclose(several.restarts.bounds, [-x.mean() for x in tails], rtol=1e-5)
+        assert best == several.restarts.bounds.argmax()
+        for losses, one in zip(several.restarts.losses, alone):
+            np.testing.assert_array_equal(losses[: len(one.losses)], one.losses)
+            assert np.isnan(losses[len(one.losses) :]).all()
+    held_out = peaks(num_restarts=3, validate=(X + 1,), stop=vipp.EarlyStopping())
+    assert held_out.restarts.best == held_out.restarts.bounds.argmax()
+
+
+def test_more_steps_than_a_checkpoint_or_state_was_asked_for(tmp_path):
+    """It searches on, from the parameters and step sizes that it had come to."""
+    folder = str(tmp_path / "run")
+    short = peaks(steps=300, checkpoint=folder)
+    longer = peaks(steps=LONG_RUN, checkpoint=folder)
+    np.testing.assert_array_equal(longer.losses[: len(short.losses)], short.losses)
+    onward = peaks(init_state=short.state)
+    best = peaks()
+    for more in (longer, onward):
+        assert "not worth another round" in more.stopped or len(more.losses) == LONG_RUN
+        assert len(more.losses) > 300
+        np.testing.assert_allclose(more.params["loc"], best.params["loc"], atol=0.01)
+    np.testing.assert_allclose(onward.losses[:100].mean(), short.losses[-100:].mean(), rtol=0.1)
+
+
+def test_early_stopping_counts_each_average_once():
+    looks = []
+    stop = vipp.EarlyStopping(patience=3)
+    kept = peaks(stop=stop, validate=(X,), log_every=10, callback=lambda p: looks.append(p))
+    assert "the bound had not improved" in kept.stopped or "not worth" in kept.stopped
+    best = max(look.metrics["validation"] for look in looks)
+    at = [look.result() for look in looks if look.metrics["validation"] == best]
+    assert kept.metrics["validation"].max() == best and at
+    averages = len(kept.automatic.rounds)
+    assert len(looks) > 3 * averages  # most are of an average that was looked at before
+    worse = peaks(stop=stop, validate=(X + 100.0,), log_every=50)
+    assert worse.stopped == "the bound had not improved for 3 looks"
+
+
 @pytest.mark.parametrize(
-    "asked",
-    [{"stop": vipp.EarlyStopping()}, {"checkpoint": "run"}, {"num_restarts": 2}, {"init_state": 0}],
-    ids=lambda asked: next(iter(asked)),
+    ("asked", "says"),
+    [
+        ({"init_state": "adam"}, "init_state is the state of a run with another optimiser.*Fix"),
+        ({"batches": iter([(X,)]), "num_restarts": 2}, "can be gone through once.*one after.*Fix"),
+    ],
+    ids=["init_state", "iterator"],
 )
-def test_what_does_not_go_without_an_optimiser(asked):
-    (name,) = asked
-    with pytest.raises(ValueError, match=rf"got {name}=.*optim=None.*Fix"):
-        fit(lambda: None, lambda: None, 10, **asked)
+def test_what_does_not_go_without_an_optimiser(asked, says):
+    if asked.get("init_state"):
+        adam = optax.adam(0.1)
+        run = vipp.fit(KEY, vipp.ELBO(), two_peaks, somewhere, adam, 2, X, progress_bar=False)
+        asked = {"init_state": run.state}
+    with pytest.raises(ValueError, match=says):
+        peaks(**asked)
 
 
 def test_a_pure_function_needs_an_optimiser():

@@ -17,6 +17,7 @@ import optax
 import orbax.checkpoint as orbax
 import pytest
 from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.svi import SVIState
 
 import vipp
 from vipp.training.run import LONG, extend
@@ -208,6 +209,8 @@ def test_an_interrupt_returns_what_there_is():
         ({"log_every": 0}, ValueError, "log_every"),
         ({"stop": 5}, TypeError, "EarlyStopping"),
         ({"checkpoint_every": -1}, ValueError, "checkpoint_every"),
+        ({"init_state": 1}, TypeError, "init_state must be an SVIState, got int.*Fix"),
+        ({"init_state": SVIState((0, {}), None, KEY)}, ValueError, "got .*, expected .*Fix"),
     ],
 )
 def test_wrong_arguments(wrong, error, message):
@@ -512,13 +515,24 @@ def heavier(x):
         model(x)
 
 
+def slower_from_step_20_on(by):
+    def update(updates, state, params=None):
+        moves, new = ADAM.update(updates, state, params)
+        return jax.tree.map(lambda x: by ** (state[0].count >= 20) * x, moves), new
+
+    return optax.GradientTransformation(ADAM.init, update)
+
+
 OTHERS = {
     "shapes": ({"model": second}, r".*other shapes or dtypes \(int32\[\], now float32\[3\]"),
     "key": ({"key": jax.random.key(1)}, "another rng_key"),
     "objective": ({"objective": vipp.IWAE(num_particles=2)}, "another objective"),
     "model": ({"model": heavier}, "other losses at its start.*another model"),
-    "data": ({"x": X + 1.0}, "other losses at its start.*other data"),
+    "data": ({"x": X + 1.0}, "another digest of the data"),
+    "a little of the data": ({"x": X.at[2].add(1e-6)}, "another digest of the data"),
     "optimiser": ({"optim": optax.adam(0.04)}, "other losses at its start.*optimiser"),
+    "later steps": ({"optim": slower_from_step_20_on(0.5)}, "other losses in its next.*optimiser"),
+    "a little of it": ({"optim": slower_from_step_20_on(0.997)}, "other steps ahead.*optimiser"),
     "number of steps": ({"steps": 19}, "20 steps, more than the 19 asked for"),
 }
 
@@ -534,6 +548,33 @@ def test_a_checkpoint_of_another_run_is_refused(other, says, saved):
             checkpoint=str(saved),
         )  # fmt: skip
     assert sorted(p.name for p in saved.iterdir()) == [".lock", "10", "20"]
+
+
+REORDERED = [BATCHES[0], *BATCHES[:0:-1]]
+OTHER_BATCHES = {
+    "optimiser": (
+        optax.adam(0.04),
+        BATCHES,
+        "with other (losses in its next|steps ahead).*optimis",
+    ),
+    "sizes": (ADAM, [x[:8] for x in BATCHES], "with other losses at its start"),
+    "order": (ADAM, REORDERED, "the 6 batches before it are others.*another order.*Fix"),
+    "an array": (ADAM, [*BATCHES[:3], BATCHES[3] + 1e-6], "the 6 batches before it are others"),
+}
+
+
+def test_other_batches_or_another_optimiser_of_batches_are_refused(tmp_path):
+    """Whatever of the batches' first losses is the same."""
+    fit = lambda steps, optim, batches: vipp.fit(
+        KEY, vipp.ELBO(), model, guide, optim, steps, 40, batches=batches, progress_bar=False,
+        checkpoint=str(tmp_path / "run"),
+    )  # fmt: skip
+    fit(6, ADAM, BATCHES)
+    for optim, batches, says in OTHER_BATCHES.values():
+        with pytest.raises(vipp.CheckpointError, match=says):
+            fit(12, optim, batches)
+    as_jax = [jnp.asarray(x) for x in BATCHES]
+    same(fit(12, ADAM, as_jax), train(12, batches=BATCHES))
 
 
 def test_one_folder_for_two_runs_is_refused(saved):

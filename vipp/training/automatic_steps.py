@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpyro.infer.svi import SVIState
 
-from vipp.objectives.objective import Objective
 from vipp.training.adam_state import (
     averaged_at,
     emptied,
+    position,
     probing,
     retreated,
     searching,
@@ -41,6 +42,11 @@ _WINDOWS_SO_FAR = 40  # as long would be those of a search that goes on
 _PARTS = 10  # of a round, the first two of which are left out of its average
 _WORSE = 6.0
 _MOST_RETREATS = 20
+_TOO_FEW = "the steps that are left are too few for another round"
+_NUMBERS = (
+    "_searching", "_searched", "_retreats", "_in_a_row", "_factor", "_length", "_part", "_since",
+    "due",
+)  # fmt: skip
 
 
 class AveragedRound(NamedTuple):
@@ -99,7 +105,7 @@ class AutomaticSteps:
     """
 
     def __init__(self, num_steps: int):
-        self._num_steps = num_steps
+        self._num_steps = self._asked_before = num_steps
         self._safe: SVIState | None = None
         self._safe_loss: Window | None = None
         self._kept: SVIState | None = None
@@ -139,6 +145,69 @@ class AutomaticSteps:
         self.due = min(self.due, self._num_steps)
         if run.done == self._num_steps:
             self._end(run)
+
+    @property
+    def averages(self) -> int:
+        """The number of averages so far."""
+        return len(self._rounds)
+
+    def saved(self) -> dict[str, Any]:
+        """The arrays of a checkpoint."""
+        return {
+            "safe": self._safe, "safe_loss": self._safe_loss, "kept": self._kept,
+            "probe": self._probe, "average": self._average, "before": self._before,
+            "windows": self._windows.all,
+        }  # fmt: skip
+
+    def notes(self) -> dict[str, Any]:
+        """The numbers of a checkpoint."""
+        probe = self._probe
+        return {
+            "there": [name for name, x in self.saved().items() if x is not None],
+            "probed": None if probe is None else [len(probe.points), len(probe.slopes)],
+            "windows": len(self._windows.all),
+            "rounds": [list(r) for r in self._rounds],
+            "numbers": {name: getattr(self, name) for name in _NUMBERS},
+            "num_steps": self._num_steps,
+        }
+
+    def like(self, notes: Mapping[str, Any], state: SVIState, key: jax.Array) -> dict[str, Any]:
+        """What :meth:`saved` returned where :meth:`notes` returned these, without its values."""
+        vector = position(state)
+        window = Window(vector, vector, np.float64(0.0), np.float64(0.0), 0)
+        points, slopes = notes["probed"] or (0, 0)
+        whole = {
+            "safe": state, "safe_loss": window, "kept": state,
+            "probe": _Probe([vector] * points, [vector] * slopes, 0, key),
+            "average": vector, "before": vector, "windows": [window] * notes["windows"],
+        }  # fmt: skip
+        return {name: x if name in notes["there"] else None for name, x in whole.items()}
+
+    def restore(self, run: Any, arrays: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Be where the run was when a checkpoint was made.
+
+        Args:
+          run: where it was then.
+          arrays: as :meth:`saved` returned them.
+          notes: as :meth:`notes` did.
+        """
+        self._safe, self._kept = run.everywhere((arrays["safe"], arrays["kept"]))
+        self._safe_loss, self._probe = arrays["safe_loss"], arrays["probe"]
+        self._average, self._before = arrays["average"], arrays["before"]
+        self._windows.all = list(arrays["windows"])
+        self._rounds = [AveragedRound(*r) for r in notes["rounds"]]
+        for name in _NUMBERS:
+            setattr(self, name, notes["numbers"][name])
+        self._asked_before = notes["num_steps"]
+
+    def go_on(self, run: Any) -> None:
+        """Search on from the end of a run that is restored, if more steps are asked for now."""
+        at_end = run.stopped is None and run.done == self._asked_before
+        if (run.stopped == _TOO_FEW or at_end) and self._asked_before < self._num_steps:
+            run.stopped = None
+            run.state = searching(run.state)
+            self._windows = Windows()
+            self._search_on(run.done)
 
     def retreat(self, run: Any, done: int) -> bool:
         """Go back to where the loss was lowest, with smaller steps, unless that was in vain.
@@ -280,7 +349,7 @@ class AutomaticSteps:
             self._factor *= _DECAY
             self._begin_round(run, 2 * self._length)
         else:
-            run.stopped = "the steps that are left are too few for another round"
+            run.stopped = _TOO_FEW
 
     def _end(self, run: Any) -> None:
         """Average what there is of an unfinished round, if it is enough."""
@@ -302,33 +371,3 @@ def _measuring(length: int) -> int:
 
 def _cost(length: int) -> int:
     return length + 5 * _measuring(length)
-
-
-def check_goes_without_optimiser(
-    objective: Objective, num_restarts: int, stop: Any, checkpoint: Any, init_state: Any
-) -> None:
-    """Raise for what needs an optimiser.
-
-    Raises:
-      ValueError: naming it.
-    """
-    restarts = None if num_restarts == 1 else num_restarts
-    start = "find the best start with an optimiser, then go on with init_params=result.params"
-    asked = {
-        "stop": (stop, "leave it out, such a run stops by itself; or give a callback"),
-        "checkpoint": (checkpoint, "give an optimiser such as optax.adam(1e-3)"),
-        "init_state": (init_state, "init_params=result.params"),
-        "num_restarts": (restarts, start),
-    }
-    for name, (value, fix) in asked.items():
-        if value is not None:
-            raise ValueError(
-                f"fit: got {name}={value!r} without an optimiser (optim=None), which does not go "
-                f"with it. Fix: {fix}."
-            )
-    if objective.schedules:
-        raise ValueError(
-            f"fit: got an objective that changes with the step ({sorted(objective.schedules)} of "
-            f"{objective!r}) without an optimiser (optim=None), which has to see it converge. Fix: "
-            "a constant, or an optimiser such as optax.adam(1e-3)."
-        )

@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from vipp.training.checkpoint import CheckpointError
+from vipp.training.same_run import digest_after
+
 _AHEAD = 2
 
 
@@ -23,10 +26,23 @@ class Batches:
     Args:
       source: of tuples of arguments; of a batch that is no tuple, the only argument.
       first: the number of the step to start at; the batches before it are passed over.
+      passed: the digest that those had, or None.
+      digests: whether to make a number that stands for all batches so far.
+
+    Attributes:
+      digest: that of the batches up to the last one given, if there are digests.
     """
 
-    def __init__(self, source: Iterable[Any], first: int = 0):
-        self._source, self._first = source, first
+    def __init__(
+        self,
+        source: Iterable[Any],
+        first: int = 0,
+        passed: int | None = None,
+        *,
+        digests: bool = False,
+    ):
+        self._source, self._first, self._passed, self._digests = source, first, passed, digests
+        self.digest = 0 if digests else None
         self._ready: queue.Queue[Any] = queue.Queue(_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fetch, daemon=True)
@@ -46,20 +62,36 @@ class Batches:
 
         Raises:
           Exception: what the iterable raised.
+          CheckpointError: if the batches that were passed over are others than they were.
         """
-        batch, error = self._ready.get()
+        batch, self.digest, error = self._ready.get()
         if error is not None:
             raise error
         return batch
 
     def _fetch(self) -> None:
+        digest = self.digest
         try:
-            for batch in itertools.islice(endless(self._source), self._first, None):
-                if not self._put((jax.tree.map(_on_device, batch), None)):
+            for number, batch in enumerate(endless(self._source)):
+                if number == self._first:
+                    self._check_passed(digest)
+                digest = None if digest is None else digest_after(digest, batch)
+                if number < self._first:
+                    continue
+                if not self._put((jax.tree.map(_on_device, batch), digest, None)):
                     return
-            self._put((None, None))
+            self._put((None, digest, None))
         except Exception as error:  # it belongs to the thread that trains
-            self._put((None, error))
+            self._put((None, digest, error))
+
+    def _check_passed(self, digest: int | None) -> None:
+        if self._passed not in (None, digest):
+            raise CheckpointError(
+                f"fit: checkpoint: the {self._first} batches before it are others than those that "
+                "batches= gives now: other data, or in another order or of other lengths. Fix: "
+                "give the same ones, of a loader that shuffles with a seed of its own; or give "
+                "this run a folder of its own."
+            )
 
     def _put(self, item: Any) -> bool:
         while not self._closed.is_set():

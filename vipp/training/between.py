@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from vipp.training.automatic_steps import AutomaticSteps
 from vipp.training.batches import Batches, check_alike
 from vipp.training.checkpoint import Checkpoints, Saved
 from vipp.training.compiled import MOST_STEPS_AT_ONCE
 from vipp.training.progress import Progress
 from vipp.training.result import FitResult
+from vipp.training.same_run import difference, noted, same_losses
 
 _SECONDS_AT_ONCE = 0.25
-_SAME_LOSSES = 1e-4, 1e-6  # relative and absolute: of another kind of device at most
+_OF_ANOTHER = "of another model, guide or optimiser, or on other data"
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Between:
       callback: is given each look; true to stop.
       checkpoints: where the run is saved, or None.
       checkpoint_every: the number of steps between two.
-      automatic: what decides the step sizes, or None.
+      first: the first batch, if there are batches.
     """
 
     log_every: int | None
@@ -57,68 +55,73 @@ class Between:
     callback: Callable[[FitProgress], Any] | None
     checkpoints: Checkpoints | None
     checkpoint_every: int
-    automatic: AutomaticSteps | None = None
+    first: tuple[Any, ...] = ()
 
-    def next_stop(self, done: int, num_steps: int) -> int:
+    def next_stop(self, run: Any, num_steps: int) -> int:
         """The number of steps after which something is to be done."""
+        done = run.done
         every = [self.log_every] + [self.checkpoint_every if self.checkpoints else None]
-        due = [] if self.automatic is None else [self.automatic.due]
-        return min([num_steps, *due, *((done // n + 1) * n for n in every if n)])
+        return min([run.due(num_steps), *((done // n + 1) * n for n in every if n)])
 
-    def happen(self, run: Any, num_steps: int, batch: Any) -> None:
-        """Do what is due after the steps done."""
-        if self.automatic is not None and run.done == self.automatic.due:
-            self.automatic.decide(run)
-        last = run.done == num_steps
+    def happen(self, run: Any, num_steps: int, batch: Any, digest: int | None = None) -> None:
+        """Do what is due after the steps done.
+
+        Args:
+          run: under way.
+          num_steps: of the whole run.
+          batch: that of the last step, if there are batches.
+          digest: what stands for the batches so far.
+        """
+        run.decide()
+        last = run.done == num_steps or run.stopped is not None
         if self.log_every and (last or run.done % self.log_every == 0):
             run.look(self.validate, self.metrics, batch)
             if self.callback is not None:
                 moment = FitProgress(run.done, num_steps, run.latest(), run.result)
-                if self.callback(moment):
+                if self.callback(moment) and run.stopped is None:
                     run.stopped = f"the callback asked for it at step {run.done}"
             run.judge()
         last = last or run.stopped is not None
         if self.checkpoints and (last or run.done % self.checkpoint_every == 0):
-            self.checkpoints.save(run.done, run.saved(), run.every_loss(), run.notes())
+            notes = run.notes() | {"ahead": noted(run, self.first), "batches": digest}
+            self.checkpoints.save(run.done, run.saved(), run.every_loss(), notes)
 
-    def resume(self, run: Any, num_steps: int, batch: tuple[Any, ...]) -> None:
+    def resume(self, run: Any, num_steps: int) -> int | None:
         """Go on from the last checkpoint, if there is one.
 
         Args:
           run: at its start.
           num_steps: of the whole run.
-          batch: the first one.
+
+        Returns:
+          What stands for the batches that were used, or None if there are none.
 
         Raises:
           CheckpointError: if the checkpoint is of another run, or behind ``num_steps``.
         """
         if self.checkpoints is None:
-            return
-        saved = self.checkpoints.latest(run.saved())
+            return None
+        saved = self.checkpoints.latest(run.like)
         if saved is None:
-            return
+            return None
         if saved.step > num_steps:
             what = f"{saved.step} steps, more than the {num_steps} asked for"
             self.checkpoints.refuse(saved.step, what)
-        _check_beginning(run, saved, batch, self.checkpoints)
+        self._check_beginning(run, saved, self.checkpoints)
         run.restore(saved)
+        found = difference(run, saved.notes["ahead"], self.first)
+        if found is not None:
+            self.checkpoints.refuse(saved.step, f"{found}: {_OF_ANOTHER}")
+        run.go_on()
+        return saved.notes["batches"]
 
-
-def _check_beginning(
-    run: Any, saved: Saved, batch: tuple[Any, ...], checkpoints: Checkpoints
-) -> None:
-    """The first losses tell whether programs, data and optimiser are those of the checkpoint.
-
-    The second loss is that of a step of the optimiser; with batches it is that of another batch.
-    """
-    count = min(saved.step, 1 if batch else 2)
-    before, now = saved.series[:count], run.first_losses(count, batch)
-    if not np.allclose(before, now, *_SAME_LOSSES, equal_nan=True):
-        checkpoints.refuse(
-            saved.step,
-            f"other losses at its start ({before.tolist()}, now {now.tolist()}): of another model, "
-            "guide or optimiser, or on other data",
-        )
+    def _check_beginning(self, run: Any, saved: Saved, checkpoints: Checkpoints) -> None:
+        """The first losses are those of the checkpoint; with batches the second is of another."""
+        count = min(saved.step, 1 if self.first else 2)
+        before, now = saved.series[:count], run.ahead(count, self.first).losses
+        if not same_losses(before, now):
+            losses = f"({before.tolist()}, now {now.tolist()})"
+            checkpoints.refuse(saved.step, f"other losses at its start {losses}: {_OF_ANOTHER}")
 
 
 def train(run: Any, between: Between, num_steps: int, progress_bar: bool) -> None:
@@ -127,7 +130,7 @@ def train(run: Any, between: Between, num_steps: int, progress_bar: bool) -> Non
     with Progress(num_steps, progress_bar, run.done) as progress:
         while run.done < num_steps and run.stopped is None:
             started = time.perf_counter()
-            stop = between.next_stop(run.done, num_steps)
+            stop = between.next_stop(run, num_steps)
             losses = run.steps(min(chunk, stop - run.done, MOST_STEPS_AT_ONCE))
             if len(losses):
                 progress.advance(len(losses), float(losses.mean()))
@@ -143,19 +146,32 @@ def train_on_batches(
     num_steps: int,
     progress_bar: bool,
     source: Iterable[Any],
-    before: tuple[Any, ...],
+    passed: int | None,
 ) -> None:
-    """Take the steps of a run that are left, each on a batch of its own, made as ``before`` is."""
-    with Batches(source, run.done) as batches, Progress(num_steps, progress_bar, run.done) as bar:
+    """Take the steps of a run that are left, each on a batch of its own, made as the first is.
+
+    Args:
+      run: at its start, or where a checkpoint was made.
+      between: what happens between steps.
+      num_steps: of the whole run.
+      progress_bar: whether to show one.
+      source: of batches.
+      passed: what stands for those that were used before, or None.
+    """
+    before, digests = between.first, between.checkpoints is not None
+    with (
+        Batches(source, run.done, passed, digests=digests) as batches,
+        Progress(num_steps, progress_bar, run.done) as bar,
+    ):
         while run.done < num_steps and run.stopped is None:
             batch = batches.next()
             if batch is None:
                 run.stopped = f"batches ended after {run.done} of {num_steps} steps"
                 return
             check_alike(batch, before, run.done)
-            before, stop = batch, between.next_stop(run.done, num_steps)
+            before, stop = batch, between.next_stop(run, num_steps)
             losses = run.steps(1, batch)
             if len(losses):
                 bar.advance(1, float(losses[0]))
             if run.done == stop:
-                between.happen(run, num_steps, batch)
+                between.happen(run, num_steps, batch, batches.digest)

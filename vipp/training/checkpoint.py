@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -17,6 +17,7 @@ from vipp.training.saved_bytes import from_bytes, to_bytes
 
 _KEPT = 2
 _NAME = "run"
+_FORMAT = "2"
 
 
 class CheckpointError(RuntimeError):
@@ -62,7 +63,7 @@ class Checkpoints:
                 "Fix: leave checkpoint out, and keep what .result() of a callback gives."
             )
         self._folder = pathlib.Path(folder).absolute()
-        self._identity = dict(identity)
+        self._identity = {"format": _FORMAT, **identity}
         self._checkpointer = _orbax().StandardCheckpointer()
 
     def __enter__(self) -> Checkpoints:
@@ -114,11 +115,11 @@ class Checkpoints:
                 "room, and run again to go on from the last of them."
             ) from error
 
-    def latest(self, like: Any) -> Saved | None:
+    def latest(self, like: Callable[[Mapping[str, Any]], Any]) -> Saved | None:
         """The last checkpoint, or None if there is none.
 
         Args:
-          like: a pytree as it was saved; its values are not used.
+          like: of the notes, a pytree as it was saved; its values are not used.
 
         Raises:
           CheckpointError: if it is damaged, or of another run.
@@ -137,7 +138,7 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         return sorted(int(p.name) for p in self._folder.glob("*") if p.name.isdigit())
 
-    def _read(self, step: int, like: Any) -> Saved:
+    def _read(self, step: int, like: Callable[[Mapping[str, Any]], Any]) -> Saved:
         path = self._folder / str(step)
         try:
             whole = self._checkpointer.restore(path)
@@ -156,7 +157,7 @@ class Checkpoints:
             found = notes["identity"].get(name)
             if found != value:
                 self.refuse(step, f"another {name} ({found}, now {value})")
-        return Saved(step, self._as(step, like, leaves), series, notes)
+        return Saved(step, self._as(step, like(notes), leaves), series, notes)
 
     def _as(self, step: int, like: Any, leaves: list[np.ndarray]) -> Any:
         wanted, treedef = jax.tree.flatten(like)
@@ -188,10 +189,14 @@ def _raw(x: Any) -> Any:
     return jax.random.key_data(x) if _is_key(x) else x
 
 
-def _like(value: np.ndarray, wanted: Any) -> jax.Array:
+def _like(value: np.ndarray, wanted: Any) -> Any:
     if _is_key(wanted):
         return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(wanted))
-    return jnp.asarray(value)
+    if isinstance(wanted, jax.Array):
+        return jnp.asarray(value)
+    if isinstance(wanted, np.ndarray):
+        return value
+    return value[()] if isinstance(wanted, np.generic) else type(wanted)(value.item())
 
 
 def _described(x: Any) -> str:

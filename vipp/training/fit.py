@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,17 +14,21 @@ from numpyro.infer.svi import SVIState
 from vipp.diagnostics.gradients import warn_without_gradient
 from vipp.objectives.objective import Objective
 from vipp.training.adam_state import searching
-from vipp.training.automatic_steps import AutomaticSteps, check_goes_without_optimiser
+from vipp.training.automatic_steps import AutomaticSteps
 from vipp.training.averaged_adam import averaged_adam
 from vipp.training.batches import first_of
 from vipp.training.between import Between, FitProgress, train, train_on_batches
 from vipp.training.checkpoint import Checkpoints
 from vipp.training.early_stopping import EarlyStopping, Patience
+from vipp.training.identity import structure
+from vipp.training.in_turn import InTurn
 from vipp.training.mesh import here, placement
 from vipp.training.restarts import Several, keys_of
 from vipp.training.result import FitResult, NonFiniteError
 from vipp.training.run import Run
+from vipp.training.same_run import digest
 from vipp.training.start import check_held_out, continued, initialised, strongly_typed, unmoved
+from vipp.training.without_optimiser import check_goes_without_optimiser
 from vipp_transforms.checks import positive_int
 
 
@@ -85,12 +90,14 @@ def fit(
       checkpoint_every: the number of steps between checkpoints.
       num_restarts: how many times to start, each with the initial parameters and the draws that
         its own key gives, one of ``jax.random.split(rng_key, num_restarts)``. All are trained in
-        one loop, vectorised, each as if it were alone. The result is that of the largest bound, at
+        one loop, vectorised, each as if it were alone; without an optimiser one after another, and
+        saved in folders of their own. The result is that of the largest bound, at
         ``validate`` or over the last tenth of the steps, with ``stop`` at its best look; its
         ``restarts`` has the losses of all.
       progress_bar: whether to show one.
       init_params: initial constrained values by name, instead of those of ``numpyro.param``.
-      init_state: the state of an earlier result, to go on from it.
+      init_state: the state of an earlier result, to go on from it; without an optimiser to search
+        on with its step sizes.
       mesh: devices to share the data out over, along its first axis: the arrays among the arguments
         with an axis as long as a plate; parameters are on all devices, and the losses those of one
         device but for rounding. In a run of several processes each gives the same arguments.
@@ -111,8 +118,8 @@ def fit(
       TypeError: if ``objective`` is not an :class:`vipp.Objective`.
       ValueError: if ``num_steps`` is not a positive int, ``init_params`` has a name that is no
         parameter's, for a plate that the devices cannot share evenly, or as the objective raises;
-        for ``init_state`` with ``num_restarts``, and, by name, for what does not go without an
-        optimiser.
+        for ``init_state`` with ``num_restarts`` or of another optimiser, and, by name, for what
+        does not go without an optimiser.
       CheckpointError: if a checkpoint can't be written, is damaged, or is of another run.
       NonFiniteError: at the first step whose loss or parameters are not finite, naming the sites
         and parameters at fault.
@@ -138,7 +145,7 @@ def fit(
     _check_arguments(objective, num_steps, log_every, checkpoint_every, stop)
     automatic = None if optim is not None else AutomaticSteps(num_steps)
     if automatic is not None:
-        check_goes_without_optimiser(objective, num_restarts, stop, checkpoint, init_state)
+        check_goes_without_optimiser(objective, num_restarts, batches)
     keys = keys_of(rng_key, num_restarts, init_state)
     rest, batch = args, ()
     if batches is not None:
@@ -157,35 +164,58 @@ def fit(
     key = jax.random.fold_in(rng_key, 1)
     run = Run(svi, optim, bound, state, own, kwargs, key, patience, automatic, num_steps)
     warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
-    if num_restarts > 1:
-        run = Several(run, keys[1:], init_params, args, validate)
-    if mesh is not None:
-        run.share_out(placement(mesh, model, svi.get_params(state), args, kwargs), args)
     if log_every is None and (metrics or any(x is not None for x in (validate, callback, stop))):
         log_every = max(1, num_steps // 100)
-    with _saving(checkpoint, objective, rng_key, num_restarts) as checkpoints:
-        between = Between(
-            log_every, validate, metrics, callback, checkpoints, checkpoint_every, automatic
-        )
-        between.resume(run, num_steps, batch)
-        _train(run, between, num_steps, progress_bar, batches, batch)
-    if isinstance(run, Several):
-        run.warn(stacklevel=2)
-    return run.outcome()
+    between = Between(log_every, validate, metrics, callback, None, checkpoint_every, first=batch)
+    where = None if mesh is None else placement(mesh, model, svi.get_params(state), args, kwargs)
+    named = _identity(objective, rng_key, num_restarts, own, kwargs) if checkpoint else {}
+
+    def one(run: Run | Several, folder: str | None) -> None:
+        if where is not None:
+            run.share_out(where, args)
+        with contextlib.nullcontext() if folder is None else Checkpoints(folder, named) as saving:
+            _train(run, replace(between, checkpoints=saving), num_steps, progress_bar, batches)
+
+    return _outcome(run, keys, one, checkpoint, init_params, args, validate)
 
 
-def _saving(
-    folder: str | None, objective: Objective, rng_key: jax.Array, num_restarts: int
-) -> contextlib.AbstractContextManager[Checkpoints | None]:
-    """The checkpoints in a folder, none without one."""
-    if folder is None:
-        return contextlib.nullcontext()
-    identity = {
+def _outcome(
+    run: Run,
+    keys: jax.Array,
+    one: Callable[[Run | Several, str | None], None],
+    folder: str | None,
+    init_params: dict[str, Any] | None,
+    args: tuple[Any, ...],
+    validate: tuple[Any, ...] | None,
+) -> FitResult:
+    """Train a run, or one from each key, by ``one``, which is given the folder of its checkpoints.
+
+    Returns:
+      The result, of several that of the best.
+    """
+    if len(keys) == 1:
+        one(run, folder)
+        return run.outcome()
+    if run.automatic is None:
+        starts = Several(run, keys[1:], init_params, args, validate)
+        one(starts, folder)
+    else:
+        starts = InTurn(run, keys, init_params, args, validate)
+        starts.train(lambda run, n: one(run, folder and f"{folder}/start-{n}"))
+    starts.warn(stacklevel=3)
+    return starts.outcome()
+
+
+def _identity(
+    objective: Objective, rng_key: jax.Array, num_restarts: int, args: Any, kwargs: Any
+) -> dict[str, str]:
+    """What a run must have in common with a checkpoint to go on from it, beside its programs."""
+    return {
         "objective": repr(objective),
         "rng_key": str(jax.random.key_data(rng_key).tolist()),
         "num_restarts": str(num_restarts),
+        "digest of the data": digest(structure(args, kwargs)[0]),
     }
-    return Checkpoints(folder, identity)
 
 
 def _train(
@@ -194,14 +224,14 @@ def _train(
     num_steps: int,
     progress_bar: bool,
     batches: Iterable[Any] | None,
-    first: tuple[Any, ...],
 ) -> None:
-    """Train to the end, or to where it is interrupted."""
+    """Train to the end, or to where it is interrupted, from the last checkpoint if there is one."""
+    passed = between.resume(run, num_steps)
     try:
         if batches is None:
             train(run, between, num_steps, progress_bar)
         else:
-            train_on_batches(run, between, num_steps, progress_bar, batches, first)
+            train_on_batches(run, between, num_steps, progress_bar, batches, passed)
     except KeyboardInterrupt:
         run.stopped = f"interrupted at step {run.done}"
     except NonFiniteError:
@@ -211,7 +241,7 @@ def _train(
         error.result = run.result()  # pyright: ignore[reportAttributeAccessIssue]
         raise
     if run.stopped is not None and run.stopped.startswith(("interrupted", "batches ended")):
-        warnings.warn(f"fit: {run.stopped}: the result is of these steps.", stacklevel=3)
+        warnings.warn(f"fit: {run.stopped}: the result is of these steps.", stacklevel=5)
 
 
 def _check_arguments(

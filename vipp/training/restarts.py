@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from vipp.training.early_stopping import Patience
 from vipp.training.mesh import Placement
 from vipp.training.result import FitResult, Restarts
 from vipp.training.run import Run, bound_of, extend, not_finite
+from vipp.training.same_run import Ahead, ahead_of
 from vipp.training.start import restarted
 from vipp_transforms.checks import positive_int
 
@@ -102,10 +103,20 @@ class Several:
         blamed = blame(run.svi, self._state(last), (*batch, *run.args), run.kwargs)
         raise not_finite(self.done - 1, self.result(last), losses[last], blamed)
 
-    def first_losses(self, count: int, batch: tuple[Any, ...]) -> np.ndarray:
-        """The losses that steps from here have, start by start; all stay as they are."""
-        report = jax.device_get(self._train(batch)(self._states, self._going, count))
-        return report[3][: report[2]]
+    def ahead(self, count: int, batch: tuple[Any, ...]) -> Ahead:
+        """What :meth:`steps` would do from here, start by start; all stay as they are."""
+        states, _, *report = self._train(batch)(self._states, self._going, count)
+        taken, block = jax.device_get(report)
+        raw = self._run.svi.optim.get_params
+        before, after = (raw(x.optim_state) for x in (self._states, states))
+        return ahead_of(block[:taken], before, after)
+
+    def due(self, num_steps: int) -> int:
+        """The number of steps after which to decide: the last."""
+        return num_steps
+
+    def decide(self) -> None:
+        """Go on: the optimiser decides."""
 
     def look(self, validate: tuple[Any, ...] | None, metrics: bool, batch: Any = ()) -> None:
         """Measure every start, and add to the history."""
@@ -121,7 +132,7 @@ class Several:
         """The last look at the start that is best there."""
         look = self.history[-1]
         bounds = np.array(look.get("validation", [-x for x in look["loss"]]))
-        return _of(look, _largest(np.where(self._failed(), np.nan, bounds)))
+        return _of(look, largest(np.where(self._failed(), np.nan, bounds)))
 
     def judge(self) -> None:
         """Stop the starts of which the last look was one too many without a better bound."""
@@ -141,7 +152,7 @@ class Several:
     def result(self, best: int | None = None) -> FitResult:
         """That of the start with the largest bound now, or of another."""
         bounds = self._bounds()
-        best = _largest(bounds) if best is None else best
+        best = largest(bounds) if best is None else best
         return self._result(best, bounds, self._state(best))
 
     def outcome(self) -> FitResult:
@@ -150,7 +161,7 @@ class Several:
             return self.result()
         bounds = np.array([patience.best for patience in self._patience])
         bounds = np.where(self._failed(), np.nan, bounds)
-        best = _largest(bounds)
+        best = largest(bounds)
         return self._result(best, bounds, self._patience[best].state)
 
     def _result(self, best: int, bounds: np.ndarray, state: Any) -> FitResult:
@@ -165,13 +176,7 @@ class Several:
 
     def warn(self, stacklevel: int) -> None:
         """One warning of the starts that were left out, if there are any."""
-        out = np.flatnonzero(self._failed()).tolist()
-        if out:
-            warnings.warn(
-                f"fit: restarts {out} of {self._number} met a loss or parameter that is not "
-                "finite, and are left out; .restarts.losses of the result has theirs.",
-                stacklevel=stacklevel + 1,
-            )
+        warn_of_failed(np.flatnonzero(self._failed()), self._number, stacklevel + 1)
 
     def every_loss(self) -> np.ndarray:
         """The losses of all steps done, an axis for the starts behind."""
@@ -191,6 +196,10 @@ class Several:
             "stopped": self.stopped,
         }  # fmt: skip
 
+    def like(self, notes: Mapping[str, Any]) -> Any:
+        """What :meth:`saved` returned where :meth:`notes` returned these, without its values."""
+        return self.saved()
+
     def restore(self, saved: Saved) -> None:
         """Be where the starts were when a checkpoint was made."""
         arrays, notes = self._run.everywhere(saved.arrays), saved.notes
@@ -199,6 +208,9 @@ class Several:
         self.stopped, self._ended = notes["stopped"], notes["ended"]
         for number, patience in enumerate(self._patience):
             patience.restore(notes["waited"][number], arrays["best"][number])
+
+    def go_on(self) -> None:
+        """Be ready for more steps, which needs nothing."""
 
     def _state(self, number: int) -> Any:
         return jax.tree.map(lambda x: x[number], self._states)
@@ -213,9 +225,7 @@ class Several:
     def _bounds(self) -> np.ndarray:
         losses = self._each_loss()
         if self._validate is None:
-            lengths = np.isfinite(losses).sum(1)
-            tails = [x[:n][-max(1, n // 10) :] for x, n in zip(losses, lengths, strict=True)]
-            bounds = np.array([-x.mean() if x.size else -np.inf for x in tails])
+            bounds = np.array([bound_at_end(x[: np.isfinite(x).sum()]) for x in losses])
         else:
             states = map(self._state, range(self._number))
             validate = self._validate
@@ -224,7 +234,25 @@ class Several:
         return np.where(self._failed(), np.nan, bounds)
 
 
-def _largest(bounds: np.ndarray) -> int:
+def bound_at_end(losses: np.ndarray) -> float:
+    """Minus the mean loss of the last tenth of the steps."""
+    tail = losses[-max(1, len(losses) // 10) :]
+    return -tail.mean() if tail.size else -np.inf
+
+
+def warn_of_failed(numbers: Iterable[int], of: int, stacklevel: int) -> None:
+    """One warning of starts that were left out, if there are any."""
+    out = [int(n) for n in numbers]
+    if out:
+        warnings.warn(
+            f"fit: restarts {out} of {of} met a loss or parameter that is not finite, and are left "
+            "out; .restarts.losses of the result has theirs.",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def largest(bounds: np.ndarray) -> int:
+    """The number of the largest bound, of those that are not NaN."""
     return int(np.where(np.isnan(bounds), -np.inf, bounds).argmax())
 
 

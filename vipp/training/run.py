@@ -27,6 +27,7 @@ from vipp.training.early_stopping import Patience
 from vipp.training.mesh import Placement
 from vipp.training.metrics import evaluate, measure
 from vipp.training.result import FitResult, NonFiniteError
+from vipp.training.same_run import Ahead, ahead_of
 
 LONG = 10_000  # steps, from which on drawing their noise ahead is worth what it costs to compile
 
@@ -47,6 +48,7 @@ class Run:
       automatic: what decides its step sizes, or None if the optimiser does.
       planned: how many steps are to be taken in all.
       done: the number of steps.
+      judged: the number of averages at the last look that counted.
       losses: block by block.
       history: what was measured, look by look.
       stopped: why, if before its last step.
@@ -63,6 +65,7 @@ class Run:
     automatic: AutomaticSteps | None = None
     planned: int = 1
     done: int = 0
+    judged: int = 0
     losses: list[np.ndarray] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: str | None = None
@@ -135,15 +138,26 @@ class Run:
             raise not_finite(self.done - 1, self.result(), block[taken - 1], blamed)
         return block[:taken]
 
-    def first_losses(self, count: int, batch: tuple[Any, ...]) -> np.ndarray:
-        """What :meth:`steps` would return from here; the run stays as it is."""
-        _, *report = self._train(batch)(ravelled(self.state), count)
+    def ahead(self, count: int, batch: tuple[Any, ...]) -> Ahead:
+        """What :meth:`steps` would do from here; the run stays as it is."""
+        left, *report = self._train(batch)(ravelled(self.state), count)
         taken, _, block = jax.device_get(report)
-        return block[:taken]
+        raw = self.svi.optim.get_params
+        before, after = (raw(x.optim_state) for x in (self.state, state_of(left)))
+        return ahead_of(block[:taken], before, after)
 
     def _train(self, batch: tuple[Any, ...]) -> Callable[..., Any]:
         what = advance_singly if batch or self.planned < LONG else advance
         return self.compiled.function(what, (*self.placed(batch), *self.args), self.kwargs)
+
+    def due(self, num_steps: int) -> int:
+        """The number of steps after which to decide, at most ``num_steps``."""
+        return num_steps if self.automatic is None else min(num_steps, self.automatic.due)
+
+    def decide(self) -> None:
+        """Say what comes next, if that is due."""
+        if self.automatic is not None and self.done == self.automatic.due:
+            self.automatic.decide(self)
 
     def look(self, validate: tuple[Any, ...] | None, metrics: bool, batch: Any = ()) -> None:
         """Measure, and add to the history."""
@@ -171,27 +185,57 @@ class Run:
         return self.history[-1]
 
     def judge(self) -> None:
-        """Stop if the last look was one too many without a better bound."""
-        if self.patience is not None and self.patience.spent(bound_of(self.latest()), self.state):
-            self.stopped = self.patience.reason()
+        """Stop if the last look was one too many without a better bound.
+
+        A further look at the same average of parameters does not count.
+        """
+        averages = 0 if self.automatic is None else self.automatic.averages
+        if self.patience is None or (averages and averages == self.judged):
+            return
+        self.judged = averages
+        if self.patience.spent(bound_of(self.latest()), self.shown()):
+            self.stopped = self.stopped or self.patience.reason()
 
     def saved(self) -> Any:
         """The arrays of a checkpoint."""
         best = None if self.patience is None else self.patience.state
-        return {"state": self.state, "best": self.state if best is None else best}
+        found = {"state": self.state, "best": self.state if best is None else best}
+        return found if self.automatic is None else found | {"automatic": self.automatic.saved()}
 
     def notes(self) -> dict[str, Any]:
         """The numbers of a checkpoint."""
-        waited = None if self.patience is None else self.patience.saved()
-        return {"history": self.history, "waited": waited, "stopped": self.stopped}
+        return {
+            "history": self.history,
+            "waited": None if self.patience is None else self.patience.saved(),
+            "stopped": self.stopped,
+            "judged": self.judged,
+            "automatic": None if self.automatic is None else self.automatic.notes(),
+        }
+
+    def like(self, notes: Mapping[str, Any]) -> Any:
+        """What :meth:`saved` returned where :meth:`notes` returned these, without its values."""
+        found = {"state": self.state, "best": self.state}
+        if self.automatic is None or notes["automatic"] is None:
+            return found
+        course = self.automatic.like(notes["automatic"], self.state, self.key)
+        return found | {"automatic": course}
 
     def restore(self, saved: Saved) -> None:
         """Be where the run was when a checkpoint was made."""
-        arrays, notes = self.everywhere(saved.arrays), saved.notes
-        self.done, self.state, self.losses = saved.step, arrays["state"], [saved.series]
+        arrays, notes = saved.arrays, saved.notes
+        self.done, self.losses = saved.step, [saved.series]
+        self.state, best = self.everywhere((arrays["state"], arrays["best"]))
         self.history, self.stopped = notes["history"], notes["stopped"]
+        self.judged = notes["judged"]
         if self.patience is not None and notes["waited"] is not None:
-            self.patience.restore(notes["waited"], arrays["best"])
+            self.patience.restore(notes["waited"], best)
+        if self.automatic is not None:
+            self.automatic.restore(self, arrays["automatic"], notes["automatic"])
+
+    def go_on(self) -> None:
+        """Be ready for more steps than the run that was restored had been asked for."""
+        if self.automatic is not None:
+            self.automatic.go_on(self)
 
 
 def bound_of(look: Mapping[str, float]) -> float:

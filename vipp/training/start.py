@@ -120,9 +120,37 @@ def continued(state: SVIState, fresh: SVIState) -> SVIState:
     """An earlier state, with the start of the mutable state that it doesn't have yet.
 
     SVI passes on what a state has: what it lacks would stay at its start, silently.
+
+    Raises:
+      TypeError: if it is no state.
+      ValueError: if it is of another optimiser or other parameters than the fresh one.
     """
+    if not isinstance(state, SVIState):
+        raise TypeError(
+            f"fit: init_state must be an SVIState, got {type(state).__name__}. Fix: "
+            "init_state=result.state."
+        )
+    _check_made_alike(state.optim_state, fresh.optim_state)
     mutable = {**(fresh.mutable_state or {}), **(state.mutable_state or {})}
     return state._replace(mutable_state=mutable or None)
+
+
+def _check_made_alike(given: Any, fresh: Any) -> None:
+    described = lambda tree: {
+        jax.tree_util.keystr(path): f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    got, wanted = described(given), described(fresh)
+    if got == wanted and jax.tree.structure(given) == jax.tree.structure(fresh):
+        return
+    pairs = [(got.get(n, "nothing"), x) for n, x in wanted.items() if got.get(n) != x]
+    more = [(x, "nothing") for n, x in got.items() if n not in wanted]
+    one, other = next(iter(pairs + more), (jax.tree.structure(given), jax.tree.structure(fresh)))
+    raise ValueError(
+        "fit: init_state is the state of a run with another optimiser or other parameters than "
+        f"this one: got {one}, expected {other}. Fix: go on with the optimiser and programs of "
+        "that run, or give init_params=result.params, with which the optimiser starts anew."
+    )
 
 
 def restarted(
