@@ -10,6 +10,7 @@ import pytest
 
 import vipp_transforms as vt
 from vipp_transforms import packed_gradient, packing, stacking
+from vipp_transforms.flattening import flatten
 from vipp_transforms.surrogate import packed_estimate
 
 SIZE = 6
@@ -144,6 +145,26 @@ def test_one_equation_for_each_kind():
         for xs in (XS, XS * 4)
     )
     assert more - fewer <= 2 * 3 * SIZE  # that of taking the inputs together, and no more
+
+
+def test_what_does_nothing_is_left_out_and_fillings_are_of_a_number():
+    def plain(x):
+        filled = jnp.broadcast_to(0.0, (2, 3))
+        return jnp.where(x > 0, x, filled).sum(1)
+
+    def roundabout(x):
+        copied = jnp.copy(jax.lax.slice(x, (0, 0), (2, 3)).reshape(2, 3))
+        filled = jax.lax.broadcast_in_dim(jnp.broadcast_to(0.0, (1, 1)), (2, 3), (0, 1))
+        turned = jax.lax.transpose(jnp.where(copied > 0, copied, filled), (0, 1))
+        return turned.sum(()).sum(1), jnp.where(x > 0, x, filled).sum(1)
+
+    x = jnp.arange(6.0).reshape(2, 3) - 3.0
+    flat = flatten(jax.make_jaxpr(roundabout)(x))
+    named = lambda nodes: sorted(node.eqn.primitive.name for node in nodes)
+    assert named(flat.nodes) == named(flatten(jax.make_jaxpr(plain)(x)).nodes)
+    assert flat.outs[0] is flat.outs[1]
+    for got in packing.one_by_one(flat, [x]):
+        np.testing.assert_array_equal(got, plain(x))
 
 
 def test_small_programs_are_left_as_they_are():

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from vipp_transforms import _jax
 
 APART = 256  # entries between two of the axis from which on slices are taken
-LARGE = 2**12  # entries from which on an array is laid out by itself
+LARGE = 2**12  # entries from which on an array is worth it, and is laid out by itself
 
 
 def sum_over(x: Any, axis: int) -> Any:
@@ -72,4 +72,4 @@ _settled_p = _jax.define_linear(
 
 
 def _far_apart(x: Any, axis: int) -> bool:
-    return math.prod(jnp.shape(x)[axis + 1 :]) >= APART
+    return jnp.size(x) >= LARGE and math.prod(jnp.shape(x)[axis + 1 :]) >= APART

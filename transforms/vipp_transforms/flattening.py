@@ -81,7 +81,7 @@ def flatten(
     scope: dict[Any, Any] = {}
     flat.consts.update(zip(jaxpr.constvars, consts, strict=True))
     opens = (lambda eqn: _jax.called(eqn) is not None) if final else _jax.is_jit
-    _open(jaxpr, scope, flat, {}, _Reading(opens, identities))
+    _open(jaxpr, scope, flat, {}, _Reading(opens, identities, {}))
     flat.outs = [_lookup(v, scope) for v in jaxpr.outvars]
     flat.nodes = alive(flat.nodes, flat.outs)
     if sums:
@@ -94,8 +94,17 @@ def _lookup(atom: Atom, scope: dict[Any, Any]) -> Atom:
 
 
 class _Reading(NamedTuple):
+    """How a program is read.
+
+    Attributes:
+      opens: whether an equation's inside is.
+      identities: primitives that stand for their first operand.
+      filled: by variable whose entries are all one literal, that.
+    """
+
     opens: Callable[[Any], bool]
     identities: frozenset[Any]
+    filled: dict[Any, Any]
 
 
 def _open(
@@ -104,7 +113,7 @@ def _open(
     for eqn in jaxpr.eqns:
         operands = tuple(_lookup(v, scope) for v in eqn.invars)
         flat.packable = flat.packable and not eqn.effects
-        if eqn.primitive in reading.identities:
+        if eqn.primitive in reading.identities or _hands_on(eqn):
             scope[eqn.outvars[0]] = operands[0]
             continue
         if reading.opens(eqn):
@@ -116,11 +125,43 @@ def _open(
             _open(inner, own, flat, seen, reading)
             scope.update(zip(eqn.outvars, (_lookup(w, own) for w in inner.outvars), strict=True))
             continue
+        eqn, operands = _filling(eqn, operands, reading.filled)
         node = _node(eqn, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
         node = seen.setdefault((node.kind, names(operands)), node)
         scope.update(zip(eqn.outvars, node.outs, strict=True))
         if node.eqn is eqn:
             flat.nodes.append(node)
+            if _is_filling(eqn) and isinstance(operands[0], _jax.Literal):
+                reading.filled[node.outs[0]] = operands[0]
+
+
+def _filling(
+    eqn: Any, operands: tuple[Atom, ...], filled: dict[Any, Any]
+) -> tuple[Any, tuple[Atom, ...]]:
+    """What is spread of an array of one number, as spread of that number."""
+    if not _is_filling(eqn) or isinstance(operands[0], _jax.Literal) or operands[0] not in filled:
+        return eqn, operands
+    params = {**eqn.params, "broadcast_dimensions": ()}
+    return eqn.replace(params=params), (filled[operands[0]],)
+
+
+def _is_filling(eqn: Any) -> bool:
+    return eqn.primitive.name == "broadcast_in_dim" and len(eqn.invars) == 1
+
+
+def _hands_on(eqn: Any) -> bool:
+    """Whether an equation's result is its operand, as it is."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "transpose":
+        return params["permutation"] == tuple(range(len(params["permutation"])))
+    return name in _SAME and _type(eqn.invars[0].aval) == _type(eqn.outvars[0].aval)
+
+
+# where shape and type stay the same, these do nothing
+_SAME = frozenset(
+    {"copy", "slice", "squeeze", "reshape", "broadcast_in_dim", "convert_element_type", "reduce_sum",
+     "reduce_max", "reduce_min"}
+)  # fmt: skip
 
 
 def _node(eqn: Any, operands: tuple[Atom, ...], outs: tuple[Any, ...]) -> Node:
