@@ -159,8 +159,8 @@ def _hands_on(eqn: Any) -> bool:
 
 # where shape and type stay the same, these do nothing
 _SAME = frozenset(
-    {"copy", "slice", "squeeze", "reshape", "broadcast_in_dim", "convert_element_type", "reduce_sum",
-     "reduce_max", "reduce_min"}
+    {"copy", "slice", "squeeze", "reshape", "broadcast_in_dim", "convert_element_type",
+     "reduce_sum", "reduce_max", "reduce_min"}
 )  # fmt: skip
 
 
