@@ -71,6 +71,12 @@ def called(eqn: Any) -> Any | None:
     return None if param is None else eqn.params.get(param)
 
 
+def called_by(primitive: Any, params: Mapping[str, Any]) -> Any | None:
+    """The same of a call that is about to be evaluated."""
+    param = _CALLS.get(primitive.name)
+    return None if param is None else params.get(param)
+
+
 def linear_solve(eqn: Any) -> tuple[Any, list[int]] | None:
     """Of ``custom_linear_solve``: the jaxpr that solves, and which operands it is applied to."""
     if eqn.primitive.name != "custom_linear_solve":
@@ -341,3 +347,50 @@ def depends(closed: Any) -> list[bool]:
         if any(v in reached for v in eqn.invars if not isinstance(v, Literal)):
             reached.update(eqn.outvars)
     return [not isinstance(v, Literal) and v in reached for v in closed.jaxpr.outvars]
+
+
+with jax.ensure_compile_time_eval(), core.take_current_trace() as _outermost:
+    EvalTrace = type(_outermost)  # what evaluates at once what nothing traces
+    _EVALUATING = _outermost
+
+
+def running(attempt: Callable[[Any, Sequence[Any], dict[str, Any]], Any]) -> Any:
+    """A trace that evaluates at once: primitives by ``attempt``, or as JAX does if that is None."""
+
+    class Running(EvalTrace):
+        __slots__ = ()
+
+        def process_primitive(self, primitive: Any, args: Any, params: Any, /) -> Any:
+            with core.set_current_trace(_EVALUATING):
+                results = attempt(primitive, args, params)
+            return (
+                super().process_primitive(primitive, args, params) if results is None else results
+            )
+
+        def process_custom_jvp_call(
+            self, primitive: Any, fun: Any, jvp: Any, args: Any, /, **rest: Any
+        ) -> Any:
+            with core.set_current_trace(self):
+                return fun.call_wrapped(*args)
+
+        def process_custom_vjp_call(
+            self, primitive: Any, fun: Any, fwd: Any, bwd: Any, args: Any, /, **rest: Any
+        ) -> Any:
+            with core.set_current_trace(self):
+                return fun.call_wrapped(*args)
+
+    return Running()
+
+
+def results_of(primitive: Any, operands: Sequence[Any], params: Mapping[str, Any]) -> list[Any]:
+    """The abstract values of a primitive's results."""
+    avals = list(map(jax.typeof, operands))
+    if primitive.name == "stage":  # it has no such rule in JAX 0.12
+        return avals
+    results, _ = primitive.abstract_eval(*avals, **params)
+    return list(results) if primitive.multiple_results else [results]
+
+
+def weakly_typed(x: Any) -> Any:
+    """An array that lies on one device, as the result of numbers that any type absorbs."""
+    return type(x)(x.aval.update(weak_type=True), x.sharding, [x], committed=False)

@@ -34,6 +34,7 @@ from vipp.diagnostics.gradients import warn_without_gradient, without_gradient
 from vipp.diagnostics.parameters import check_same, check_scales, check_start
 from vipp.diagnostics.records import Site, Watched, is_data, is_latent, naming_the_site
 from vipp.language.keys import subsampling
+from vipp_transforms.uncompiled import uncompiled
 
 
 class Checked:
@@ -150,9 +151,10 @@ def check(model: Any, guide: Any, objective: Any, *args: Any, **kwargs: Any) -> 
     checked = Checked(model, guide)
     svi = SVI(checked.model, checked.guide, optax.identity(), loss=objective)
     key = jax.random.key(0)
-    with checked.running(args, kwargs):
-        state = svi.init(key, *args, **kwargs)
-    check_made_of_free(model, guide, svi.get_params(state), args, kwargs)
+    with uncompiled():
+        with checked.running(args, kwargs):
+            state = svi.init(key, *args, **kwargs)
+        check_made_of_free(model, guide, svi.get_params(state), args, kwargs)
     mutable = {**(state.mutable_state or {}), **objective.init_state()}
 
     def loss(params: Any) -> jax.Array:

@@ -30,6 +30,7 @@ from vipp.training.same_run import digest
 from vipp.training.start import check_held_out, continued, initialised, strongly_typed, unmoved
 from vipp.training.without_optimiser import check_goes_without_optimiser
 from vipp_transforms.checks import positive_int
+from vipp_transforms.uncompiled import uncompiled
 
 
 def fit(
@@ -151,24 +152,24 @@ def fit(
     if batches is not None:
         batch, batches = first_of(batches)
         args = (*batch, *args)
-    svi, state = initialised(
-        keys[0], objective, model, guide, optim or averaged_adam, here(args), kwargs, init_params,
-        in_batches=batches is not None,
-    )  # fmt: skip
-    check_held_out(svi, state, validate, kwargs)
-    state = strongly_typed(state if init_state is None else continued(init_state, state))
-    state = state if automatic is None else searching(state)
+    with uncompiled():
+        svi, state = initialised(
+            keys[0], objective, model, guide, optim or averaged_adam, here(args), kwargs,
+            init_params, in_batches=batches is not None,
+        )  # fmt: skip
+        check_held_out(svi, state, validate, kwargs)
+        state = strongly_typed(state if init_state is None else continued(init_state, state))
+        state = state if automatic is None else searching(state)
+        key = jax.random.fold_in(rng_key, 1)
     bound = jax.tree_util.Partial(guide, *here(args), **kwargs)
-    own = args if batches is None else rest
     patience = None if stop is None else Patience(stop)
-    key = jax.random.fold_in(rng_key, 1)
-    run = Run(svi, optim, bound, state, own, kwargs, key, patience, automatic, num_steps)
+    run = Run(svi, optim, bound, state, rest, kwargs, key, patience, automatic, num_steps)
     warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
     if log_every is None and (metrics or any(x is not None for x in (validate, callback, stop))):
         log_every = max(1, num_steps // 100)
     between = Between(log_every, validate, metrics, callback, None, checkpoint_every, first=batch)
     where = None if mesh is None else placement(mesh, model, svi.get_params(state), args, kwargs)
-    named = _identity(objective, rng_key, num_restarts, own, kwargs) if checkpoint else {}
+    named = _identity(objective, rng_key, num_restarts, rest, kwargs) if checkpoint else {}
 
     def one(run: Run | Several, folder: str | None) -> None:
         if where is not None:

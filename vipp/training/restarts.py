@@ -21,6 +21,7 @@ from vipp.training.run import Run, bound_of, extend, not_finite
 from vipp.training.same_run import Ahead, ahead_of
 from vipp.training.start import restarted
 from vipp_transforms.checks import positive_int
+from vipp_transforms.uncompiled import uncompiled
 
 
 class Several:
@@ -261,6 +262,7 @@ def _of(look: Mapping[str, Any], number: int) -> dict[str, float]:
     return {n: x[number] if isinstance(x, list) else x for n, x in look.items()}
 
 
+@uncompiled()
 def keys_of(rng_key: jax.Array, number: int, init_state: Any) -> jax.Array:
     """A key for each start; the one given, if there is one start.
 

@@ -28,6 +28,7 @@ from vipp.training.mesh import Placement
 from vipp.training.metrics import evaluate, measure
 from vipp.training.result import FitResult, NonFiniteError
 from vipp.training.same_run import Ahead, ahead_of
+from vipp_transforms.uncompiled import uncompiled
 
 LONG = 10_000  # steps, from which on drawing their noise ahead is worth what it costs to compile
 
@@ -86,6 +87,7 @@ class Run:
         self.state = self.everywhere(self.state)
         self.args, self.kwargs = where.data(self.args), where.data(self.kwargs)
 
+    @uncompiled()
     def result(self, state: SVIState | None = None) -> FitResult:
         """What the run has given so far, with the parameters of ``state``, now's if None."""
         state = self.shown() if state is None else state

@@ -21,6 +21,7 @@ from vipp.language.names import close
 from vipp.objectives.objective import Objective
 from vipp.training.mesh import here
 from vipp.training.metrics import loss_at
+from vipp_transforms.uncompiled import uncompiled
 
 
 def initialised(
@@ -107,6 +108,7 @@ def unmoved(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState], list[str]]
     It raises ``CheckError`` if training may move one to where it makes a distribution impossible.
     """
 
+    @uncompiled()
     def names(state: SVIState) -> list[str]:
         check_made_of_free(svi.model, svi.guide, svi.get_params(state), here(args), kwargs)
         loss = loss_at(svi, args, kwargs, state)
@@ -153,6 +155,7 @@ def _check_made_alike(given: Any, fresh: Any) -> None:
     )
 
 
+@uncompiled()
 def restarted(
     svi: SVI,
     rng_key: jax.Array,
