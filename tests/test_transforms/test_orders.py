@@ -31,8 +31,9 @@ def of(estimator):
 
     def estimate(t, w):
         def program(t, w):
-            z = vt.sample(jax.random.key(0), dist.Bernoulli(logits=t), estimator, name="z")
-            return w**3 * (1.0 + 2.0 * z) ** 2, None
+            pair = dist.Bernoulli(logits=jnp.stack([t, t]))
+            z = vt.sample(jax.random.key(0), pair, estimator, name="z")
+            return w**3 * (1.0 + 2.0 * z.sum()) ** 2, None
 
         return vt.surrogate(program)(t, w)[0]
 

@@ -109,6 +109,26 @@ def test_slopes_leave_no_variance_where_a_program_is_linear(exact):
     ).sum()  # fmt: skip
 
 
+def lanes_and_hands(theta, rv):
+    """Linear in all lanes together, anything in each alone."""
+    z = rv("z", dist.Binomial(3, logits=theta))
+    return z @ jnp.arange(1.0, 4.0) + jnp.sin(theta * z**2).sum()
+
+
+def test_terms_of_single_lanes_leave_no_variance(exact):
+    theta = jnp.array([0.3, -0.2, 0.1])
+    value, grad = exact.estimates(lanes_and_hands, theta, None, DOUBLE, 1_000)(0)
+    assert grad.var(0).max() < 1e-9 < 1e-3 < value.var()
+
+    def expected(theta):
+        k = jnp.broadcast_to(jnp.arange(4.0)[:, None], (4, 3))
+        p = jnp.exp(jax.vmap(dist.Binomial(3, logits=theta).log_prob)(k))
+        each = lambda k: k * jnp.arange(1.0, 4.0) + jnp.sin(theta * k**2)
+        return (p * jax.vmap(each)(k)).sum()
+
+    np.testing.assert_allclose(grad.mean(0), jax.grad(expected)(theta), rtol=1e-5)
+
+
 def test_what_is_no_float_of_the_draw_has_no_slope(exact):
     """Compared or read from a table, a choice has the variance of leave-one-out."""
 

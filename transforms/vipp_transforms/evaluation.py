@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.elimination import Layout, Step
+from vipp_transforms import _jax
+from vipp_transforms.elimination import Form, Layout, Step
+from vipp_transforms.entries import at_entries, counted, permute, possible
 from vipp_transforms.estimators.base import Axis, Term
-from vipp_transforms.estimators.enumerate import lane_numbers
-from vipp_transforms.lane import MIXED, UpTo
+from vipp_transforms.estimators.enumerate import ALL_VALUES, lane_numbers
+from vipp_transforms.lane import MIXED
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
 from vipp_transforms.orders import limited
 from vipp_transforms.plan import Plan
 from vipp_transforms.sharing import call, evaluate
+from vipp_transforms.single_lanes import Summed, with_copies
 from vipp_transforms.sites import lifting, split_keys
 from vipp_transforms.slopes import Sloped, usable
 from vipp_transforms.source import LaneSource
@@ -70,6 +73,10 @@ class Evaluation:
             axis = self.axis_of[site.index] = choice.estimator.axis(choice.site)
             if axis is not None:
                 self.axes.register(axis)
+        self.summed = planned.summed()
+        for each in self.summed:
+            self.axes.register(each.axis)
+        self._copy_of = {copy: (v, each) for each in self.summed for copy, v in each.copies.items()}
         # the axes are known before anything is evaluated, so that equations with equal axes can
         # be traced together, once for all
         self._carried: dict[int, frozenset[str]] = {}
@@ -81,6 +88,7 @@ class Evaluation:
             if site.loop is not None:
                 self.env[site.loop.trajectory] = self._trajectory(site)
         self.potentials: dict[int, Potentials] = {}
+        self.values_log_prob: dict[int, Lifted] = {}  # where single lanes are summed
         self._slopes: dict[int, Lifted] = {}
 
     def value(self) -> jax.Array:
@@ -92,7 +100,8 @@ class Evaluation:
         program, elimination = self.plan.program, self.plan.elimination
         nodes = {v: self._node(s) for v, s in program.sites.items() if s.loop is None}
         needed = self._needed()
-        eqns = live(list(program.eqns), needed)  # a sum of many terms would have all their axes
+        eqns = live(with_copies(program.eqns, self.summed), needed)  # not the sum: it has all axes
+        nodes.update((s.var, self._lane_node(s)) for s in self.summed)
         slopes, names_of = self.plan.slopes(), self._names
         if slopes:
             sloped = Sloped(eqns, slopes)
@@ -103,9 +112,14 @@ class Evaluation:
                 nodes[slope.var] = Node(self._carried[site.index], partial(self._slope, site))
         evaluate(eqns, self.env, self.axes, nodes, needed, names_of)
         terms = dict(enumerate(self._leaf_terms()))
-        for steps in self._together(elimination.steps):
-            members = [terms.pop(k) for step in steps for k in step.members if k in terms]
-            terms[steps[0].result] = self._contract(steps[0], members)
+        done = {k for s in self.summed for k in s.leaves}
+        for first, *more in self._together(elimination.steps):
+            numbers = [k for s in (first, *more) for k in s.members if k in terms]
+            before = [terms.pop(k) for k in numbers if k in done]
+            members = [terms.pop(k) for k in numbers if k not in done]
+            parts = [self._arrange(self._averaged(first, x), first.layout) for x in before]
+            parts += [self._contract(first, members)] if members else []
+            terms[first.result] = self.axes.add(parts)
         total = jnp.zeros((), self.plan.program.out.aval.dtype)
         for k in elimination.final:
             if k in terms:
@@ -124,8 +138,14 @@ class Evaluation:
             found.setdefault(key, []).append(step)
         return list(found.values())
 
+    @property
+    def _leaf_atoms(self) -> list[Any]:
+        """Of each leaf; of one that is summed over a lane's values, the copy at these."""
+        copies = {k: v for s in self.summed for k, v in s.leaves.items()}
+        return [copies.get(k, v) for k, v in enumerate(self.plan.split.leaves)]
+
     def _needed(self) -> list[Any]:
-        atoms = list(self.plan.split.leaves)
+        atoms = self._leaf_atoms
         for eqn, operands in self.plan.split.opened:  # what was walked through is not needed
             atoms += [v for i, v in enumerate(eqn.invars) if i not in operands]
         for site in self.plan.program.sites.values():
@@ -166,6 +186,11 @@ class Evaluation:
 
     def _names(self, atom: Any) -> frozenset[str]:
         """The axes that a value may carry: those of the sites that it depends on."""
+        copied = None if isinstance(atom, _jax.Literal) else self._copy_of.get(atom)
+        if copied is not None:
+            original, each = copied
+            others = [r for r in self.plan.depends[original] if r != each.site.index]
+            return self._names_of(others) | {each.axis.name}
         return self._names_of(self.plan.depends[atom])
 
     def _names_of(self, sites: Iterable[int]) -> frozenset[str]:
@@ -183,6 +208,20 @@ class Evaluation:
         same = [j for j, (n, m) in enumerate(lanes) if n > 1 and not m]
         along = tuple(same) if axis is not None and axis.same else ()
         return Node(names, lambda env: self._expand(site, axis), same=along)
+
+    def _lane_node(self, each: Summed) -> Node:
+        """Every value of a lane; in place of an impossible one, whose term may be anything, one."""
+        name = each.axis.name
+        names = frozenset({name}).union(*(self._names(v) for v in each.site.leaves))
+
+        def make(env: Env) -> Lifted:
+            every = self.axes.named(Lifted(each.values), name)
+            log_prob = self.values_log_prob[each.site.index] = self.log_prob(each.site, every)
+            operands = [self.axes.first(x, name) for x in (every, log_prob)]
+            (value, weight), others = self._lined_up(operands, each.axis)
+            return self.axes.named(Lifted(possible(value, weight), others), name, at=0)
+
+        return Node(names, make)
 
     def _expand_drawless(self, site: Site, axis: Axis) -> Lifted:
         choice = self.plan.choices[site.index]
@@ -246,12 +285,24 @@ class Evaluation:
     def _leaf_terms(self) -> list[Lifted]:
         parts = self.plan.split
         scale = weights(parts, self.plan.program.out, lambda v: value_of(self.env, v).array)
-        return [
+        terms = [
             self._arrange(value_of(self.env, leaf), how, weight)
             for leaf, how, weight in zip(
-                parts.leaves, self.plan.elimination.leaves, scale, strict=True
+                self._leaf_atoms, self.plan.elimination.leaves, scale, strict=True
             )
         ]
+        for each in self.summed:
+            for k in each.leaves:
+                terms[k] = self._sum_over_lane(each, terms[k], self.plan.elimination.leaves[k].form)
+        return terms
+
+    def _sum_over_lane(self, each: Summed, term: Lifted, form: Form) -> Lifted:
+        log_prob = self.values_log_prob[each.site.index]
+        potential = at_entries(log_prob, form.depends[each.site.index], len(form.shape))
+        operands = [self.axes.first(x, each.axis.name) for x in (term, potential)]
+        (value, weight), names = self._lined_up(operands, each.axis)
+        summed = ALL_VALUES.contract(Term(counted(value, weight), (weight,), 1, each.info))
+        return Lifted(summed, names)
 
     def _arrange(self, value: Lifted, how: Layout, weight: Any = 1.0) -> Lifted:
         """Weigh, sum over the axes that no site's lanes lie along, and order the others."""
@@ -286,7 +337,7 @@ class Evaluation:
         own, log_weight = tree.unflatten(given)
         if axis is not None and axis.drawless:
             (log_weight,) = own
-        value = value if log_weight is None else _counted(value, log_weight)
+        value = value if log_weight is None else counted(value, log_weight)
         term = Term(value, own, lanes, site, mixed, step.finest)
         result = estimator.contract(term)
         if self.limited and estimator.traits.orders is not None:
@@ -327,27 +378,12 @@ class Evaluation:
         Summed over mixed lanes, and over those up to the entry's own (reward-to-go: a choice is
         credited with the terms from its step on); their lanes at the term's axes.
         """
-        axes, ndim = step.axes, len(step.form.shape)
-        kept = [a for a in axes if a is not None]
-        order = sorted(range(len(kept)), key=kept.__getitem__)
         if step.site.index not in self.potentials:
             own = (self.log_prob(step.site),)
             self.potentials[step.site.index] = Potentials(own, _ONE)
         potentials, tree = self.potentials[step.site.index]
-        aligned = []
-        for value in potentials:
-            x, named = value.array, len(value.axes)
-            for j, a in enumerate(step.lanes):
-                # the multiplier of step t is that of all steps before it: a cumulative sum of
-                # logs (docs/engine.md, reward-to-go)
-                if isinstance(a, UpTo):
-                    x = jax.lax.cumsum(x, axis=named + j, reverse=a.reverse)
-            # a term that mixes lanes has the joint density's multiplier: logs add up
-            summed = tuple(named + j for j, a in enumerate(axes) if a is None)
-            x = permute(jnp.sum(x, axis=summed) if summed else x, named, order)
-            gaps = tuple(named + a for a in range(ndim) if a not in kept)
-            aligned.append(value._replace(array=jnp.expand_dims(x, gaps) if gaps else x))
-        return Potentials(tuple(aligned), tree)
+        ndim = len(step.form.shape)
+        return Potentials(tuple(at_entries(x, step.lanes, ndim) for x in potentials), tree)
 
     def log_prob(self, site: Site, value: Lifted | None = None) -> Lifted:
         """The log density of a site at ``value`` (its own values), one entry per lane."""
@@ -356,22 +392,6 @@ class Evaluation:
         parameters = site.parameters if self.leaves is None else [None for _ in site.parameters]
         atoms = [site.var if value is None else None, *parameters, *(None for _ in site.settings)]
         return call(site.log_prob, values, self.axes, self.env, atoms)[0]
-
-
-def _counted(value: jax.Array, log_weight: jax.Array) -> jax.Array:
-    """``value``, or nothing where it is not finite and has probability 0.
-
-    Whoever clips probabilities clips them to the smallest normal number.
-    """
-    impossible = log_weight < math.log(2 * jnp.finfo(log_weight.dtype).tiny)
-    return jnp.where(impossible & ~jnp.isfinite(value), 0.0, value)
-
-
-def permute(x: Any, named: int, order: list[int]) -> Any:
-    """Order the axes behind the first ``named``."""
-    if order == sorted(order):
-        return x
-    return jnp.transpose(x, (*range(named), *(named + a for a in order)))
 
 
 _ONE = jax.tree.structure([(0,), None])  # a log density alone

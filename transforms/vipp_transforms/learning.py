@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vipp_transforms.entries import permute
 from vipp_transforms.estimators.base import Learning, Local
-from vipp_transforms.evaluation import Evaluation, permute
+from vipp_transforms.evaluation import Evaluation
 from vipp_transforms.lifting import Axes, Lifted, evaluate, value_of
 from vipp_transforms.plan import Plan
 from vipp_transforms.source import LaneSource

@@ -12,13 +12,14 @@ from vipp_transforms.centred import centred
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
-from vipp_transforms.estimators.base import Degree
+from vipp_transforms.estimators.base import Degree, SiteInfo
 from vipp_transforms.linearity import check_estimates
 from vipp_transforms.loop_sums import several_steps, sum_loops
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.polynomials import degrees
 from vipp_transforms.relaxed import check_relaxed
 from vipp_transforms.seen_slopes import slopes_of
+from vipp_transforms.single_lanes import Summed, summed_lanes
 from vipp_transforms.slopes import Slope
 from vipp_transforms.staging import Program, Site, Traced, inline, trace
 from vipp_transforms.stopped import check_stopped
@@ -48,6 +49,16 @@ class Plan:
     def enumerates(self) -> bool:
         """Whether some choice is summed over."""
         return any(c.estimator.traits.exhaustive for c in self.choices.values())
+
+    def summed(self) -> tuple[Summed, ...]:
+        """What is summed over the values of single lanes beside the draws of a choice."""
+
+        def wanted(site: Site) -> SiteInfo | None:
+            choice = self.choices[site.index]
+            alone = choice.site._replace(mixed=(False,) * len(choice.site.mixed))
+            return alone if choice.estimator.sums_single(choice.site) else None
+
+        return summed_lanes(self.program, self.depends, self.split, self.elimination, wanted)
 
     def slopes(self) -> dict[Any, Slope]:
         """By the variable of each draw whose estimator is sloped."""
@@ -131,4 +142,9 @@ def _derived(traced: Traced) -> Plan | NotSummed:
     choices = choose(program, depends, parts, elimination, asked)
     check_relaxed(program, choices)
     check_callbacks(depends.noted, choices)
-    return Plan(program, depends, parts, elimination, choices)
+    planned = Plan(program, depends, parts, elimination, choices)
+    for each in planned.summed():
+        choice = choices[each.site.index]
+        reason = f"{choice.reason}; terms of one lane are summed"
+        choices[each.site.index] = choice._replace(reason=reason)
+    return planned

@@ -296,6 +296,10 @@ class Estimator(Part, abc.ABC):
     def validate(self, site: SiteInfo) -> None:
         """Raise :class:`vipp_transforms.SiteError` where the site doesn't fit."""
 
+    def sums_single(self, site: SiteInfo) -> bool:
+        """Whether terms of single lanes are summed over a lane's values, and not estimated."""
+        return False
+
     @abc.abstractmethod
     def axis(self, site: SiteInfo) -> Axis | None:
         """The axis along which the site's values are expanded, None for a single draw."""

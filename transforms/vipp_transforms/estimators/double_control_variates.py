@@ -40,7 +40,9 @@ class DoubleControlVariates(Estimator):
 
     The value of the choice is that of any other estimator, integers included: what is
     differentiated is the float that the program makes of it. Slopes are those of the terms that mix
-    lanes (the fewest, if they differ); a term of one lane is left to leave-one-out.
+    lanes (the fewest, if they differ). A term of one lane, such as its part of a divergence, is
+    summed over the lane's values if these are at most twice as many as the samples, and left to
+    leave-one-out otherwise.
 
     Args:
       num_samples: :math:`n`, at least 2. Sites with as many samples, those of
@@ -77,6 +79,10 @@ class DoubleControlVariates(Estimator):
                 f"before compilation, got {site.kind}. Fix: use ScoreFunction(num_samples=8, "
                 "baseline='leave_one_out')."
             )
+
+    def sums_single(self, site: SiteInfo) -> bool:
+        """Where a lane has no more values than are drawn, or not many more."""
+        return site.support is not None and len(site.support) <= 2 * self.num_samples
 
     def axis(self, site: SiteInfo) -> Axis | None:
         """Joint trajectories, shared by all sites with as many samples."""
