@@ -80,6 +80,88 @@ def test_groups_of_arviz():
         assert abs(noise.std() - 1.0) < 4.5 / (2 * noise.size) ** 0.5
 
 
+def regression(x, group, size=3, y=None):
+    w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
+    with numpyro.plate("groups", size):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(x)):
+        e = numpyro.sample("e", dist.Normal(0.0, 1.0))
+        mean = numpyro.deterministic("mean", x @ w + a[group] + e)
+        numpyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+
+
+def of_regression(x, group, size=3, y=None):
+    numpyro.sample("w", dist.Normal(numpyro.param("w_", jnp.ones(2)), 0.3).to_event(1))
+    with numpyro.plate("groups", size):
+        numpyro.sample("a", dist.Normal(numpyro.param("a_", jnp.arange(3.0)), 0.3))
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("e", dist.Normal(numpyro.param("e_", jnp.full(len(x), 5.0)), 0.3))
+
+
+ROWS, GROUP = np.arange(10.0, dtype=np.float32).reshape(5, 2), np.array([0, 1, 2, 0, 1])
+PARAMS = {"w_": jnp.ones(2), "a_": jnp.arange(3.0), "e_": jnp.full(5, 5.0)}
+
+
+def predicting(new):
+    bound = jax.tree_util.Partial(of_regression, ROWS, GROUP, y=jnp.zeros(5))
+    state = SVIState(None, None, KEY)
+    result = vipp.FitResult(PARAMS, jnp.zeros(0), state, bound, regression)
+    tree = result.to_arviz(jax.random.key(2), 400, predictions=new)
+    groups = {name: tree[name].to_dataset() for name in tree.children}
+    values = lambda name: {n: np.asarray(x)[0] for n, x in groups[name].items()}
+    return groups, values("posterior"), values("predictions")
+
+
+def standard_normal(x):
+    assert abs(x.mean()) < 4.5 / x.size**0.5
+    assert abs(x.std() - 1.0) < 4.5 / (2 * x.size) ** 0.5
+
+
+def test_predictions_at_other_arguments():
+    """With the posterior's values, but of the elements that it does not have."""
+    new, group = ROWS[:4] + 1, np.array([2, 2, 0, 1])
+    groups, drawn, there = predicting({"x": new, "group": group, "y": None})
+    known = drawn["w"] @ new.T + drawn["a"][:, group]
+    standard_normal(there["mean"] - known)  # e is of other rows
+    standard_normal((there["y"] - there["mean"]) / 0.1)
+    assert groups["predictions"]["y"].dims == ("chain", "draw", "rows")
+    for name, x in (("constant_data", ROWS), ("predictions_constant_data", new)):
+        np.testing.assert_array_equal(groups[name]["x"], x)
+        assert groups[name].keys() == {"x", "group"}
+        assert groups[name]["x"].dims == ("rows", "x_dim_1")
+    # of as many rows, data given: these rows, and other data
+    _, drawn, there = predicting((ROWS + 1, GROUP))
+    known = drawn["w"] @ (ROWS + 1).T + drawn["a"][:, GROUP] + drawn["e"]
+    np.testing.assert_allclose(there["mean"], known, rtol=1e-5)
+    standard_normal((there["y"] - known) / 0.1)
+
+
+WRONG = {
+    "a list": ([ROWS], TypeError, "must be a tuple of arguments or a dict.*got list.*Fix"),
+    "a name": ({"gruop": ROWS}, ValueError, r"'gruop', which is no argument.*did you mean 'group'.*Fix"),
+    "columns": ((ROWS[:, :1], GROUP), ValueError, r"'w' is of shape \(1,\) at.*\(2,\) in.*Fix"),
+}
+
+
+@pytest.mark.parametrize(("new", "error", "says"), WRONG.values(), ids=WRONG)
+def test_arguments_to_predict_at(new, error, says):
+    with pytest.raises(error, match=says):
+        predicting(new)
+
+
+def test_data_that_are_not_drawn_where_there_are_none():
+    def model(x, y=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        if y is not None:
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    guide = lambda x, y=None: numpyro.sample("z", dist.Normal(0.0, 1.0))
+    bound = jax.tree_util.Partial(guide, ROWS, jnp.array(1.0))
+    result = vipp.FitResult({}, jnp.zeros(0), SVIState(None, None, KEY), bound, model)
+    with pytest.raises(ValueError, match="no site 'y', which was data in training.*Fix"):
+        result.to_arviz(KEY, 3, predictions=(ROWS,))
+
+
 def test_what_arviz_cannot_have(monkeypatch):
     result = fitted()
     with pytest.raises(ValueError, match="num_samples"):

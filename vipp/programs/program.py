@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -238,11 +238,20 @@ class Program(AbstractProgram):
         latent = {n: x for n, x in drawn.values.items() if n not in data}
         return jax.lax.stop_gradient((replace(drawn, values=latent), data))
 
-    def predict(self, trace: Trace) -> dict[str, Any]:
-        """The data drawn anew, given latent values: those of the observed sites by name."""
+    def predict(self, trace: Trace, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """The data drawn anew, given latent values, by site.
+
+        Args:
+          trace: values; what has none is drawn.
+          names: of sites, beside which the deterministic ones are given, too; None for the
+            observed ones alone.
+        """
         observed = handlers.Unobserve()
         run = replace(self, differentiable=False)._run(trace, all_given=False, inner=observed)
-        return {n: run.record[n]["value"] for n in observed.names}
+        if names is not None:
+            derived = [n for n, s in run.record.items() if s["type"] == "deterministic"]
+            names = [*names, *derived]
+        return {n: run.record[n]["value"] for n in names or observed.names}
 
     def run(self, given: Trace | None = None) -> tuple[Trace, list[SiteDensity], Any]:
         """Run the program: its latent values (``given``, or drawn), densities, and result."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from vipp.programs.marginal import Marginal
 from vipp.programs.program import Program
 from vipp.programs.trace import Trace
 from vipp.training.posterior import draw_posterior
+from vipp.training.predictions import arrays_among, at, dims_of, predicted
 
 
 def inference_data(
@@ -26,6 +27,7 @@ def inference_data(
     guide: jax.tree_util.Partial,
     params: dict[str, Any],
     num_samples: int,
+    predictions: tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> Any:
     """An ``xarray.DataTree`` with ArviZ's groups; see :meth:`vipp.FitResult.to_arviz`.
 
@@ -35,6 +37,7 @@ def inference_data(
       guide: the guide with the arguments of both.
       params: parameter values, and mutable state, by name.
       num_samples: how many draws.
+      predictions: arguments of the model to predict at, or None.
     """
     arviz = _arviz()
     binding = Binding(params, guide.args, guide.keywords)
@@ -52,16 +55,31 @@ def inference_data(
     draws = draw_posterior(key_draws, model, guide, params, num_samples, discrete=discrete)
     latent = {s.name: draws[s.name] for s in sites if not s.observed and s.name in draws}
     keys = jax.random.split(key_data, num_samples)
-    likelihood, predicted = jax.jit(jax.vmap(lambda *x: _at(program, *x)))(keys, latent)
+    likelihood, new = jax.jit(jax.vmap(lambda *x: _at(program, *x)))(keys, latent)
     data = {s.name: np.broadcast_to(s.value, _shape(s)) for s in sites if _is_data(s)}
+    constants = arrays_among(program, sites)
     groups = {
         "posterior": _one_chain(draws),
-        "posterior_predictive": _one_chain(predicted),
+        "posterior_predictive": _one_chain(new),
         "log_likelihood": _one_chain(likelihood),
         "observed_data": data,
+        "constant_data": constants,
     }
-    dims = {s.name: _dims(s) for s in sites}
-    return arviz.from_dict({n: group for n, group in groups.items() if group}, dims=dims)
+    dims, pred_dims = _all_dims(sites, constants), {}
+    if predictions is not None:
+        there = at(program, predictions)
+        found = _sites(there)
+        constants = arrays_among(there, found)
+        keys = jax.random.split(jax.random.fold_in(key_data, 1), num_samples)
+        groups["predictions"] = _one_chain(predicted(keys, there, found, latent, list(data)))
+        groups["predictions_constant_data"] = constants
+        pred_dims = _all_dims(found, constants)
+    kept = {n: group for n, group in groups.items() if group}
+    return arviz.from_dict(kept, dims=dims, pred_dims=pred_dims)
+
+
+def _all_dims(sites: list[SiteDensity], constants: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    return dims_of(constants, sites) | {s.name: _dims(s) for s in sites}
 
 
 def _arviz() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -109,28 +109,46 @@ class FitResult:
             rng_key, self.model, self.guide, params, num_samples, discrete=discrete
         )
 
-    def to_arviz(self, rng_key: jax.Array, num_samples: int = 1_000) -> Any:
+    def to_arviz(
+        self,
+        rng_key: jax.Array,
+        num_samples: int = 1_000,
+        *,
+        predictions: tuple[Any, ...] | Mapping[str, Any] | None = None,
+    ) -> Any:
         r"""The fitted model as ArviZ has it, at the arguments of training.
 
         Its groups are ``posterior`` (what :meth:`sample_posterior` draws, in one chain),
         ``posterior_predictive`` (the data drawn anew for each), ``log_likelihood`` (of each
-        observation, without scales) and ``observed_data``. Plates are dimensions by name.
+        observation, without scales), ``observed_data``, and ``constant_data``, the model's other
+        arguments that are arrays, by name. Plates are dimensions by name.
 
         .. math:: z_s \sim q(z), \quad \tilde x_s \sim p(x \mid z_s), \quad \log p(x_i \mid z_s)
 
         What :func:`vipp.marginal` summed out exactly is drawn back, and given in the likelihood.
 
+        With other arguments in ``predictions`` there are ``predictions`` (the data and the
+        deterministic sites there) and ``predictions_constant_data``, too. A latent site keeps the
+        values of the posterior, unless it is in a plate of another size there: then there are no
+        such values, and it is drawn from the model given the others. A plate of the same size
+        has the same elements.
+
         Args:
           rng_key: a PRNG key.
           num_samples: how many draws.
+          predictions: arguments of the model to predict at: a tuple of positional ones, beside
+            the keyword ones of training, or a dict of those that are others, by name. The model
+            draws a site whose data are None there; data that are given are not used.
 
         Returns:
           An ``xarray.DataTree``, ArviZ's format since its version 1. Needs ``vipp[arviz]``.
 
         Raises:
           ImportError: if ArviZ is not installed.
+          TypeError: if ``predictions`` is neither a tuple nor a dict.
           ValueError: if ``num_samples`` is not a positive int, if the density of the model's sites
-            is only estimated, or naming a plate that is subsampled.
+            is only estimated, or naming a plate that is subsampled, a name in ``predictions`` that
+            no argument has, or a site that does not fit the posterior's there.
 
         Example:
           >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax, vipp
@@ -145,6 +163,9 @@ class FitResult:
           >>> tree = result.to_arviz(jax.random.key(1), num_samples=5)
           >>> tree["log_likelihood"]["x"].dims
           ('chain', 'draw', 'data')
+          >>> tree = result.to_arviz(jax.random.key(1), num_samples=5, predictions=(jnp.ones(8),))
+          >>> tree["predictions"]["x"].shape
+          (1, 5, 8)
 
         References:
           Kumar, Carroll, Hartikainen and Martin, *ArviZ, a unified library for exploratory
@@ -152,7 +173,7 @@ class FitResult:
         """
         positive_int("to_arviz: num_samples", num_samples)
         params = {**self.params, **(self.state.mutable_state or {})}
-        return inference_data(rng_key, self.model, self.guide, params, num_samples)
+        return inference_data(rng_key, self.model, self.guide, params, num_samples, predictions)
 
 
 class NonFiniteError(FloatingPointError):
