@@ -161,6 +161,47 @@ def started(theta, rv):
     return (costs * (1.0 + first)).sum()
 
 
+def started_once(theta, rv):
+    """The first state is a choice that nothing else depends on together with the loop."""
+    first = rv.one("first", theta[1])
+
+    def step(draw, carry, x):
+        z, odd, two = carry
+        new = draw("z", theta[z] + x * two)
+        return (new, 2 * new + 1, new - 1.0), COSTS[z, new] * odd
+
+    last, costs = rv.scan(step, (first, 2 * first + 1, -1.0), XS)
+    return costs.sum() + COSTS[first, first] * theta[0, 1] + 0.5 * last[1]
+
+
+def started_in_lanes(theta, rv):
+    """Each lane's first state is a choice of its own."""
+    first = rv.one("first", theta * jnp.array([[1.0], [-2.0]]))
+
+    def step(draw, z, x):
+        new = draw("z", theta[z] * jnp.array([[1.0], [0.3]]))
+        return new, COSTS[z, new] * jnp.array([x, 2.0])
+
+    _, costs = rv.scan(step, first, XS)
+    return costs.sum() + (jnp.sin(1.0 * first) * theta[0]).sum()
+
+
+def followed_start(theta, rv):
+    """Another choice depends on the first state, and is averaged with the loop's."""
+    first = rv.one("first", theta[0])
+    other = rv.one("other", theta[first])
+    costs = rv.scan(lambda draw, z, x: ((new := draw("z", theta[z])), COSTS[z, new]), first, XS)[1]
+    return (costs * (1.0 + other)).sum()
+
+
+def looked_at(theta, rv):
+    """The loop reads what depends on the first state in every step."""
+    first = rv.one("first", theta[0])
+    other = rv.one("other", theta[first])
+    step = lambda draw, z, x: ((new := draw("z", theta[z] * x + other)), COSTS[z, new])
+    return rv.scan(step, first, XS)[1].sum()
+
+
 def tosses(theta, rv):
     """All steps are alike, and each is drawn by itself."""
     step = lambda draw, total, x: (total + (z := draw("z", theta[0])), jnp.sin(1.0 * z))
@@ -204,6 +245,7 @@ def lanes_from_one_state(theta, rv):
 SUMMED = (
     chain, accumulated, second_order, lanes, two_sites, one_and_many, followed, impossible, started,
     independent, tosses, carried, lanes_from_one_state,
+    started_once, started_in_lanes, followed_start, looked_at,
 )  # fmt: skip
 
 

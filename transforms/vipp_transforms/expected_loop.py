@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -23,9 +24,9 @@ from vipp_transforms.forward import Forward
 from vipp_transforms.known_carry import choice_number
 from vipp_transforms.lifting import Env, Lifted, value_of
 from vipp_transforms.loop_parts import Parts
+from vipp_transforms.loop_start import Start
 from vipp_transforms.marginal_choice import Marginal, chosen
 from vipp_transforms.sites import sample, sample_p
-from vipp_transforms.support_numbers import Numbers
 from vipp_transforms.unrolling import NotSummed
 from vipp_transforms.windows import Windows
 
@@ -39,6 +40,8 @@ class SummedInLoop(Policy):
     Args:
       names: of all choices of the loop.
       loop: the number of the loop.
+      start: the choices that no term may depend on with one of these, as the loop starts from
+        how probable the values of one of them are.
       before: whether it is what the steps before a step chose.
       ended: whether it is what the last steps of all chose.
       estimator: with which.
@@ -47,6 +50,7 @@ class SummedInLoop(Policy):
     traits: ClassVar[Traits] = Traits()
     names: tuple[str, ...] = ()
     loop: int = 0
+    start: tuple[str, ...] = ()
     before: bool = False
     ended: bool = False
     estimator: Any = ALL_VALUES
@@ -74,20 +78,24 @@ class ExpectedLoop:
     Args:
       windows: of the loop.
       number: of the loop.
-      firsts: what is known of the values carried into its first step.
+      start: what it starts from.
 
     Attributes:
       refusal: why it is none that can be run, or None.
     """
 
-    def __init__(self, windows: Windows, number: int, firsts: Sequence[Numbers | None]):
+    def __init__(self, windows: Windows, number: int, start: Start):
         self.windows, self.steps, self.number = windows, windows.steps, number
-        self.forward = Forward(windows, firsts)
+        self.forward = Forward(windows, start)
         self.axes, self.known = self.forward.axes, self.forward.known
         self.past, self.lanes = self.forward.past, self.forward.lanes
         self.sizes, self.count = self.forward.sizes, len(windows.sites)
         self.groups = self._groups()
         self.refusal = self._refusal()
+
+    @property
+    def _policy(self) -> SummedInLoop:
+        return SummedInLoop(self._names, self.number, self.forward.start.names)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -111,7 +119,7 @@ class ExpectedLoop:
         return [_Group(tuple(v), k) for k, v in sorted(found.items(), key=lambda kv: len(kv[0]))]
 
     def run(self, *operands: Any) -> list[Any]:
-        """The results of the loop, given its operands."""
+        """The results of the loop, given its operands, then those of what it starts from."""
         given = iter(operands)
         fixed = {v: Lifted(next(given)) for v, _ in self.steps.fixed}
         first = [next(given) for _ in self.steps.carried]
@@ -119,7 +127,9 @@ class ExpectedLoop:
         scanned = [next(given) for _ in self.steps.scanned]
         fixed |= {v: Lifted(jnp.asarray(x)) for v, x in self.steps.env.items()}
         parts = Parts.of(self.windows)
-        probs, carried, (before, tables, alike) = self.forward.run(parts, fixed, first, scanned)
+        probs, carried, (before, tables, alike) = self.forward.run(
+            parts, fixed, first, scanned, [*given]
+        )
         pasts = self._draw(before, steps=True)
         inputs = {v: x.array for v, x in fixed.items() if v in parts.read}
         stacked = dict(zip(parts.alike, alike, strict=True))
@@ -186,7 +196,7 @@ class ExpectedLoop:
             lag = choice_number(name) // self.count - (0 if steps else 1)
             labels.append(f"{template.name}[{'t' if steps else 'end'}{-lag if lag else ''}]")
             kinds.append(template.kind)
-        policy = SummedInLoop(self._names, self.number, before=steps, ended=not steps)
+        policy = replace(self._policy, before=steps, ended=not steps)
         marginal = Marginal(table, ", ".join(dict.fromkeys(kinds)))
         return sample(jax.random.key(0), marginal, policy, name=", ".join(labels))
 
@@ -265,7 +275,7 @@ class ExpectedLoop:
         var = _jax.fresh_like(key)
         keys[var] = jax.random.split(jax.random.key(0), (self.steps.length, *key.aval.shape))
         template = copy.copy(eqn.params["template"])
-        template.estimator = SummedInLoop(self._names, self.number, estimator=template.estimator)
+        template.estimator = replace(self._policy, estimator=template.estimator)
         return eqn.replace(invars=[var, *leaves], params={**eqn.params, "template": template})
 
     def _stacked(self, atom: Any, stacked: Mapping[Any, Any], fixed: Env) -> Any:

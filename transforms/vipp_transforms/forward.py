@@ -20,6 +20,7 @@ from vipp_transforms.estimators.enumerate import joint_size, joint_support, lane
 from vipp_transforms.known_carry import choice_name, choice_number, known_carry
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
 from vipp_transforms.loop_parts import Parts, made
+from vipp_transforms.loop_start import Start
 from vipp_transforms.sharing import call, evaluate
 from vipp_transforms.sites import lifting
 from vipp_transforms.staging import Site
@@ -39,7 +40,7 @@ class Forward:
 
     Args:
       windows: of the loop.
-      firsts: what is known of the values carried into its first step.
+      start: what it starts from.
 
     Attributes:
       axes: of all choices that a step depends on.
@@ -49,7 +50,7 @@ class Forward:
       known: what is known of carried values.
     """
 
-    def __init__(self, windows: Windows, firsts: Sequence[Numbers | None]):
+    def __init__(self, windows: Windows, start: Start):
         self.windows, self.steps, self.count = windows, windows.steps, len(windows.sites)
         numbers = frozenset().union(*windows.entering) | {*range(self.count)}
         self.axes = Axes()
@@ -63,7 +64,7 @@ class Forward:
         }
         self.lanes = tuple(lanes)
         self.sizes = {**self.axes.sizes, **lanes}
-        self.known = known_carry(windows, firsts, tuple(self.axes.sizes))
+        self.start, self.known = start, known_carry(windows, start, tuple(self.axes.sizes))
         known = {self.steps.carried[i].var: x for i, x in self.known.carried.items()}
         self.axes.facts.numbers.update(known)
 
@@ -72,7 +73,23 @@ class Forward:
         numbers = self.windows.entering[i]
         return tuple(n for n in self.axes.sizes if choice_number(n) in numbers)
 
-    def run(self, parts: Parts, fixed: Env, first: Sequence[Any], scanned: Sequence[Any]) -> Any:
+    @property
+    def can_start(self) -> bool:
+        """Whether all that is carried of the choice it starts from is known, lane by lane."""
+        places = self.start.of_choice()
+        dims = [self.windows.joined.dims[f"carried {i}"] for i in places]
+        shape = self.start.site.lane_shape if self.start.site is not None else ()
+        apart = all(c in self.lanes or n == 1 for d in dims for c, n in zip(d, shape, strict=True))
+        return {*places} <= {*self.known.carried} and len({*dims}) < 2 and apart
+
+    def run(
+        self,
+        parts: Parts,
+        fixed: Env,
+        first: Sequence[Any],
+        scanned: Sequence[Any],
+        leaves: Sequence[Any],
+    ) -> Any:
         """Run the loop for all values of the last choices, and their probabilities.
 
         Args:
@@ -80,6 +97,7 @@ class Forward:
           fixed: the values of what it reads from outside; more of the same kind are added.
           first: what is carried into its first step.
           scanned: what it goes through.
+          leaves: of the choice that it starts from.
 
         Returns:
           The last probabilities, the last of those carried values that are not known, by number,
@@ -119,7 +137,7 @@ class Forward:
 
         values = {i: self.axes.spread(Lifted(first[i]), n) for i, n in entering.items()}
         (probs, values), every = jax.lax.scan(
-            jax.checkpoint(step, prevent_cse=False), (self._start(), values), list(scanned),
+            jax.checkpoint(step, prevent_cse=False), (self._before(leaves), values), list(scanned),
             length=self.steps.length, reverse=self.steps.reverse,
         )  # fmt: skip
         return probs, values, every
@@ -128,19 +146,31 @@ class Forward:
         """The axes that a value of a step may carry."""
         return frozenset(map(choice_name, self.windows.depends[atom]))
 
-    def _start(self) -> jax.Array:
+    def _before(self, leaves: Sequence[Any]) -> jax.Array:
         """How probable the choices before the first step are: made if some value says so.
 
         Nothing depends on the others, all values of which are as probable.
         """
-        shape = tuple(self.sizes[n] for n in (*self.past, *self.lanes))
-        made = tuple(self.known.start.get(n, slice(None)) for n in self.past)
-        values = math.prod(self.sizes[n] for n in self.past if n not in self.known.start)
+        probs = self.start.probabilities(leaves)
+        past = tuple(self.sizes[n] for n in self.past)
+        made = np.zeros((self.start.size, *past), probs.dtype)
+        for row, chosen in zip(made, self.known.start, strict=True):
+            at = tuple(chosen.get(n, slice(None)) for n in self.past)
+            row[at] = 1.0 / math.prod(self.sizes[n] for n in self.past if n not in chosen)
+        start = jnp.tensordot(made, probs, (0, 0), precision=jax.lax.Precision.HIGHEST)
+        places = self.start.of_choice()
+        dims = self.windows.joined.dims[f"carried {places[0]}"] if places else ()
+        single = tuple(len(past) + a for a, c in enumerate(dims) if c not in self.lanes)
+        kept = [c for c in dims if c in self.lanes]
+        order = [kept.index(c) for c in self.lanes if c in kept]
+        start = jnp.squeeze(start, single)
+        start = jnp.transpose(start, (*range(len(past)), *(len(past) + a for a in order)))
+        # lanes that it does not know start alike
+        others = [len(past) + k for k, c in enumerate(self.lanes) if c not in kept]
         dtypes = [s.log_prob.out_avals[0].dtype for s in self.windows.sites]
         dtype = jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
-        start = np.zeros(shape, dtype)
-        start[made] = 1.0 / values
-        return jnp.asarray(start)
+        shape = tuple(self.sizes[n] for n in (*self.past, *self.lanes))
+        return jnp.broadcast_to(jnp.expand_dims(start, others), shape).astype(dtype)
 
     def _known_values(self) -> Env:
         """The carried values that are known at all choices before a step."""

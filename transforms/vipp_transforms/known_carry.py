@@ -1,18 +1,19 @@
 """What a loop carries that is known at every value of the choices before a step.
 
 A loop that carries what it chose last carries, for all values of that choice at once, its support:
-the same in every step. Only the first step is given a number instead. If that is one of the
-support, it is as if the step before the first had chosen it, and no step is an exception.
+the same in every step. Only the first step is given a number instead, or another choice. If that is
+one of the support, it is as if the step before the first had chosen it: no step is an exception.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vipp_transforms.estimators.enumerate import lane_numbers
+from vipp_transforms.loop_start import Start
 from vipp_transforms.support_numbers import Numbers, follow, numbers_of
 from vipp_transforms.windows import Windows
 
@@ -22,28 +23,29 @@ class Known(NamedTuple):
 
     Attributes:
       carried: by number of the carried value, the numbers it is at the choices before the step.
-      start: by choice before the first step, the place of its value, as if it had been made.
+      start: for each value of the choice that the loop starts from, or once, by choice before the
+        first step the place of its value, as if it had been made.
     """
 
     carried: dict[int, Numbers]
-    start: dict[str, int]
+    start: list[dict[str, int]]
 
 
-def known_carry(windows: Windows, firsts: Sequence[Numbers | None], order: Sequence[str]) -> Known:
+def known_carry(windows: Windows, start: Start, order: Sequence[str]) -> Known:
     """Find out which carried values are known.
 
     Args:
       windows: of the loop.
-      firsts: what is known of the values carried into the first step.
+      start: what is known of the values carried into the first step.
       order: of the names of choices, :func:`choice_name` of their numbers.
     """
-    allowed = {i: x for i, x in enumerate(firsts) if x is not None and not x.axes}
+    allowed = {i: x for i, x in enumerate(start.firsts) if x is not None}
     while True:
         found = _carried(windows, [*allowed], order)
-        start: dict[str, int] = {}
-        unfit = next((i for i in found if not _starts(found[i], allowed[i], start)), None)
+        made: list[dict[str, int]] = [{} for _ in range(start.size)]
+        unfit = next((i for i in found if not _starts(found[i], allowed[i], made)), None)
         if unfit is None:
-            return Known(found, start)
+            return Known(found, made)
         del allowed[unfit]
 
 
@@ -81,11 +83,18 @@ def _later(numbers: Numbers, count: int) -> Numbers:
     return numbers._replace(axes=tuple(choice_name(choice_number(n) + count) for n in numbers.axes))
 
 
-def _starts(numbers: Numbers, first: Numbers, start: dict[str, int]) -> bool:
-    """Whether a first value is one of those known, given choices settled before; settles more."""
-    for place in np.argwhere(numbers.table == first.table).tolist():
-        chosen: Mapping[str, int] = dict(zip(numbers.axes, place, strict=True))
-        if all(start.get(n, at) == at for n, at in chosen.items()):
-            start.update(chosen)
-            return True
-    return False
+def _starts(numbers: Numbers, first: Numbers, made: list[dict[str, int]]) -> bool:
+    """Whether first values are among those known, given choices settled before; settles more."""
+    firsts = np.broadcast_to(first.table, len(made))
+    places = [_place(numbers, x, chosen) for x, chosen in zip(firsts, made, strict=True)]
+    for chosen, place in zip(made, places, strict=True):
+        chosen.update(place or {})
+    return None not in places
+
+
+def _place(numbers: Numbers, value: Any, chosen: dict[str, int]) -> dict[str, int] | None:
+    for place in np.argwhere(numbers.table == value).tolist():
+        found = dict(zip(numbers.axes, place, strict=True))
+        if all(chosen.get(n, at) == at for n, at in found.items()):
+            return found
+    return None

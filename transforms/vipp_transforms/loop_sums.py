@@ -21,15 +21,14 @@ from vipp_transforms.estimators.enumerate import ALL_VALUES
 from vipp_transforms.expected_loop import ExpectedLoop, SummedInLoop
 from vipp_transforms.lane import MIXED
 from vipp_transforms.loop_fusion import (
-    Steps,
     fuse_followers,
     needed_of,
     open_steps,
     with_totals,
 )
-from vipp_transforms.staging import Inliner, live
+from vipp_transforms.loop_start import starts
+from vipp_transforms.staging import Inliner, Program
 from vipp_transforms.stopped import check_stopped
-from vipp_transforms.support_numbers import Numbers, follow, numbers_in, numbers_of
 from vipp_transforms.unrolling import NotSummed
 from vipp_transforms.windows import Windows, windows
 
@@ -57,24 +56,13 @@ def sum_loops(
         if isinstance(found, NotSummed):
             return found
         _check(found)
-        loop = ExpectedLoop(found, number, _firsts(found.steps, [*eqns[:at], *before], env))
+        each = starts(found.steps, [*eqns[:at], *before], after, env)
+        loop = next(x for s in each if (x := ExpectedLoop(found, number, s)).forward.can_start)
         if loop.refusal is not None:
             return loop.refusal
         eqns = [*eqns[:at], *before, *_replaced(loop, env), *after]
         number += 1
     return eqns
-
-
-def _firsts(steps: Steps, eqns: list[Any], env: Mapping[Any, Any]) -> list[Numbers | None]:
-    """What is known of the values carried into the first step."""
-    firsts = [c.first for c in steps.carried]
-    made = live(eqns, firsts)
-    read = {v for e in made for v in e.invars if not isinstance(v, _jax.Literal)}
-    read |= {v for v in firsts if not isinstance(v, _jax.Literal)}
-    found = {v: numbers_in(env[v]) for v in read if v in env}
-    known = {v: x for v, x in found.items() if x is not None}
-    follow(made, known, ())
-    return [numbers_of(v, known) for v in firsts]
 
 
 def _check(found: Windows) -> None:
@@ -86,7 +74,8 @@ def _check(found: Windows) -> None:
 
 def _replaced(loop: ExpectedLoop, env: dict[Any, Any]) -> list[Any]:
     """The equations that compute what the loop computed."""
-    operands, results = loop.steps.operands, loop.steps.results
+    operands = [*loop.steps.operands, *loop.forward.start.leaves]
+    results = loop.steps.results
     shaped = [_jax.shaped(v.aval) for v in operands]
     closed, _ = _jax.trace(loop.run, *shaped)
     inliner = Inliner(env, loops=None)
@@ -100,6 +89,18 @@ def _replaced(loop: ExpectedLoop, env: dict[Any, Any]) -> list[Any]:
 def _copied(copy: Any, atom: Any, outvar: Any) -> Any:
     (eqn,) = _jax.open_jaxpr(copy)[0].eqns
     return eqn.replace(invars=[atom], outvars=[outvar])
+
+
+def with_start(elimination: Elimination, program: Program) -> NotSummed | None:
+    """The choice that a loop starts from on which a term depends together with the loop, if any."""
+    name_of = {s.index: s.template.name for s in program.sites.values()}
+    for step in elimination.steps:
+        tag = step.site.template.estimator
+        if isinstance(tag, SummedInLoop):
+            names = {name_of[r] for r in step.form.depends}
+            if not names.isdisjoint(tag.start):
+                return NotSummed(tag.start[:1], "a term depends on it and on the loop it starts")
+    return None
 
 
 def several_steps(elimination: Elimination) -> NotSummed | None:

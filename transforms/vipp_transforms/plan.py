@@ -14,7 +14,7 @@ from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
 from vipp_transforms.estimators.base import Degree, SiteInfo
 from vipp_transforms.linearity import check_estimates
-from vipp_transforms.loop_sums import several_steps, sum_loops
+from vipp_transforms.loop_sums import several_steps, sum_loops, with_start
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.polynomials import degrees
 from vipp_transforms.relaxed import check_relaxed
@@ -136,7 +136,7 @@ def _derived(traced: Traced) -> Plan | NotSummed:
         depends = Dependences(program)
         parts = split(program, depends)
     elimination = eliminate(program, depends, parts)
-    joint = several_steps(elimination)
+    joint = with_start(elimination, program) or several_steps(elimination)
     if joint is not None:
         return joint
     choices = choose(program, depends, parts, elimination, asked)

@@ -58,7 +58,7 @@ def follow(eqns: Iterable[Any], known: dict[Any, Numbers], order: Sequence[str])
     """
     for eqn in eqns:
         name = eqn.primitive.name
-        if name not in _MOVES and name not in _FUNCTIONS:
+        if name not in _MOVES and name not in FUNCTIONS:
             continue
         inputs = [numbers_of(v, known) for v in eqn.invars]
         if any(x is None for x in inputs):
@@ -85,7 +85,7 @@ def _computed(eqn: Any, inputs: Sequence[Any], order: Sequence[str]) -> Numbers 
     if eqn.primitive.name in ("div", "rem") and not np.all(tables[1]):
         return None  # what a machine makes of it
     with np.errstate(all="ignore"):
-        found = _FUNCTIONS[eqn.primitive.name](*tables)
+        found = FUNCTIONS[eqn.primitive.name](*tables)
     return Numbers(np.broadcast_to(found, shape).astype(dtype), names)
 
 
@@ -106,7 +106,7 @@ _MOVES = frozenset(
     {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "copy", "copy_p",
      "slice", "rev", "stop_gradient"}
 )  # fmt: skip
-_FUNCTIONS: dict[str, Any] = {
+FUNCTIONS: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "abs": np.abs,
     "sign": np.sign, "max": np.maximum, "min": np.minimum, "rem": np.fmod, "div": _div,
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
