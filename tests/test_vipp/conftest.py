@@ -166,6 +166,16 @@ def _check_mean(drawn, exact, bias):
         np.testing.assert_array_less(np.abs(g.mean(0) - w), 4.5 * error + 1e-5 * (1 + size))
 
 
+def _enough(drawn, exact, bias=0.05):
+    """Whether a relative ``bias`` would be seen 39 times out of 40: it is 6.5 standard errors."""
+
+    def seen(drawn, exact):
+        error = max(x.std(0, np.float64).max() / len(x) ** 0.5 for x in jax.tree.leaves(drawn))
+        return error <= bias / 6.5 * max(np.abs(x).max() for x in jax.tree.leaves(exact))
+
+    return seen(drawn[:1], exact[:1]) and seen(drawn[1:], exact[1:])
+
+
 @pytest.fixture(scope="session")
 def reference():
     """The brute-force references."""
@@ -178,20 +188,52 @@ def reference():
     )
 
 
+def _evaluation(objective, model, guide, args):
+    """``(key, params, data) -> (bound, gradient)``, and the data: no constants to fold."""
+    one = vipp.value_and_grad(objective, model, guide)
+    data = {i: x for i, x in enumerate(args) if isinstance(x, jax.Array)}
+    each = lambda key, params, data: one(key, params, *(data.get(i, x) for i, x in enumerate(args)))
+    return each, data
+
+
 @pytest.fixture
 def bound_and_grad():
     """``(objective, model, guide, params, *args, keys=None) -> (bound, gradient)``, compiled."""
 
     def evaluate(objective, model, guide, params, *args, keys=None):
-        one = vipp.value_and_grad(objective, model, guide)
-        data = {i: x for i, x in enumerate(args) if isinstance(x, jax.Array)}
-
-        def each(key, params, data):  # data is no constant to fold
-            return one(key, params, *(data.get(i, x) for i, x in enumerate(args)))
-
+        each, data = _evaluation(objective, model, guide, args)
         if keys is None:
             return jax.jit(each)(jax.random.key(7), params, data)
         run = jax.jit(jax.vmap(each, in_axes=(0, None, None)))
         return run(jax.random.split(jax.random.key(11), keys), params, data)
 
     return evaluate
+
+
+BATCH = 4_000  # draws that are evaluated at once
+
+
+@pytest.fixture
+def check_bound():
+    """``(wanted, objective, model, guide, params, *args, most)``: bound and gradient are unbiased.
+
+    From as many draws as it takes to see a bias, at most ``most``.
+    """
+
+    def check(wanted, objective, model, guide, params, *args, most):
+        each, data = _evaluation(objective, model, guide, args)
+
+        @jax.jit
+        def batch(number, params, data):
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(11), number), BATCH)
+            return jax.vmap(each, in_axes=(0, None, None))(keys, params, data)
+
+        drawn = jax.tree.map(np.asarray, batch(0, params, data))
+        joined = lambda *xs: np.concatenate(xs)
+        for number in range(1, -(-most // BATCH)):
+            if _enough(drawn, wanted):
+                break
+            drawn = jax.tree.map(joined, drawn, batch(number, params, data))
+        check_unbiased(drawn, wanted)
+
+    return check

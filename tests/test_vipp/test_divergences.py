@@ -18,7 +18,6 @@ T, FRONT = dist.TransformedDistribution, np.array([0.3, -0.2])
 TRIL = np.array([[1.0, 0.0], [0.3, 0.8]])
 
 
-
 def every_pair():
     """Of each group any of the first from any of the second, the others included."""
     line = [

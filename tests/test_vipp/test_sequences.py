@@ -80,23 +80,21 @@ def bound(params, particles=1):
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ESTIMATORS)
-def test_elbo_of_a_chain(kind, reference, bound_and_grad):
-    guide = proposal(ESTIMATORS[kind])
-    keys = 4 if kind == "enumerate" else 60_000
-    drawn = bound_and_grad(vipp.ELBO(), chain, guide, PARAMS, XS, keys=keys)
+def test_elbo_of_a_chain(kind, bound_and_grad, check_bound):
+    programs = vipp.ELBO(), chain, proposal(ESTIMATORS[kind]), PARAMS, XS
     wanted = jax.jit(jax.value_and_grad(bound))(PARAMS)
     if kind == "enumerate":
-        same = lambda g, w: np.testing.assert_allclose(g[0], w, rtol=1e-4, atol=1e-5)
-        jax.tree.map(same, drawn, wanted)
+        same = lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
+        jax.tree.map(same, bound_and_grad(*programs), wanted)
     else:
-        reference.check_unbiased(drawn, wanted)
+        check_bound(wanted, *programs, most=60_000)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("objective", [vipp.IWAE(num_particles=2), vipp.VIMCO(num_particles=2)])
-def test_several_particles_of_a_chain(objective, reference, bound_and_grad):
-    drawn = bound_and_grad(objective, chain, proposal(None), PARAMS, XS, keys=150_000)
-    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(bound), static_argnums=1)(PARAMS, 2))
+def test_several_particles_of_a_chain(objective, check_bound):
+    wanted = jax.jit(jax.value_and_grad(bound), static_argnums=1)(PARAMS, 2)
+    check_bound(wanted, objective, chain, proposal(None), PARAMS, XS, most=150_000)
 
 
 def test_reward_to_go_reaches_the_model(bound_and_grad):
@@ -131,7 +129,7 @@ def test_reward_to_go_reaches_the_model(bound_and_grad):
 
 
 @pytest.mark.thorough
-def test_a_pathwise_guide_next_to_discrete_choices(reference, bound_and_grad):
+def test_a_pathwise_guide_next_to_discrete_choices(check_bound):
     """A switching model: in each step a regime, then a Gaussian."""
 
     def model(xs):
@@ -179,11 +177,11 @@ def test_a_pathwise_guide_next_to_discrete_choices(reference, bound_and_grad):
             total += jnp.exp(log_z) * (mass * value).sum()
         return total
 
-    drawn = bound_and_grad(vipp.ELBO(), model, guide, theta, XS[:2], keys=300_000)
-    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(theta))
+    wanted = jax.jit(jax.value_and_grad(exact))(theta)
+    check_bound(wanted, vipp.ELBO(), model, guide, theta, XS[:2], most=300_000)
 
 
-def test_plates_inside_a_scan(reference, bound_and_grad):
+def test_plates_inside_a_scan(check_bound):
     """Two independent chains under one plate are twice one chain."""
 
     def both(program, estimator=None):
@@ -209,13 +207,12 @@ def test_plates_inside_a_scan(reference, bound_and_grad):
     params = {"theta": PARAMS["theta"]}
     wanted = jax.jit(jax.value_and_grad(lambda p: 2 * bound({**PARAMS, **p})))(params)
     guide = both(None, vipp.ScoreFunction(num_samples=2, baseline="leave_one_out"))
-    drawn = bound_and_grad(vipp.ELBO(), both(None), guide, params, xs, keys=60_000)
-    reference.check_unbiased(drawn, wanted)
+    check_bound(wanted, vipp.ELBO(), both(None), guide, params, xs, most=60_000)
 
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["default", "score", "enumerate"])
-def test_a_branch(kind, reference, bound_and_grad):
+def test_a_branch(kind, bound_and_grad, check_bound):
     def program(probs, estimator=None):
         def run():
             t = numpyro.param("t", jnp.zeros(2)) if probs is None else None
@@ -241,14 +238,12 @@ def test_a_branch(kind, reference, bound_and_grad):
         return total
 
     wanted = jax.jit(jax.value_and_grad(exact))(t)
-    model = program(jnp.array([0.3, 0.8]))
-    keys = 4 if kind == "enumerate" else 150_000
-    drawn = bound_and_grad(vipp.ELBO(), model, program(None, ESTIMATORS[kind]), t, keys=keys)
+    programs = vipp.ELBO(), program(jnp.array([0.3, 0.8])), program(None, ESTIMATORS[kind]), t
     if kind == "enumerate":
-        same = lambda g, w: np.testing.assert_allclose(g[0], w, rtol=1e-4, atol=1e-5)
-        jax.tree.map(same, drawn, wanted)
+        same = lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
+        jax.tree.map(same, bound_and_grad(*programs), wanted)
     else:
-        reference.check_unbiased(drawn, wanted)
+        check_bound(wanted, *programs, most=150_000)
 
 
 @pytest.mark.thorough
@@ -278,7 +273,7 @@ def test_hidden_markov_model_of_500_steps():
 
 
 @pytest.mark.thorough
-def test_attend_infer_repeat_chain(reference, bound_and_grad):
+def test_attend_infer_repeat_chain(check_bound):
     """Three slots: one is present only if the one before is; what is present has a position."""
 
     def guide():
@@ -314,8 +309,8 @@ def test_attend_infer_repeat_chain(reference, bound_and_grad):
             total += jnp.exp(log_q) * (log_p - log_q + fit - kl)
         return total
 
-    drawn = bound_and_grad(vipp.ELBO(), model, guide, params, keys=150_000)
-    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(params))
+    wanted = jax.jit(jax.value_and_grad(exact))(params)
+    check_bound(wanted, vipp.ELBO(), model, guide, params, most=150_000)
 
 
 # -- filtering bounds ------------------------------------------------------------------------------
@@ -335,24 +330,24 @@ FILTERS = {
 def test_the_likelihood_estimate_is_unbiased(kind, bound_and_grad):
     objective = vipp.FilteringBound(num_particles=3, **FILTERS[kind])
     guide = proposal(vipp.ScoreFunction())  # the default's value is a mean of two
-    value, _ = bound_and_grad(objective, chain, guide, PARAMS, XS, keys=60_000)
+    value, _ = bound_and_grad(objective, chain, guide, PARAMS, XS, keys=20_000)
     weights = np.exp(np.asarray(value, np.float64))
     evidence = float(jnp.exp(logsumexp(paths(PARAMS)[1])))
-    error = weights.std() / 60_000**0.5
+    error = weights.std() / 20_000**0.5
     assert error < 0.01 * evidence
     assert abs(weights.mean() - evidence) < 4 * error
 
 
 @pytest.mark.thorough
-def test_without_resampling_it_is_iwae(reference, bound_and_grad):
+def test_without_resampling_it_is_iwae(check_bound):
     objective = vipp.FilteringBound(num_particles=2, resample="none")
-    drawn = bound_and_grad(objective, chain, proposal(None), PARAMS, XS, keys=150_000)
-    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(bound), static_argnums=1)(PARAMS, 2))
+    wanted = jax.jit(jax.value_and_grad(bound), static_argnums=1)(PARAMS, 2)
+    check_bound(wanted, objective, chain, proposal(None), PARAMS, XS, most=150_000)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("soft", [False, True])
-def test_the_resampling_gradient_makes_it_unbiased(soft, reference, bound_and_grad):
+def test_the_resampling_gradient_makes_it_unbiased(soft, check_bound):
     """Two particles, two steps: all draws and ancestors by brute force."""
 
     def term(params, first, ancestors, second):
@@ -378,8 +373,8 @@ def test_the_resampling_gradient_makes_it_unbiased(soft, reference, bound_and_gr
     objective = vipp.FilteringBound(
         num_particles=2, resampling_gradient=True, resample="soft" if soft else "multinomial"
     )
-    drawn = bound_and_grad(objective, chain, proposal(None), PARAMS, XS[:2], keys=200_000)
-    reference.check_unbiased(drawn, jax.jit(jax.value_and_grad(exact))(PARAMS))
+    wanted = jax.jit(jax.value_and_grad(exact))(PARAMS)
+    check_bound(wanted, objective, chain, proposal(None), PARAMS, XS[:2], most=200_000)
 
 
 def kalman(xs, seen=None):
@@ -439,9 +434,9 @@ def test_filtering_comes_closest_to_the_kalman_likelihood():
         vipp.IWAE(num_particles=64),
         vipp.FilteringBound(num_particles=64),
     ):
-        value = bounds(objective, linear_gaussian, gaussian_steps, params, xs, keys=100)
+        value = bounds(objective, linear_gaussian, gaussian_steps, params, xs, keys=40)
         means.append(float(value.mean()))
-        assert means[-1] < exact + 3 * float(value.std()) / 100**0.5
+        assert means[-1] < exact + 3 * float(value.std()) / 40**0.5
     assert means[0] < means[1] - 3 < means[2] - 6
     assert exact - means[2] < 1.5
 
@@ -507,7 +502,7 @@ def test_deep_markov_model_learns():
 
     for objective in (vipp.ELBO(num_particles=4), vipp.FilteringBound(num_particles=4)):
         result = vipp.fit(
-            jax.random.key(0), objective, model, guide, optax.adam(0.01), 600, xs,
+            jax.random.key(0), objective, model, guide, optax.adam(0.02), 250, xs,
             progress_bar=False,
         )  # fmt: skip
         assert result.losses[-50:].mean() < 0.5 * result.losses[:10].mean()
@@ -561,11 +556,10 @@ SEEN = jnp.array([True, False, True])
 @pytest.mark.thorough
 @pytest.mark.parametrize("how", ["mask", "obs_mask"])
 @pytest.mark.parametrize(
-    "objective, keys",
-    [(vipp.FilteringBound(num_particles=500), 100), (vipp.IWAE(num_particles=1_000), 200)],
+    "objective", [vipp.FilteringBound(num_particles=20), vipp.IWAE(num_particles=100)]
 )
-def test_missing_observations(how, objective, keys):
-    """The bound is tight, and the step without an observation counts nothing; a carry in a tree."""
+def test_missing_observations(how, objective):
+    """The evidence is estimated; a step without an observation counts nothing; a carry in a tree."""
 
     def model(xs):
         def step(carry, given):
@@ -582,8 +576,9 @@ def test_missing_observations(how, objective, keys):
         scan(step, {"z": (start, 0), "none": None}, (xs, SEEN))
 
     bound = jax.jit(jax.vmap(lambda key: -objective.loss(key, {}, model, gaussian_steps, XS)))
-    value = bound(jax.random.split(jax.random.key(0), keys))
-    np.testing.assert_allclose(value.mean(), kalman(XS, SEEN), atol=0.06)
+    weights = np.exp(np.asarray(bound(jax.random.split(jax.random.key(0), 1_000)), np.float64))
+    error = weights.std() / 1_000**0.5 / weights.mean()
+    assert abs(np.log(weights.mean()) - kalman(XS, SEEN)) < 4 * error < 0.12
 
 
 @pytest.mark.thorough
@@ -606,7 +601,7 @@ def test_filtering_with_unknown_dynamics():
 
     params, xs = {"m": jnp.array(0.0)}, jnp.array([0.3, -0.2, 0.5, 1.1])
     values = [
-        bounds(objective(num_particles=500), model, guide, params, xs, keys=32).mean()
+        bounds(objective(num_particles=200), model, guide, params, xs, keys=64).mean()
         for objective in (vipp.IWAE, vipp.FilteringBound)
     ]
     np.testing.assert_allclose(values[0], values[1], atol=0.05)

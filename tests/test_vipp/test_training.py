@@ -624,6 +624,8 @@ RUN = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
 import jax, numpyro, numpyro.distributions as dist, optax, vipp, jax.numpy as jnp
+"""
+PROGRAMS = """
 def model(x):
     with numpyro.plate("data", 1000, subsample_size=10) as i:
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
@@ -632,23 +634,26 @@ def guide(x):
     m = numpyro.param("m", jnp.zeros(1000))
     with numpyro.plate("data", 1000, subsample_size=10) as i:
         numpyro.sample("z", dist.Normal(m[i], 0.7))
+def run(folder):
+    return vipp.fit(
+        jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.1), 12_000,
+        jnp.arange(1000.0) / 500, checkpoint=folder, checkpoint_every=400, progress_bar=False)
+"""
+STARTED = """
 print("ready", flush=True)
-result = vipp.fit(
-    jax.random.key(0), vipp.ELBO(), model, guide, optax.adam(0.1), 12_000, jnp.arange(1000.0) / 500,
-    checkpoint=sys.argv[2], checkpoint_every=400, progress_bar=False)
-print(json.dumps([result.losses.tolist(), result.params["m"].tolist()]), flush=True)
+run(sys.argv[2])
 """
 
 
 @pytest.mark.thorough
 def test_killed_by_the_system_and_started_again(tmp_path):
-    """SIGKILL at some moment of the run, three times, then to the end."""
+    """SIGKILL at some moment of the run, three times, then to the end, in another process."""
 
     def started(folder):
-        command = [sys.executable, "-c", RUN, json.dumps(sys.path), str(tmp_path / folder)]
+        script = RUN + PROGRAMS + STARTED
+        command = [sys.executable, "-c", script, json.dumps(sys.path), str(tmp_path / folder)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    whole = json.loads(started("whole").communicate()[0].splitlines()[-1])
     for delay in np.random.default_rng(1).uniform(1.5, 6.0, 3):
         process = started("killed")
         assert process.stdout.readline() == "ready\n"
@@ -657,5 +662,9 @@ def test_killed_by_the_system_and_started_again(tmp_path):
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert json.loads(started("killed").communicate()[0].splitlines()[-1]) == whole
+    here = {"vipp": vipp, "jax": jax, "jnp": jnp, "numpyro": numpyro, "dist": dist, "optax": optax}
+    exec(PROGRAMS, here)
+    whole, killed = (here["run"](str(tmp_path / folder)) for folder in ("whole", "killed"))
+    np.testing.assert_array_equal(killed.losses, whole.losses)
+    np.testing.assert_array_equal(killed.params["m"], whole.params["m"])
     assert len([p for p in pathlib.Path(tmp_path / "killed").iterdir() if p.name.isdigit()]) == 2
