@@ -179,19 +179,19 @@ _rng = np.random.default_rng(1)
 
 
 def array(*shape):
-    return jnp.asarray(_rng.normal(size=shape), jnp.float32)
+    return _rng.normal(size=shape).astype(np.float32)
 
 
 def positive(*shape):
-    return jnp.exp(array(*shape))
+    return np.exp(array(*shape))
 
 
 def unit(*shape):
-    return jax.nn.sigmoid(array(*shape))
+    return 1 / (1 + np.exp(-array(*shape)))
 
 
 def integers(high, *shape):
-    return jnp.asarray(_rng.integers(0, high, shape), jnp.int32)
+    return _rng.integers(0, high, shape).astype(np.int32)
 
 
 X, Y, P, Q, U, V = (f(3, 4) for f in (array, array, positive, positive, unit, unit))
@@ -200,7 +200,7 @@ N1, N2 = integers(9, 3, 4), integers(9, 3, 4)
 B, C = X > 0, Y > 0
 Z = X + 1j * Y
 M = array(3, 4, 4)
-SPD = M @ M.mT + 4 * jnp.eye(4)
+SPD = M @ M.mT + 4 * np.eye(4, dtype=np.float32)
 K = jax.random.split(jax.random.key(0), 3)
 SIMPLEX = P / P.sum(-1, keepdims=True)
 ROWS, COLS = integers(3, 6), integers(4, 6)
@@ -241,7 +241,7 @@ def programs():
         "what may be differentiated once": (lambda x, y: limited(x, [y], 1, "It"), P, Q),
         "a cotangent laid out by itself": (axis_sums._settled_p.bind, X),
         "zeta": (lambda x, y: lax.zeta(1 + x, y), P, Q),
-        "polygamma": (lax.polygamma, jnp.ones((3, 4)), P),
+        "polygamma": (lax.polygamma, np.ones((3, 4), np.float32), P),
         "betainc": (lax.betainc, P, Q, U),
         "integer_pow": (lambda x: x**3, X),
         "one_hot": (lambda i: jax.nn.one_hot(i, 9), N1),
@@ -253,7 +253,7 @@ def programs():
         "where with scalar predicate": (lambda x, y: lax.select_n(x[0, 0] > 0, x, y), X, Y),
         "where column": (lambda x, y: jnp.where(x[:, :1] > 0, x, y), X, Y),
         "select_n of three": (lax.select_n, integers(3, 3, 4), X, Y, P),
-        "clamp": (lax.clamp, jnp.zeros((3, 4)), X, P),
+        "clamp": (lax.clamp, np.zeros((3, 4), np.float32), X, P),
         "clamp by scalars": (lambda x: jnp.clip(x, -0.5, 0.5), X),
         "casts": (lambda x: (x.astype(jnp.int32), x.astype(jnp.bfloat16), x.astype(bool)), X),
         "reduce_precision": (lambda x: lax.reduce_precision(x, 5, 10), X),
@@ -311,12 +311,12 @@ def programs():
         "lax.slice": (lambda x: lax.slice(x, (0, 1, 0), (3, 4, 5), (1, 2, 1)), X3),
         "dynamic_slice": (
             lambda x, i: (lax.dynamic_slice(x, (i[0], i[1], i[2]), (3, 2, 5)), x[i[3]],
-                          lax.dynamic_index_in_dim(x, i[0], 1)), X3, jnp.array([1, 1, 2, 2]),
+                          lax.dynamic_index_in_dim(x, i[0], 1)), X3, np.array([1, 1, 2, 2], np.int32),
         ),
         "dynamic_update_slice": (
             lambda x, y, i: (lax.dynamic_update_slice(x, y, (i[0], i[1])),
                              lax.dynamic_update_slice(x, y[:2], (i[0], i[1]))),
-            X, Y[:, :2], jnp.array([1, 1]),
+            X, Y[:, :2], np.array([1, 1], np.int32),
         ),
         "vmap dynamic_slice": (
             jax.vmap(lambda x, i: lax.dynamic_slice_in_dim(x, i, 2)), X3, COLS[:3],
