@@ -138,7 +138,11 @@ def test_predictions_at_other_arguments():
 
 WRONG = {
     "a list": ([ROWS], TypeError, "must be a tuple of arguments or a dict.*got list.*Fix"),
-    "a name": ({"gruop": ROWS}, ValueError, r"'gruop', which is no argument.*did you mean 'group'.*Fix"),
+    "a name": (
+        {"gruop": ROWS},
+        ValueError,
+        r"'gruop', which is no argument.*did you mean 'group'.*Fix",
+    ),
     "columns": ((ROWS[:, :1], GROUP), ValueError, r"'w' is of shape \(1,\) at.*\(2,\) in.*Fix"),
 }
 
