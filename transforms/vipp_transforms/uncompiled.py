@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from vipp_transforms import _jax
+from vipp_transforms import _eager, _jax
 from vipp_transforms.numpy_rules import RULES, NoRuleError
 
 MOST_NUMBERS = 2**18  # of an array: on more of them compiled code is worth its compiling
@@ -39,7 +39,7 @@ def uncompiled() -> Iterator[None]:
       1.0
     """
     with core.take_current_trace() as current:
-        usual = type(current) is _jax.EvalTrace
+        usual = type(current) is _eager.EvalTrace
     usual &= jax.sharding.get_abstract_mesh().empty
     if not usual or jax.config.jax_debug_nans:  # pyright: ignore[reportAttributeAccessIssue]
         yield
@@ -50,7 +50,7 @@ def uncompiled() -> Iterator[None]:
 
 @functools.cache
 def _trace() -> Any:
-    return _jax.running(_attempt)
+    return _eager.running(_attempt)
 
 
 def _attempt(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Any:
@@ -68,7 +68,7 @@ def _attempt(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) ->
             with np.errstate(all="ignore"):
                 results = _evaluate(jaxpr, [_number(x) for x in operands])
         else:
-            avals = _jax.results_of(primitive, operands, params)
+            avals = _eager.results_of(primitive, operands, params)
             with np.errstate(all="ignore"):
                 results = _apply(primitive.name, avals, map(_number, operands), params)
     except NoRuleError:
@@ -170,5 +170,4 @@ def _array(x: Any, aval: Any) -> Any:
         impl, own = _KEYS[aval.dtype]
         data = np.ascontiguousarray(x).view(np.uint32).reshape(x.shape + own)
         return jax.random.wrap_key_data(jax.device_put(data.copy()), impl=impl)
-    array = jax.device_put(np.array(x))
-    return _jax.weakly_typed(array) if aval.weak_type else array
+    return _eager.placed(np.array(x), aval)

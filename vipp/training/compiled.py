@@ -127,7 +127,9 @@ def _training(svi: SVI, args: Any, kwargs: Any, *, at_once: bool) -> Callable[..
                 step,
                 (begin, state, jnp.array(True), losses),
             )
-            state, begin = _chosen(ok, (new, i), (state, begin))
+            state, begin = jax.lax.cond(
+                ok, lambda new, old: new, lambda new, old: old, (new, i), (state, begin)
+            )
             return begin, state, jnp.where(ok, limit, i - 1), losses
 
         taken, end, limit, losses = jax.lax.while_loop(
