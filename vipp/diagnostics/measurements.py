@@ -17,6 +17,7 @@ from vipp.objectives.objective import Objective
 from vipp_transforms.settings import scheduled
 
 Chosen = tuple[int, ...]  # the number of the objective, then of each site's candidate
+Task = tuple[Chosen, tuple[str, ...]]  # a choice, and the sites drawn anew within a pair
 _NOTHING = 1e-11  # of the squared gradient: the rounding of single precision
 FAR_WORSE = 8  # times the variance x time of the present choice
 FAR_SLOWER = 3  # times all that it took
@@ -74,6 +75,11 @@ class Draws:
     def within(self) -> Estimate:
         """That given what the two of a pair have in common."""
         return self._mean("within")
+
+    @property
+    def each(self) -> float:
+        """Median seconds of a gradient."""
+        return float(np.median([c.seconds for c in self.calls[1:]]))
 
     def _mean(self, what: str) -> Estimate:
         # the pairs of a call are compared with its mean, hence are a little alike
@@ -153,13 +159,13 @@ class Measurements:
             self.programs[chosen] = compiled(self.problem, self.objectives[chosen[0]], guide, own)
         return self.programs[chosen]
 
-    def measure(
-        self, tasks: Sequence[tuple[Chosen, tuple[str, ...]]], rounds: int, fresh: bool = False
-    ) -> None:
+    def measure(self, tasks: Sequence[Task], rounds: int, fresh: bool = False) -> None:
         """Draw the gradients of each task in turn, so that load hits all alike.
 
         After three calls, which the error of a bias takes, one is given up that is far worse than
-        the present choice, or took three times as long as that does for all rounds.
+        the present choice, or took three times as long as that does for all rounds; and one that is
+        beaten by an unbiased one at the same sites, which takes no longer and leaves less variance
+        of theirs, by more than two standard errors of both. What was drawn of it counts.
 
         Args:
           tasks: choices that are compiled, with the sites whose draws differ within a pair.
@@ -177,19 +183,34 @@ class Measurements:
                 self.draws.setdefault((chosen, anew, fresh), Draws()).calls.append(call)
             if number > 1:
                 live = [t for t in live if not self._over(t, rounds, fresh)]
+                beaten = self._beaten(live, fresh)
+                live = [t for t in live if t not in beaten]
         self.seconds_measuring += time.perf_counter() - began
 
-    def _over(self, task: tuple[Chosen, tuple[str, ...]], rounds: int, fresh: bool) -> bool:
+    def _over(self, task: Task, rounds: int, fresh: bool) -> bool:
         """Whether a task has had its share."""
         if task[0] == self.present:
             return False
         (now, *_) = [d for (c, *_), d in self.draws.items() if c == self.present]
         mine = self.draws[*task, fresh]
         took = sum(c.seconds for c in mine.calls[1:])
-        each = float(np.median([c.seconds for c in now.calls[1:]]))
+        each = now.each
         low = max(mine.variance.value - 2 * mine.variance.error, 0.0)
         hopeless = low * took / (len(mine.calls) - 1) > FAR_WORSE * now.variance.value * each
         return hopeless or took > FAR_SLOWER * rounds * each
+
+    def _beaten(self, tasks: Sequence[Task], fresh: bool) -> set[Task]:
+        """Those that an unbiased one beats, in variance by far and not slower, at their sites."""
+        drawn = [(t, self.draws[*t, fresh]) for t in tasks if t[1] and t[0] != self.present]
+        known = [(t, d.within, d.each) for t, d in drawn]
+        bounds = [(t, v.value - 2 * v.error, v.value + 2 * v.error, s) for t, v, s in known]
+        return {
+            task
+            for task, low, _, seconds in bounds
+            for other, _, high, least in bounds
+            if other[1] == task[1] and high < low and least <= seconds
+            if not any(e.traits.biased for e in self.estimators(other[0]).values())
+        }
 
     def seconds(self, chosen: Chosen, fresh: bool = False) -> Estimate:
         """Of one gradient: the median, by ratios to the present choice within a round."""

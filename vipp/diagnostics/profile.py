@@ -21,7 +21,7 @@ from vipp.objectives.objective import Objective
 from vipp.programs.composed import Composed
 from vipp_transforms.checks import positive_int
 
-_FEWEST_CALLS = 4
+_FEWEST_CALLS = 3
 
 
 def profile(
