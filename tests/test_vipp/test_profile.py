@@ -88,6 +88,7 @@ def found():
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(measurements, "FAR_WORSE", np.inf)
     monkeypatch.setattr(measurements, "FAR_SLOWER", np.inf)
+    monkeypatch.setattr(measurements, "BEATEN_BY", np.inf)
     yield vipp.profile(several, separate, chosen, PARAMS, candidates=options, num_draws=1024)
     monkeypatch.undo()
 

@@ -21,6 +21,7 @@ Task = tuple[Chosen, tuple[str, ...]]  # a choice, and the sites drawn anew with
 _NOTHING = 1e-11  # of the squared gradient: the rounding of single precision
 FAR_WORSE = 8  # times the variance x time of the present choice
 FAR_SLOWER = 3  # times all that it took
+BEATEN_BY = 2  # standard errors
 
 
 class Estimate(NamedTuple):
@@ -33,6 +34,10 @@ class Estimate(NamedTuple):
 
     value: float
     error: float
+
+    def between(self, errors: float) -> tuple[float, float]:
+        """As many standard errors below and above."""
+        return self.value - errors * self.error, self.value + errors * self.error
 
     def __str__(self) -> str:
         if self.error == 0:
@@ -203,7 +208,7 @@ class Measurements:
         """Those that an unbiased one beats, in variance by far and not slower, at their sites."""
         drawn = [(t, self.draws[*t, fresh]) for t in tasks if t[1] and t[0] != self.present]
         known = [(t, d.within, d.each) for t, d in drawn]
-        bounds = [(t, v.value - 2 * v.error, v.value + 2 * v.error, s) for t, v, s in known]
+        bounds = [(t, *v.between(BEATEN_BY), s) for t, v, s in known]
         return {
             task
             for task, low, _, seconds in bounds
