@@ -240,7 +240,7 @@ def report(case: Case, found: Mapping[str, Any]) -> None:
 
 def picture(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     plt.rcParams.update({"axes.titlelocation": "left", "font.size": 9})
-    figure, every = plt.subplots(1, len(results), figsize=(10.5, 4.6), squeeze=False)
+    figure, every = plt.subplots(1, len(results), figsize=(6.5 * len(results), 4.4), squeeze=False)
     names: dict[str, Any] = {}
     for ax, (which, found) in zip(every[0], results.items(), strict=True):
         others, ends = iter(OTHERS), []
@@ -251,14 +251,12 @@ def picture(path: pathlib.Path, results: Mapping[str, Any]) -> None:
             ax.plot(seconds, bounds, "--" if by_hand else "-", color=colour, label=name,
                     lw=2.5 if default else 1.2, zorder=3 if default else 2)  # fmt: skip
             ends.append(bounds[-1])
-        top, low = max(ends), sorted(ends)[len(ends) // 3]
-        ax.set(
-            ylim=(low - 1.0 * (top - low) - 1.0, top + 0.1 * (top - low)), title=CASES[which].title
-        )
+        top, low = max(ends), min(ends)
+        ax.set(ylim=(low - 0.1 * (top - low), top + 0.1 * (top - low)), title=CASES[which].title)
         ax.set(
             xlabel="CPU seconds of training, one thread", ylabel="held-out bound, nats per image"
         )
-        ax.legend(fontsize=6.5, frameon=False, loc="lower right")
+        ax.legend(fontsize=6.5, frameon=False, loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 
