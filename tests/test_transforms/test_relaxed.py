@@ -21,6 +21,10 @@ def planned(estimator, fn, distribution=None):
     return vt.plan(lambda: (jnp.sum(fn(vt.sample(KEY, d, estimator, name="z")) * 1.0), None))
 
 
+def estimators(plan):
+    return {site.template.name: site.template.estimator for site in plan.program.sites.values()}
+
+
 def _own(fn):
     """``fn``, said to have the derivative one."""
     call = jax.custom_jvp(fn)
@@ -154,7 +158,7 @@ def test_a_decision_is_refused(name):
 @pytest.mark.rank_promotion("allow")
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_is_continuous_is_not(name):
-    planned(vt.REBAR(), HARMLESS[name])
+    assert estimators(planned(vt.REBAR(), HARMLESS[name])) == {"z": vt.REBAR()}
 
 
 @pytest.mark.parametrize(
@@ -170,12 +174,14 @@ def test_a_unit_vector_that_is_compared():
     d = vipp.OneHotCategorical(logits=jnp.zeros(3))
     with pytest.raises(vt.SiteError, match="reaches 'argmax'"):
         planned(vt.REBAR(), lambda z: jnp.argmax(z, -1), d)
-    planned(vt.REBAR(), lambda z: d.log_prob(z) + z @ STEPS, d)
+    plan = planned(vt.REBAR(), lambda z: d.log_prob(z) + z @ STEPS, d)
+    assert estimators(plan) == {"z": vt.REBAR()}
 
 
 def test_a_decision_that_the_value_does_not_see():
     """What is reported beside it may compare."""
-    vt.plan(lambda: ((z := vt.sample(KEY, dist.Bernoulli(0.4), vt.REBAR(), name="z")), z > 0.5))
+    fn = lambda: ((z := vt.sample(KEY, dist.Bernoulli(0.4), vt.REBAR(), name="z")), z > 0.5)
+    assert estimators(vt.plan(fn)) == {"z": vt.REBAR()}
 
 
 def test_another_choice_that_depends_on_it_is_no_decision():
@@ -184,13 +190,14 @@ def test_another_choice_that_depends_on_it_is_no_decision():
         x = vt.sample(KEY, dist.Bernoulli(0.2 + 0.5 * z), vt.ScoreFunction(), name="x")
         return jnp.where(x > 0.5, 3.0, 1.0) + z, None
 
-    vt.plan(program)
+    assert estimators(vt.plan(program)) == {"z": vt.REBAR(), "x": vt.ScoreFunction()}
 
 
 def test_an_estimator_that_keeps_the_values_may_compare():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        planned(vt.LocalExpectation(), DECIDES["a comparison"][1])
+        plan = planned(vt.LocalExpectation(), DECIDES["a comparison"][1])
+    assert estimators(plan) == {"z": vt.LocalExpectation()}
 
 
 def test_a_density_of_an_impossible_category():

@@ -139,7 +139,7 @@ def test_a_distribution_may_stop_where_it_draws(estimator):
 
         return jax.lax.scan(step, 0.0, jax.random.split(KEY, 3))[0], None
 
-    jax.eval_shape(lambda t: vt.surrogate(f)(t)[0], 0.3)
+    assert jax.eval_shape(lambda t: vt.surrogate(f)(t)[0], 0.3).shape == ()
 
 
 def test_of_a_pathwise_value_it_is_jaxs():
