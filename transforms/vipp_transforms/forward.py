@@ -154,9 +154,9 @@ class Forward:
         probs = self.start.probabilities(leaves)
         past = tuple(self.sizes[n] for n in self.past)
         made = np.zeros((self.start.size, *past), probs.dtype)
-        for row, chosen in zip(made, self.known.start, strict=True):
-            at = tuple(chosen.get(n, slice(None)) for n in self.past)
-            row[at] = 1.0 / math.prod(self.sizes[n] for n in self.past if n not in chosen)
+        for i, chosen in enumerate(self.known.start):
+            at = (i, *(chosen.get(n, slice(None)) for n in self.past))
+            made[at] = 1.0 / math.prod(self.sizes[n] for n in self.past if n not in chosen)
         start = jnp.tensordot(made, probs, (0, 0), precision=jax.lax.Precision.HIGHEST)
         places = self.start.of_choice()
         dims = self.windows.joined.dims[f"carried {places[0]}"] if places else ()
