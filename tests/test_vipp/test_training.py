@@ -209,6 +209,13 @@ def test_an_interrupt_returns_what_there_is():
         ({"log_every": 0}, ValueError, "log_every"),
         ({"stop": 5}, TypeError, "EarlyStopping"),
         ({"checkpoint_every": -1}, ValueError, "checkpoint_every"),
+        ({"validate": X}, TypeError, r"validate must be a tuple.*Fix: validate=\(x,\)"),
+        ({"checkpoint": True}, TypeError, "checkpoint must be the name of a folder, got True.*Fix"),
+        (
+            {"batches": lambda: BATCHES},
+            TypeError,
+            "batches must be an iterable.*got <function.*Fix",
+        ),
         ({"init_state": 1}, TypeError, "init_state must be an SVIState, got int.*Fix"),
         ({"init_state": SVIState((0, {}), None, KEY)}, ValueError, "got .*, expected .*Fix"),
     ],
@@ -526,6 +533,7 @@ def slower_from_step_20_on(by):
 OTHERS = {
     "shapes": ({"model": second}, r".*other shapes or dtypes \(int32\[\], now float32\[3\]"),
     "key": ({"key": jax.random.key(1)}, "another rng_key"),
+    "no optimiser": ({"optim": None}, r"another optimiser \(one that was given, now None\)"),
     "objective": ({"objective": vipp.IWAE(num_particles=2)}, "another objective"),
     "model": ({"model": heavier}, "other losses at its start.*another model"),
     "data": ({"x": X + 1.0}, "another digest of the data"),
@@ -575,6 +583,37 @@ def test_other_batches_or_another_optimiser_of_batches_are_refused(tmp_path):
             fit(12, optim, batches)
     as_jax = [jnp.asarray(x) for x in BATCHES]
     same(fit(12, ADAM, as_jax), train(12, batches=BATCHES))
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [{"callback": lambda p: p.step == 10}, {"stop": vipp.EarlyStopping(1), "validate": (X + 9,)}],
+    ids=["callback", "stop"],
+)
+def test_what_ended_a_run_and_is_not_asked_for_again_ends_it_no_more(ending, tmp_path):
+    looks = {"log_every": 5, "checkpoint": tmp_path / "run"}
+    ended = lambda: train(20, **looks, **ending)
+    if "stop" in ending:
+        ending |= {"validate": (X - 9,)}  # the first look is the best
+    first = ended()
+    same(first, ended())
+    assert len(first.losses) == 10
+    more = train(20, **looks, metrics=True)
+    same(more, train(20))
+    np.testing.assert_array_equal(np.isnan(more.metrics["bound"]), [True, True, False, False])
+
+
+def test_several_starts_one_by_one_have_folders_of_their_own(tmp_path):
+    fit = lambda number: vipp.fit(
+        KEY, vipp.ELBO(), anywhere, guide, None, 20, X, num_restarts=number, progress_bar=False,
+        checkpoint=tmp_path,
+    )  # fmt: skip
+    fit(2)
+    with pytest.raises(vipp.CheckpointError, match="several starts, one by one.*start-0.*Fix"):
+        fit(1)
+    (tmp_path / "10").mkdir()
+    with pytest.raises(vipp.CheckpointError, match="one start, or several in one loop.*'10'.*Fix"):
+        fit(2)
 
 
 def test_one_folder_for_two_runs_is_refused(saved):

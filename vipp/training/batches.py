@@ -137,7 +137,16 @@ def check_alike(batch: tuple[Any, ...], first: tuple[Any, ...], step: int) -> No
 
 
 def first_of(source: Iterable[Any]) -> tuple[tuple[Any, ...], Iterable[Any]]:
-    """The first batch, and the iterable that still has it."""
+    """The first batch, and the iterable that still has it.
+
+    Raises:
+      TypeError: if it is none.
+    """
+    if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
+        raise TypeError(
+            f"fit: batches must be an iterable of tuples of arguments, got {source!r}. Fix: a list "
+            "or loader; of a generator function what it returns, batches=loader()."
+        )
     through = iter(source)
     if through is not source:
         return next(endless(source)), source

@@ -112,6 +112,8 @@ class Between:
         found = difference(run, saved.notes["ahead"], self.first)
         if found is not None:
             self.checkpoints.refuse(saved.step, f"{found}: {_OF_ANOTHER}")
+        if self.callback is None and (run.stopped or "").startswith("the callback"):
+            run.stopped = None
         run.go_on()
         return saved.notes["batches"]
 

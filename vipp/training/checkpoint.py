@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ class Checkpoints:
         is of several processes.
     """
 
-    def __init__(self, folder: str, identity: Mapping[str, str]):
+    def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, str]):
         if jax.process_count() > 1:
             raise CheckpointError(
                 f"fit: checkpoint: got a run of {jax.process_count()} processes, expected one. "
@@ -168,6 +169,25 @@ class Checkpoints:
             what = "parameters or an optimiser of other shapes or dtypes"
             self.refuse(step, f"{what} ({then}, now {here})")
         return jax.tree.unflatten(treedef, map(_like, leaves, wanted))
+
+
+def check_kind(folder: str | os.PathLike[str], *, in_turn: bool) -> None:
+    """A folder has no checkpoints of the other kind.
+
+    Args:
+      folder: of checkpoints.
+      in_turn: whether those are of several starts, each in a folder of its own.
+
+    Raises:
+      CheckpointError: if they are not.
+    """
+    names = [p.name for p in pathlib.Path(folder).glob("*")]
+    if any(n.isdigit() if in_turn else n.startswith("start-") for n in names):
+        kind = "one start, or several in one loop" if in_turn else "several starts, one by one"
+        raise CheckpointError(
+            f"fit: checkpoint: {folder} is of a run with {kind}, got {sorted(names)}. Fix: give "
+            "this run a folder of its own."
+        )
 
 
 def _orbax() -> Any:

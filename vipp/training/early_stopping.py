@@ -44,6 +44,14 @@ class EarlyStopping:
             )
 
 
+_REASON = "the bound had not improved"
+
+
+def ended_by_patience(stopped: str | None) -> bool:
+    """Whether a run ended as :class:`Patience` says."""
+    return stopped is not None and stopped.startswith(_REASON)
+
+
 class Patience:
     """The best look so far, and how many have passed since.
 
@@ -62,11 +70,15 @@ class Patience:
             self.best, self.state, self.waited = bound, state, 0
         else:
             self.waited += 1
+        return self.is_spent()
+
+    def is_spent(self) -> bool:
+        """Whether so many looks have passed without a better bound."""
         return self.waited >= self.rule.patience
 
     def reason(self) -> str:
         """Why training ended."""
-        return f"the bound had not improved for {self.rule.patience} looks"
+        return f"{_REASON} for {self.rule.patience} looks"
 
     def saved(self) -> list[float]:
         """The numbers of a checkpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from vipp.training.automatic_steps import AutomaticSteps
 from vipp.training.averaged_adam import averaged_adam
 from vipp.training.batches import first_of
 from vipp.training.between import Between, FitProgress, train, train_on_batches
-from vipp.training.checkpoint import Checkpoints
+from vipp.training.checkpoint import Checkpoints, check_kind
 from vipp.training.early_stopping import EarlyStopping, Patience
 from vipp.training.identity import structure
 from vipp.training.in_turn import InTurn
@@ -47,7 +48,7 @@ def fit(
     metrics: bool = False,
     callback: Callable[[FitProgress], Any] | None = None,
     stop: EarlyStopping | None = None,
-    checkpoint: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1_000,
     num_restarts: int = 1,
     progress_bar: bool = True,
@@ -116,7 +117,8 @@ def fit(
     Raises:
       CheckError: naming what is wrong with the model, the guide or the data; see
         :func:`vipp.check`.
-      TypeError: if ``objective`` is not an :class:`vipp.Objective`.
+      TypeError: if ``objective`` is not an :class:`vipp.Objective`, ``validate`` no tuple,
+        ``batches`` no iterable or ``checkpoint`` no folder's name.
       ValueError: if ``num_steps`` is not a positive int, ``init_params`` has a name that is no
         parameter's, for a plate that the devices cannot share evenly, or as the objective raises;
         for ``init_state`` with ``num_restarts`` or of another optimiser, and, by name, for what
@@ -143,7 +145,7 @@ def fit(
       Welandawe, Andersen, Vehtari and Huggins, *A framework for improving the reliability of
       black-box variational inference*, 2024.
     """
-    _check_arguments(objective, num_steps, log_every, checkpoint_every, stop)
+    _check_arguments(objective, num_steps, log_every, checkpoint_every, stop, validate, checkpoint)
     automatic = None if optim is not None else AutomaticSteps(num_steps)
     if automatic is not None:
         check_goes_without_optimiser(objective, num_restarts, batches)
@@ -169,9 +171,9 @@ def fit(
         log_every = max(1, num_steps // 100)
     between = Between(log_every, validate, metrics, callback, None, checkpoint_every, first=batch)
     where = None if mesh is None else placement(mesh, model, svi.get_params(state), args, kwargs)
-    named = _identity(objective, rng_key, num_restarts, rest, kwargs) if checkpoint else {}
+    named = {} if checkpoint is None else _identity(objective, rng_key, keys, optim, rest, kwargs)
 
-    def one(run: Run | Several, folder: str | None) -> None:
+    def one(run: Run | Several, folder: str | os.PathLike[str] | None) -> None:
         if where is not None:
             run.share_out(where, args)
         with contextlib.nullcontext() if folder is None else Checkpoints(folder, named) as saving:
@@ -183,8 +185,8 @@ def fit(
 def _outcome(
     run: Run,
     keys: jax.Array,
-    one: Callable[[Run | Several, str | None], None],
-    folder: str | None,
+    one: Callable[[Run | Several, Any], None],
+    folder: str | os.PathLike[str] | None,
     init_params: dict[str, Any] | None,
     args: tuple[Any, ...],
     validate: tuple[Any, ...] | None,
@@ -194,6 +196,8 @@ def _outcome(
     Returns:
       The result, of several that of the best.
     """
+    if folder is not None:
+        check_kind(folder, in_turn=len(keys) > 1 and run.automatic is not None)
     if len(keys) == 1:
         one(run, folder)
         return run.outcome()
@@ -202,19 +206,21 @@ def _outcome(
         one(starts, folder)
     else:
         starts = InTurn(run, keys, init_params, args, validate)
-        starts.train(lambda run, n: one(run, folder and f"{folder}/start-{n}"))
+        starts.train(lambda run, n: one(run, folder and f"{os.fspath(folder)}/start-{n}"))
     starts.warn(stacklevel=3)
     return starts.outcome()
 
 
 def _identity(
-    objective: Objective, rng_key: jax.Array, num_restarts: int, args: Any, kwargs: Any
+    objective: Objective, rng_key: jax.Array, keys: jax.Array, optim: Any, args: Any, kwargs: Any
 ) -> dict[str, str]:
     """What a run must have in common with a checkpoint to go on from it, beside its programs."""
     return {
         "objective": repr(objective),
         "rng_key": str(jax.random.key_data(rng_key).tolist()),
-        "num_restarts": str(num_restarts),
+        "num_restarts": str(len(keys)),
+        "optimiser": "None" if optim is None else "one that was given",
+        "jax_enable_x64": str(jax.config.jax_enable_x64),  # pyright: ignore
         "digest of the data": digest(structure(args, kwargs)[0]),
     }
 
@@ -246,7 +252,13 @@ def _train(
 
 
 def _check_arguments(
-    objective: Any, num_steps: Any, log_every: Any, checkpoint_every: Any, stop: Any
+    objective: Any,
+    num_steps: Any,
+    log_every: Any,
+    checkpoint_every: Any,
+    stop: Any,
+    validate: Any,
+    checkpoint: Any,
 ) -> None:
     positive_int("fit: num_steps", num_steps)
     positive_int("fit: checkpoint_every", checkpoint_every)
@@ -261,4 +273,14 @@ def _check_arguments(
         raise TypeError(
             f"fit: stop must be None or a vipp.EarlyStopping, got {stop!r}. Fix: "
             "stop=vipp.EarlyStopping(patience=5), or callback= for a rule of your own."
+        )
+    if validate is not None and not isinstance(validate, tuple):
+        raise TypeError(
+            "fit: validate must be a tuple of positional arguments, got "
+            f"{type(validate).__name__}. Fix: validate=(x,)."
+        )
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(
+            f"fit: checkpoint must be the name of a folder, got {checkpoint!r}. Fix: "
+            'checkpoint="runs/first".'
         )

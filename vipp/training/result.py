@@ -45,7 +45,8 @@ class FitResult:
       metrics: what was measured every ``log_every`` steps, by name, one number per look: ``step``,
         ``loss`` (the mean since the last look), ``validation`` (the bound of the held-out data),
         and, if asked for, ``bound``, ``bound_error`` (its standard error), ``gradient_norm`` and
-        ``signal_to_noise/...`` of each parameter's gradient.
+        ``signal_to_noise/...`` of each parameter's gradient; NaN where a run that was gone on with
+        from a checkpoint had not measured it.
       stopped: why training ended before its last step; None if it did not.
       restarts: what all starts gave, of ``fit(num_restarts=...)``; None of one start.
       automatic: the step sizes and averages, of ``fit(optim=None)``; None with an optimiser.

@@ -23,7 +23,7 @@ from vipp.training.compiled import (
     ravelled,
     state_of,
 )
-from vipp.training.early_stopping import Patience
+from vipp.training.early_stopping import Patience, ended_by_patience
 from vipp.training.mesh import Placement
 from vipp.training.metrics import evaluate, measure
 from vipp.training.result import FitResult, NonFiniteError
@@ -92,7 +92,7 @@ class Run:
         """What the run has given so far, with the parameters of ``state``, now's if None."""
         state = self.shown() if state is None else state
         names = dict.fromkeys(n for look in self.history for n in look)
-        metrics = {n: np.array([look[n] for look in self.history]) for n in names}
+        metrics = {n: np.array([look.get(n, np.nan) for look in self.history]) for n in names}
         params = self.svi.get_params(state)
         return FitResult(
             params,
@@ -235,7 +235,10 @@ class Run:
             self.automatic.restore(self, arrays["automatic"], notes["automatic"])
 
     def go_on(self) -> None:
-        """Be ready for more steps than the run that was restored had been asked for."""
+        """Be ready for more than the run that was restored had been asked for."""
+        patience = self.patience
+        if ended_by_patience(self.stopped) and (patience is None or not patience.is_spent()):
+            self.stopped = None
         if self.automatic is not None:
             self.automatic.go_on(self)
 
