@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms import _jax
+from vipp_transforms.simplified import Atom, Spread, is_spread, simplified, type_of
 
 LARGEST = 256  # elements: an equation with a larger operand or result is not small
-
-Atom = Any  # a variable or a literal of a jaxpr
 
 
 class Node(NamedTuple):
@@ -99,12 +98,12 @@ class _Reading(NamedTuple):
     Attributes:
       opens: whether an equation's inside is.
       identities: primitives that stand for their first operand.
-      filled: by variable whose entries are all one literal, that.
+      spreads: by variable, how another array was spread to it.
     """
 
     opens: Callable[[Any], bool]
     identities: frozenset[Any]
-    filled: dict[Any, Any]
+    spreads: dict[Any, Spread]
 
 
 def _open(
@@ -113,7 +112,7 @@ def _open(
     for eqn in jaxpr.eqns:
         operands = tuple(_lookup(v, scope) for v in eqn.invars)
         flat.packable = flat.packable and not eqn.effects
-        if eqn.primitive in reading.identities or _hands_on(eqn):
+        if eqn.primitive in reading.identities:
             scope[eqn.outvars[0]] = operands[0]
             continue
         if reading.opens(eqn):
@@ -125,43 +124,17 @@ def _open(
             _open(inner, own, flat, seen, reading)
             scope.update(zip(eqn.outvars, (_lookup(w, own) for w in inner.outvars), strict=True))
             continue
-        eqn, operands = _filling(eqn, operands, reading.filled)
-        node = _node(eqn, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
+        less, operands = simplified(eqn, operands, reading.spreads)
+        if less is None:
+            scope[eqn.outvars[0]] = operands[0]
+            continue
+        node = _node(less, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
         node = seen.setdefault((node.kind, names(operands)), node)
         scope.update(zip(eqn.outvars, node.outs, strict=True))
-        if node.eqn is eqn:
+        if node.eqn is less:
             flat.nodes.append(node)
-            if _is_filling(eqn) and isinstance(operands[0], _jax.Literal):
-                reading.filled[node.outs[0]] = operands[0]
-
-
-def _filling(
-    eqn: Any, operands: tuple[Atom, ...], filled: dict[Any, Any]
-) -> tuple[Any, tuple[Atom, ...]]:
-    """What is spread of an array of one number, as spread of that number."""
-    if not _is_filling(eqn) or isinstance(operands[0], _jax.Literal) or operands[0] not in filled:
-        return eqn, operands
-    params = {**eqn.params, "broadcast_dimensions": ()}
-    return eqn.replace(params=params), (filled[operands[0]],)
-
-
-def _is_filling(eqn: Any) -> bool:
-    return eqn.primitive.name == "broadcast_in_dim" and len(eqn.invars) == 1
-
-
-def _hands_on(eqn: Any) -> bool:
-    """Whether an equation's result is its operand, as it is."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "transpose":
-        return params["permutation"] == tuple(range(len(params["permutation"])))
-    return name in _SAME and _type(eqn.invars[0].aval) == _type(eqn.outvars[0].aval)
-
-
-# where shape and type stay the same, these do nothing
-_SAME = frozenset(
-    {"copy", "slice", "squeeze", "reshape", "broadcast_in_dim", "convert_element_type",
-     "reduce_sum", "reduce_max", "reduce_min"}
-)  # fmt: skip
+            if is_spread(less):
+                reading.spreads[node.outs[0]] = Spread(less, operands[0])
 
 
 def _node(eqn: Any, operands: tuple[Atom, ...], outs: tuple[Any, ...]) -> Node:
@@ -169,15 +142,9 @@ def _node(eqn: Any, operands: tuple[Atom, ...], outs: tuple[Any, ...]) -> Node:
     shaped = all(hasattr(a, "shape") and math.prod(a.shape) <= LARGEST for a in avals)
     small = shaped and (eqn is None or not _jax.sub_jaxprs(eqn))
     if eqn is None:
-        return Node(eqn, operands, outs, ("sum", len(operands), _type(avals[-1])), small)
+        return Node(eqn, operands, outs, ("sum", len(operands), type_of(avals[-1])), small)
     params = tuple(sorted((k, _hashed(v)) for k, v in eqn.params.items()))
-    return Node(eqn, operands, outs, (eqn.primitive.name, params, *map(_type, avals)), small)
-
-
-def _type(aval: Any) -> Hashable:
-    if not hasattr(aval, "dtype"):
-        return str(aval)
-    return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
+    return Node(eqn, operands, outs, (eqn.primitive.name, params, *map(type_of, avals)), small)
 
 
 def names(operands: Sequence[Atom]) -> Hashable:
