@@ -156,6 +156,7 @@ def test_what_does_nothing_is_left_out_and_fillings_are_of_a_number():
         copied = jnp.copy(jax.lax.slice(x, (0, 0), (2, 3)).reshape(2, 3))
         filled = jax.lax.broadcast_in_dim(jnp.broadcast_to(0.0, (1, 1)), (2, 3), (0, 1))
         turned = jax.lax.transpose(jnp.where(copied > 0, copied, filled), (0, 1))
+        turned = jax.lax.squeeze(jnp.expand_dims(1.0 * turned / 1.0, 1), (1,))
         return turned.sum(()).sum(1), jnp.where(x > 0, x, filled).sum(1)
 
     x = jnp.arange(6.0).reshape(2, 3) - 3.0

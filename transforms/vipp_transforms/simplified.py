@@ -116,12 +116,15 @@ def _of_spread(
 ) -> tuple[Any, tuple[Atom, ...]]:
     """What is spread, or freed of axes that were added, as spread of the original."""
     name = eqn.primitive.name
-    known = None if isinstance(operands[0], _jax.Literal) else spreads.get(operands[0])
-    if known is None or not (is_spread(eqn) or name == "squeeze"):
+    if not (is_spread(eqn) or name == "squeeze") or isinstance(operands[0], _jax.Literal):
+        return eqn, operands
+    known = spreads.get(operands[0])
+    if known is None:
         return eqn, operands
     at = known.eqn.params["broadcast_dimensions"]
     if name == "squeeze":
-        gone = {d % len(operands[0].aval.shape) for d in eqn.params["dimensions"]}
+        ndim = len(known.eqn.params["shape"])
+        gone = {d % ndim for d in eqn.params["dimensions"]}
         if not gone.isdisjoint(at):
             return eqn, operands
         places = tuple(a - sum(d < a for d in gone) for a in at)
