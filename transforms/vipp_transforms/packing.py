@@ -23,7 +23,7 @@ from vipp_transforms import _jax, stacking
 from vipp_transforms.flattening import Atom, Flat, Node, flatten, names
 from vipp_transforms.stacks import Place, Stacks
 
-WORTHWHILE = 1_000  # small equations: with fewer, compiling them one by one is fast
+WORTHWHILE = 880  # small equations: with fewer, compiling them one by one is fast
 _OWN = "vipp_"  # how the names of primitives begin that have rules of their own
 _PACKED = contextvars.ContextVar("packed", default=False)
 _APART = contextvars.ContextVar("apart", default=False)
