@@ -51,11 +51,16 @@ def paired(
             elapsed = seconds(fn, *args, repeats=repeats)
             if number:  # the first round warms up
                 taken[name].append(elapsed)
-    first = taken[next(iter(programs))]
+    return relative(taken)
+
+
+def relative(taken: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Median seconds, the first program's times the median ratio to it of the same round."""
+    first = taken[next(iter(taken))]
     base = statistics.median(first)
     return {
-        name: base * statistics.median(a / b for a, b in zip(values, first, strict=True))
-        for name, values in taken.items()
+        name: base * statistics.median(a / b for a, b in zip(each, first, strict=True))
+        for name, each in taken.items()
     }
 
 

@@ -22,7 +22,6 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_paralleli
 import argparse
 import json
 import pathlib
-import statistics
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from _bits_by_hand import double_control_variates, leave_one_out
-from _common import dense, table
+from _common import dense, relative, table
 from _digits import categorical_guide, categorical_model, digits
 from numpyro.infer import TraceGraph_ELBO
 from numpyro.infer.elbo import ELBO
@@ -171,16 +170,6 @@ class Run:
 def step_seconds(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
     """CPU seconds of a step, by ratios to the first within a round."""
     return relative({n: [run.advance(4) for _ in range(rounds)] for n, run in runs.items()})
-
-
-def relative(taken: Mapping[str, list[float]]) -> dict[str, float]:
-    """Median seconds, the first program's times the median ratio to it of the same round."""
-    first = taken[next(iter(taken))]
-    base = statistics.median(first)
-    return {
-        name: base * statistics.median(a / b for a, b in zip(each, first, strict=True))
-        for name, each in taken.items()
-    }
 
 
 def curves(

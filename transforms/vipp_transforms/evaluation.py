@@ -73,7 +73,7 @@ class Evaluation:
             axis = self.axis_of[site.index] = choice.estimator.axis(choice.site)
             if axis is not None:
                 self.axes.register(axis)
-        self.summed = planned.summed()
+        self.summed = planned.summed
         for each in self.summed:
             self.axes.register(each.axis)
         self._copy_of = {copy: (v, each) for each in self.summed for copy, v in each.copies.items()}

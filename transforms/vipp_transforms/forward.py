@@ -118,7 +118,8 @@ class Forward:
         env = fixed | self._known_values()
         with lifting():
             evaluate(still, env, self.axes, nodes, _read(each, needed, still), self._names_of)
-            alike = [self._factor(s, env) for s in sites if changing.isdisjoint(_variables(s))]
+            same = [self._factor(s, env) for s in sites if changing.isdisjoint(_variables(s))]
+        own = [s for s in sites if not changing.isdisjoint(_variables(s))]
 
         def step(carry: Any, xs: Any) -> Any:
             probs, values = carry
@@ -127,8 +128,7 @@ class Forward:
             here |= {s.var: Lifted(x) for s, x in zip(self.steps.scanned, xs, strict=True)}
             with lifting():
                 evaluate(each, here, self.axes, nodes, needed, self._names_of)
-                own = [s for s in sites if not changing.isdisjoint(_variables(s))]
-                factors = [*alike, *(self._factor(s, here) for s in own)]
+                factors = [*same, *(self._factor(s, here) for s in own)]
             factors.append(_Factor(probs, (*self.past, *self.lanes)))
             moved = {i: self._later(value_of(here, c.result)) for i, c in moving.items()}
             new = {i: self.axes.spread(x, entering[i]) for i, x in moved.items()}

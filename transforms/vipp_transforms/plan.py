@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,7 @@ class Plan:
         """Whether some choice is summed over."""
         return any(c.estimator.traits.exhaustive for c in self.choices.values())
 
+    @functools.cached_property
     def summed(self) -> tuple[Summed, ...]:
         """What is summed over the values of single lanes beside the draws of a choice."""
 
@@ -143,7 +145,7 @@ def _derived(traced: Traced) -> Plan | NotSummed:
     check_relaxed(program, choices)
     check_callbacks(depends.noted, choices)
     planned = Plan(program, depends, parts, elimination, choices)
-    for each in planned.summed():
+    for each in planned.summed:
         choice = choices[each.site.index]
         reason = f"{choice.reason}; terms of one lane are summed"
         choices[each.site.index] = choice._replace(reason=reason)
