@@ -363,6 +363,35 @@ def test_each_restart_is_looked_at_and_stopped_as_one_alone(asked):
         assert several.restarts.best == np.argmax(seen)
 
 
+def test_starts_that_ended_by_themselves_stay_ended_where_the_run_goes_on(tmp_path):
+    """One of three, two, or all have ended when it is killed; the others go on, bit by bit."""
+    asked = {**ASKED["stopping"], "checkpoint_every": 1}
+    whole = from_anywhere(KEY, 3, **asked)
+    first, second, last = np.sort(np.isfinite(whole.restarts.losses).sum(1)).tolist()
+    assert 1 < first < second < last < 30
+    for death in (first - 1, first, second, last - 1):
+        folder = {"checkpoint": str(tmp_path / str(death))}
+        with pytest.raises(Killed):
+            from_anywhere(KEY, 3, **asked, **folder, callback=killed_at(death))
+        for _ in range(2):
+            again = from_anywhere(KEY, 3, **asked, **folder)
+            jax.tree.map(np.testing.assert_array_equal, again.restarts, whole.restarts)
+            np.testing.assert_array_equal(again.losses, whole.losses)
+            jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+            jax.tree.map(np.testing.assert_array_equal, again.metrics, whole.metrics)
+            assert again.stopped == whole.stopped
+    for now in (None, vipp.EarlyStopping(patience=20)):
+        other = {**asked, "checkpoint": str(tmp_path / str(first)), "stop": now}
+        with pytest.raises(vipp.CheckpointError, match=r"\[0, 1, 2\] that its stop.*not have.*Fix"):
+            from_anywhere(KEY, 3, **other)
+    # none had ended: another rule is as good
+    with pytest.raises(Killed):
+        folder = {"checkpoint": str(tmp_path / "early"), "checkpoint_every": 1}
+        from_anywhere(KEY, 3, log_every=1, **folder, callback=killed_at(1))
+    later = from_anywhere(KEY, 3, **asked, checkpoint=folder["checkpoint"])
+    assert later.restarts.losses.shape[1] >= last
+
+
 def test_restarts_call_back_with_the_best_and_are_stopped_together():
     seen = []
     several = from_anywhere(

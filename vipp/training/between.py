@@ -114,7 +114,9 @@ class Between:
             self.checkpoints.refuse(saved.step, f"{found}: {_OF_ANOTHER}")
         if self.callback is None and (run.stopped or "").startswith("the callback"):
             run.stopped = None
-        run.go_on()
+        against = run.go_on()
+        if against is not None:
+            self.checkpoints.refuse(saved.step, against)
         return saved.notes["batches"]
 
     def _check_beginning(self, run: Any, saved: Saved, checkpoints: Checkpoints) -> None:

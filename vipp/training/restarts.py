@@ -199,7 +199,8 @@ class Several:
 
     def like(self, notes: Mapping[str, Any]) -> Any:
         """What :meth:`saved` returned where :meth:`notes` returned these, without its values."""
-        return self.saved()
+        best = [self._state(number) for number in range(len(notes["waited"]))]
+        return {"states": self._states, "going": self._going, "best": best}
 
     def restore(self, saved: Saved) -> None:
         """Be where the starts were when a checkpoint was made."""
@@ -207,11 +208,20 @@ class Several:
         self._states, self._going = arrays["states"], arrays["going"]
         self.done, self._losses, self.history = saved.step, [saved.series], notes["history"]
         self.stopped, self._ended = notes["stopped"], notes["ended"]
-        for number, patience in enumerate(self._patience):
-            patience.restore(notes["waited"][number], arrays["best"][number])
+        kept = zip(self._patience, notes["waited"], arrays["best"], strict=False)  # if both have any
+        for patience, waited, best in kept:
+            patience.restore(waited, best)
 
-    def go_on(self) -> None:
-        """Be ready for more steps, which needs nothing."""
+    def go_on(self) -> str | None:
+        """Say why more steps would not be those of a run that was asked for them from the start.
+
+        A start that ended has taken fewer steps than the others, and can't catch up with them.
+        """
+        ended = [number for number, end in enumerate(self._ended) if end is not None]
+        onward = [n for n in ended if not self._patience or not self._patience[n].is_spent()]
+        rule = self._patience[0].rule if self._patience else None
+        what = f"starts {onward} that its stop has ended, and stop={rule!r} would not have"
+        return what if onward else None
 
     def _state(self, number: int) -> Any:
         return jax.tree.map(lambda x: x[number], self._states)

@@ -234,13 +234,14 @@ class Run:
         if self.automatic is not None:
             self.automatic.restore(self, arrays["automatic"], notes["automatic"])
 
-    def go_on(self) -> None:
-        """Be ready for more than the run that was restored had been asked for."""
+    def go_on(self) -> str | None:
+        """Be ready for more than the run that was restored had been asked for; or say why not."""
         patience = self.patience
         if ended_by_patience(self.stopped) and (patience is None or not patience.is_spent()):
             self.stopped = None
         if self.automatic is not None:
             self.automatic.go_on(self)
+        return None
 
 
 def bound_of(look: Mapping[str, float]) -> float:
