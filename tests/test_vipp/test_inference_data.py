@@ -124,7 +124,9 @@ def test_predictions_at_other_arguments():
     known = drawn["w"] @ new.T + drawn["a"][:, group]
     standard_normal(there["mean"] - known)  # e is of other rows
     standard_normal((there["y"] - there["mean"]) / 0.1)
-    assert groups["predictions"]["y"].dims == ("chain", "draw", "rows")
+    for name in ("y", "mean"):
+        assert groups["predictions"][name].dims == ("chain", "draw", "rows")
+    assert groups["posterior"]["mean"].dims == ("chain", "draw", "rows")
     for name, x in (("constant_data", ROWS), ("predictions_constant_data", new)):
         np.testing.assert_array_equal(groups[name]["x"], x)
         assert groups[name].keys() == {"x", "group"}
@@ -134,6 +136,49 @@ def test_predictions_at_other_arguments():
     known = drawn["w"] @ (ROWS + 1).T + drawn["a"][:, GROUP] + drawn["e"]
     np.testing.assert_allclose(there["mean"], known, rtol=1e-5)
     standard_normal((there["y"] - known) / 0.1)
+
+
+def nested(data, *more, sizes, **named):
+    w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+    with numpyro.plate("columns", sizes[1], dim=-2), numpyro.plate("rows", sizes[0], dim=-1):
+        numpyro.deterministic("both", w * jnp.ones((sizes[1], sizes[0], 4)))
+        numpyro.deterministic("number", w)
+        numpyro.deterministic("square", w * jnp.ones((2, 3, 2, 3)))
+        numpyro.sample("y", dist.Normal(w, 1.0), obs=jnp.asarray(data["of"]["y"]))
+
+    def rows(carry, _):
+        with numpyro.plate("rows", 3):
+            numpyro.deterministic("later", carry * jnp.ones(3))
+        return carry, None
+
+    scan(rows, w, None, length=3)
+
+
+def test_arrays_within_arguments_and_deterministic_sites_have_their_names():
+    """By their path; a site whose axes might be those of its plates in two ways has no plate's."""
+    data = {"of": {"y": np.zeros((2, 3)), "x": np.ones(3)}, "z": [jnp.ones(2), "text"]}
+    guide = lambda *args, **kwargs: numpyro.sample("w", dist.Normal(0.0, 1.0))
+    bound = jax.tree_util.Partial(
+        guide, data, np.arange(3), KEY, sizes=(3, 2), extra=np.ones(1), flag=True
+    )
+    result = vipp.FitResult({}, jnp.zeros(0), SVIState(None, None, KEY), bound, nested)
+    tree = result.to_arviz(KEY, 4)
+    constants = tree["constant_data"].to_dataset()
+    assert {n: constants[n].dims for n in constants} == {
+        "data.of.x": ("rows",), "data.z.0": ("columns",), "more.0": ("rows",),
+        "extra": ("extra_dim_0",),
+    }  # fmt: skip
+    np.testing.assert_array_equal(constants["more.0"], np.arange(3))
+    dims = {n: x.dims[2:] for n, x in tree["posterior"].to_dataset().items()}
+    assert dims == {
+        "w": (),
+        "number": (),
+        "both": ("columns", "rows", "both_dim_2"),
+        "square": tuple(f"square_dim_{i}" for i in range(4)),
+        "later": ("later_dim_0", "later_dim_1"),
+    }
+    drawn = np.asarray(tree["posterior"]["w"])
+    np.testing.assert_array_equal(tree["posterior"]["both"][..., 1, 2, 3], drawn)
 
 
 WRONG = {

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from numpyro.handlers import block, seed, substitute, trace
 
 
@@ -16,11 +17,15 @@ class Facts(NamedTuple):
       kind: NumPyro's type of its message.
       args: of a plate, its size and subsample size.
       observed: whether its value is data.
+      shape: of a deterministic site's value.
+      plates: name, dimension and size of each plate that a deterministic site is in.
     """
 
     kind: str
     args: Any
     observed: bool
+    shape: tuple[int, ...] = ()
+    plates: tuple[tuple[str, int, int], ...] = ()
 
 
 def facts_of(program: Callable[..., Any], data: Any, args: Any, kwargs: Any) -> dict[str, Facts]:
@@ -32,7 +37,11 @@ def facts_of(program: Callable[..., Any], data: Any, args: Any, kwargs: Any) -> 
             program(*args, **kwargs)
         for name, site in record.items():
             size = site["args"] if site["type"] == "plate" else None
-            found[name] = Facts(site["type"], size, site.get("is_observed", False))
+            facts = Facts(site["type"], size, site.get("is_observed", False))
+            if site["type"] == "deterministic":
+                plates = tuple((f.name, f.dim, f.size) for f in site["cond_indep_stack"])
+                facts = facts._replace(shape=jnp.shape(site["value"]), plates=plates)
+            found[name] = facts
 
     jax.eval_shape(run, jax.random.key(0))
     return found

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Unit
 from numpyro.handlers import block
@@ -17,8 +16,10 @@ from vipp.programs.densities import SiteDensity
 from vipp.programs.marginal import Marginal
 from vipp.programs.program import Program
 from vipp.programs.trace import Trace
+from vipp.training.constants import constants_of
+from vipp.training.dims import all_dims, shape_of
 from vipp.training.posterior import draw_posterior
-from vipp.training.predictions import arrays_among, at, dims_of, predicted
+from vipp.training.predictions import at, predicted
 
 
 def inference_data(
@@ -56,8 +57,8 @@ def inference_data(
     latent = {s.name: draws[s.name] for s in sites if not s.observed and s.name in draws}
     keys = jax.random.split(key_data, num_samples)
     likelihood, new = jax.jit(jax.vmap(lambda *x: _at(program, *x)))(keys, latent)
-    data = {s.name: np.broadcast_to(s.value, _shape(s)) for s in sites if _is_data(s)}
-    constants = arrays_among(program, sites)
+    data = {s.name: np.broadcast_to(s.value, shape_of(s)) for s in sites if _is_data(s)}
+    constants = constants_of(program, sites)
     groups = {
         "posterior": _one_chain(draws),
         "posterior_predictive": _one_chain(new),
@@ -65,21 +66,17 @@ def inference_data(
         "observed_data": data,
         "constant_data": constants,
     }
-    dims, pred_dims = _all_dims(sites, constants), {}
+    dims, pred_dims = all_dims(program, sites, constants), {}
     if predictions is not None:
         there = at(program, predictions)
         found = _sites(there)
-        constants = arrays_among(there, found)
+        constants = constants_of(there, found)
         keys = jax.random.split(jax.random.fold_in(key_data, 1), num_samples)
         groups["predictions"] = _one_chain(predicted(keys, there, found, latent, list(data)))
         groups["predictions_constant_data"] = constants
-        pred_dims = _all_dims(found, constants)
+        pred_dims = all_dims(there, found, constants)
     kept = {n: group for n, group in groups.items() if group}
     return arviz.from_dict(kept, dims=dims, pred_dims=pred_dims)
-
-
-def _all_dims(sites: list[SiteDensity], constants: dict[str, np.ndarray]) -> dict[str, list[str]]:
-    return dims_of(constants, sites) | {s.name: _dims(s) for s in sites}
 
 
 def _arviz() -> Any:
@@ -123,17 +120,3 @@ def _at(
 
 def _is_data(site: SiteDensity) -> bool:
     return site.observed and not isinstance(site.fn, Unit)
-
-
-def _shape(site: SiteDensity) -> tuple[int, ...]:
-    return (*jnp.shape(site.log_prob), *site.fn.event_shape)
-
-
-def _dims(site: SiteDensity) -> list[str]:
-    """A name for each axis of a site's values: that of its plate, where it has one."""
-    shape = _shape(site)
-    names = [f"{site.name}_dim_{i}" for i in range(len(shape))]
-    for plate, dim in site.plates.items():
-        if plate not in ("chain", "draw"):
-            names[jnp.ndim(site.log_prob) + dim] = plate
-    return names

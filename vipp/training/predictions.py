@@ -1,4 +1,4 @@
-"""Data that a fitted model predicts at other arguments, and the arguments themselves."""
+"""Data that a fitted model predicts at other arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vipp.language.keys import seeded
 from vipp.language.names import close
@@ -99,33 +98,3 @@ def _fits(site: SiteDensity, draws: Any) -> bool:
 def _one(program: Program, key: Any, values: Any, names: Sequence[str]) -> dict[str, jax.Array]:
     with seeded(rng_seed=key):
         return program.predict(Trace(values), names)
-
-
-def arrays_among(program: Program, sites: Sequence[SiteDensity]) -> dict[str, np.ndarray]:
-    """The arguments that are arrays, by name; not those that are the data of sites."""
-    data = {s.name: s.value for s in sites}
-    given = inspect.signature(program.fn).bind(*program.args, **program.kwargs).arguments
-    arrays = {n: x for n, x in given.items() if isinstance(x, jax.Array | np.ndarray)}
-    return {
-        n: np.asarray(x)
-        for n, x in arrays.items()
-        if n not in data and not any(x is value for value in data.values())
-    }
-
-
-def dims_of(arrays: Mapping[str, np.ndarray], sites: Sequence[SiteDensity]) -> dict[str, list[str]]:
-    """A name for each axis of arrays: that of the plate of its size, if there is one of that."""
-    sizes: dict[int, set[str]] = {}
-    for site in sites:
-        for plate, dim in site.plates.items():
-            sizes.setdefault(jnp.shape(site.log_prob)[dim], set()).add(plate)
-    only = {n: next(iter(plates)) for n, plates in sizes.items() if len(plates) == 1}
-
-    def named(name: str, shape: tuple[int, ...]) -> list[str]:
-        dims: list[str] = []
-        for i, n in enumerate(shape):
-            plate = only.get(n, "")
-            dims.append(plate if plate and plate not in dims else f"{name}_dim_{i}")
-        return dims
-
-    return {name: named(name, x.shape) for name, x in arrays.items()}

@@ -208,7 +208,9 @@ class Several:
         self._states, self._going = arrays["states"], arrays["going"]
         self.done, self._losses, self.history = saved.step, [saved.series], notes["history"]
         self.stopped, self._ended = notes["stopped"], notes["ended"]
-        kept = zip(self._patience, notes["waited"], arrays["best"], strict=False)  # if both have any
+        kept = zip(
+            self._patience, notes["waited"], arrays["best"], strict=False
+        )  # if both have any
         for patience, waited, best in kept:
             patience.restore(waited, best)
 

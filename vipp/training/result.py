@@ -122,7 +122,8 @@ class FitResult:
         Its groups are ``posterior`` (what :meth:`sample_posterior` draws, in one chain),
         ``posterior_predictive`` (the data drawn anew for each), ``log_likelihood`` (of each
         observation, without scales), ``observed_data``, and ``constant_data``, the model's other
-        arguments that are arrays, by name. Plates are dimensions by name.
+        arguments that are arrays, by name, those inside of a dict or list as ``"argument.key"``.
+        Plates are dimensions by name.
 
         .. math:: z_s \sim q(z), \quad \tilde x_s \sim p(x \mid z_s), \quad \log p(x_i \mid z_s)
 
