@@ -168,9 +168,9 @@ def is_tracer(value: Any) -> bool:
     return isinstance(value, jax_core.Tracer)
 
 
-def shaped_array(shape: tuple[int, ...], dtype: Any) -> Any:
+def shaped_array(shape: tuple[int, ...], dtype: Any, weak_type: bool = False) -> Any:
     """The abstract value of an array."""
-    return jax_core.ShapedArray(shape, dtype)
+    return jax_core.ShapedArray(shape, dtype, weak_type=weak_type)
 
 
 def shaped(aval: Any) -> jax.ShapeDtypeStruct:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from vipp_transforms.uncompiled import at_once
+
 
 class Distribution(Protocol):
     """What every distribution must do: a pytree of its parameters with these members.
@@ -177,7 +179,7 @@ def enumerated(fn: Any) -> np.ndarray | None:
     if not getattr(fn, "has_enumerate_support", False):
         return None
     try:
-        with jax.ensure_compile_time_eval():
+        with at_once():
             values = np.asarray(fn.enumerate_support(expand=False))
     except (NotImplementedError, ValueError, TypeError, jax.errors.JAXTypeError):
         return None  # or if they differ from lane to lane

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms import _jax
-from vipp_transforms.simplified import Atom, Spread, is_spread, simplified, type_of
+from vipp_transforms.simplified import Atom, simplified, type_of
+from vipp_transforms.spreads import Spread, is_spread, sunk
 
 LARGEST = 256  # elements: an equation with a larger operand or result is not small
 
@@ -80,7 +81,7 @@ def flatten(
     scope: dict[Any, Any] = {}
     flat.consts.update(zip(jaxpr.constvars, consts, strict=True))
     opens = (lambda eqn: _jax.called(eqn) is not None) if final else _jax.is_jit
-    _open(jaxpr, scope, flat, {}, _Reading(opens, identities, {}))
+    _open(jaxpr, scope, flat, {}, _Reading(opens, identities, not sums, {}))
     flat.outs = [_lookup(v, scope) for v in jaxpr.outvars]
     flat.nodes = alive(flat.nodes, flat.outs)
     if sums:
@@ -98,11 +99,13 @@ class _Reading(NamedTuple):
     Attributes:
       opens: whether an equation's inside is.
       identities: primitives that stand for their first operand.
+      sinks: whether what is done to a spread array is done before.
       spreads: by variable, how another array was spread to it.
     """
 
     opens: Callable[[Any], bool]
     identities: frozenset[Any]
+    sinks: bool
     spreads: dict[Any, Spread]
 
 
@@ -124,20 +127,33 @@ def _open(
             _open(inner, own, flat, seen, reading)
             scope.update(zip(eqn.outvars, (_lookup(w, own) for w in inner.outvars), strict=True))
             continue
-        less, operands = simplified(eqn, operands, reading.spreads)
-        if less is None:
-            scope[eqn.outvars[0]] = operands[0]
-            continue
-        node = _node(less, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
-        node = seen.setdefault((node.kind, names(operands)), node)
-        scope.update(zip(eqn.outvars, node.outs, strict=True))
-        if node.eqn is less:
-            flat.nodes.append(node)
-            if is_spread(less):
-                reading.spreads[node.outs[0]] = Spread(less, operands[0])
+        _add(eqn, scope, flat, seen, reading)
 
 
-def _node(eqn: Any, operands: tuple[Atom, ...], outs: tuple[Any, ...]) -> Node:
+def _add(
+    eqn: Any, scope: dict[Any, Any], flat: Flat, seen: dict[Hashable, Node], reading: _Reading
+) -> None:
+    """Add one equation, or those that do the same with less."""
+    less, operands = simplified(eqn, tuple(_lookup(v, scope) for v in eqn.invars), reading.spreads)
+    if less is None:
+        scope[eqn.outvars[0]] = operands[0]
+        return
+    before = sunk(less, operands, reading.spreads) if reading.sinks else None
+    if before is not None:
+        for each in before:
+            _add(each, scope, flat, seen, reading)
+        return
+    node = node_of(less, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
+    node = seen.setdefault((node.kind, names(operands)), node)
+    scope.update(zip(eqn.outvars, node.outs, strict=True))
+    if node.eqn is less:
+        flat.nodes.append(node)
+        if is_spread(less):
+            reading.spreads[node.outs[0]] = Spread(less, operands[0])
+
+
+def node_of(eqn: Any, operands: tuple[Atom, ...], outs: tuple[Any, ...]) -> Node:
+    """An equation, or None for a sum, as a node."""
     avals = [x.aval for x in (*operands, *outs)]
     shaped = all(hasattr(a, "shape") and math.prod(a.shape) <= LARGEST for a in avals)
     small = shaped and (eqn is None or not _jax.sub_jaxprs(eqn))
@@ -183,7 +199,7 @@ def _summed(nodes: list[Node], outs: Sequence[Atom]) -> list[Node]:
             inner = None if isinstance(atom, _jax.Literal) else parts.get(atom)
             terms += inner if inner is not None and uses[atom] == 1 else (atom,)
         parts[node.outs[0]] = terms
-        made.append(_node(None, terms, node.outs) if len(terms) > 2 else node)
+        made.append(node_of(None, terms, node.outs) if len(terms) > 2 else node)
     return made
 
 
@@ -197,6 +213,8 @@ def _is_addition(node: Node) -> bool:
 
 def _hashed(value: Any) -> str:
     """Values that print alike may still differ where what is printed is a function or a program."""
+    if isinstance(value, tuple):  # of a NumPy integer it is the number that counts
+        value = tuple(int(x) if isinstance(x, np.integer) else x for x in value)
     plain = isinstance(value, bool | int | float | str | bytes | tuple | list | None | np.dtype)
     return f"{type(value).__name__}:{value!r}" if plain or _is_record(value) else f"id:{id(value)}"
 

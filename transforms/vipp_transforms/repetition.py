@@ -7,16 +7,13 @@ and repeated where it meets one that differs from lane to lane.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from vipp_transforms import _jax
 from vipp_transforms.axis_rules import ENTRY_BY_ENTRY, axis_maps
+from vipp_transforms.equations import spreading, squeezing
 
 _ANY_SHAPE = ENTRY_BY_ENTRY | frozenset(
     """
@@ -105,7 +102,7 @@ class Repetition:
             var = thin_like(atom, keeps).var if keeps else atom
             self.stands_for[var] = atom
             self._repeated[atom, keeps] = var
-            self.eqns.append(_broadcast(thin.var, var))
+            self.eqns.append(spreading(thin.var, var, range(len(var.aval.shape))))
         return self._repeated[atom, keeps]
 
     def _gather(self, eqn: Any) -> None:
@@ -153,9 +150,7 @@ class Repetition:
         shape = tuple(n for a, n in enumerate(small.aval.shape) if a not in axes)
         var = _jax.Var(_jax.shaped_array(shape, small.aval.dtype))
         self.stands_for[var] = self.stands_for[small]
-        squeeze = _example("squeeze")
-        params = {"dimensions": tuple(axes)}
-        self.eqns.append(squeeze.replace(invars=[small], outvars=[var], params=params))
+        self.eqns.append(squeezing(small, var, axes))
         return var
 
     def axes(self, atom: Any) -> frozenset[int]:
@@ -181,25 +176,3 @@ class Repetition:
             kept = dict(zip(eqn.params["broadcast_dimensions"], sizes, strict=True))
             some |= {b for b in range(len(shape)) if kept.get(b, 1) == 1}
         return frozenset(b for b in some - differs if b is not None and shape[b] > 1)
-
-
-def _broadcast(small: Any, var: Any) -> Any:
-    """The equation that repeats a value along its axes of size one."""
-    shape = var.aval.shape
-    dims = tuple(range(len(shape)))
-    params = {"shape": shape, "broadcast_dimensions": dims, "sharding": None}
-    return _example("broadcast_in_dim").replace(invars=[small], outvars=[var], params=params)
-
-
-@functools.cache
-def _example(name: str) -> Any:
-    """An equation of a primitive."""
-    closed, _ = _jax.trace(_EXAMPLES[name], jnp.zeros(1))
-    (eqn,) = _jax.open_jaxpr(closed)[0].eqns
-    return eqn
-
-
-_EXAMPLES = {
-    "broadcast_in_dim": lambda x: jax.lax.broadcast_in_dim(x, (2,), (0,)),
-    "squeeze": lambda x: jax.lax.squeeze(x, (0,)),
-}

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vipp_transforms import _jax
+from vipp_transforms.spreads import Spread, is_spread
 
 Atom = Any  # a variable or a literal of a jaxpr
-
-
-class Spread(NamedTuple):
-    """An array that another one was spread to.
-
-    Attributes:
-      eqn: the equation that did it.
-      operand: the other one.
-    """
-
-    eqn: Any
-    operand: Atom
 
 
 def simplified(
@@ -43,11 +32,6 @@ def simplified(
     if kept is not None:
         return None, (kept,)
     return _of_spread(eqn, operands, spreads)
-
-
-def is_spread(eqn: Any) -> bool:
-    """Whether an equation spreads an array."""
-    return eqn.primitive.name == "broadcast_in_dim" and len(eqn.invars) == 1
 
 
 def type_of(aval: Any) -> Hashable:

@@ -20,6 +20,7 @@ from vipp_transforms.plan import Plan, derive
 from vipp_transforms.sites import lane_key_p
 from vipp_transforms.staging import Program, Traced, live
 from vipp_transforms.sums_taken import noting_sums
+from vipp_transforms.undifferentiated import undifferentiated
 
 
 def surrogate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,7 +109,7 @@ def _packed(closed: Any, arrays: Sequence[Any]) -> list[Any] | None:
 def _once(closed: Any, arrays: Sequence[Any]) -> list[Any] | None:
     """The results of a program, equal equations evaluated once; None if it has effects."""
     program = flatten(closed, sums=False)
-    return one_by_one(program, arrays) if program.packable else None
+    return one_by_one(undifferentiated(program), arrays) if program.packable else None
 
 
 def _evaluated(traced: Traced, planned: Plan | None) -> tuple[jax.Array, Any, Updates]:

@@ -48,9 +48,31 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Here, whatever is being traced outside, arrays are made now, as in :func:`uncompiled`.
+
+    Raises:
+      TypeError: where something that is traced takes part.
+    """
+    with core.set_current_trace(_untraced()):
+        yield
+
+
 @functools.cache
 def _trace() -> Any:
     return _eager.running(_attempt)
+
+
+@functools.cache
+def _untraced() -> Any:
+    return _eager.running(_attempt_untraced)
+
+
+def _attempt_untraced(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Any:
+    if any(map(_jax.is_tracer, operands)):
+        raise TypeError(f"{primitive.name} of something that is traced, expected of arrays")
+    return _attempt(primitive, operands, params)
 
 
 def _attempt(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Any:
