@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
-from vipp_transforms.axis_sums import max_over, sum_over
+from vipp_transforms.axis_sums import LARGE, max_over, sum_over
 from vipp_transforms.errors import SiteError
 
 
@@ -89,6 +89,18 @@ class Graph:
         array = self.reduce.fork(len(self.order))(product.array, at)
         return [Factor(array, product.dims[:at] + product.dims[at + 1 :], product.origin)]
 
+    def joint(self, members: Sequence[Factor], sites: Sequence[str]) -> list[Factor]:
+        """The sum over several sites of a product, as one sum."""
+        product = multiply(members)
+        rest = tuple(d for d in product.dims if d not in sites)
+        array = align(product, (*rest, *sites))
+        array = array.reshape(*array.shape[: len(rest)], -1)
+        return [Factor(self.reduce(array, array.ndim - 1), rest, product.origin)]
+
+    def sums_jointly(self, entries: int) -> bool:
+        """Whether what a small table says of several sites is summed at once."""
+        return self.reduce.plain and entries < LARGE
+
 
 def contract(
     graph: Graph, factors: Iterable[Factor], sites: Iterable[str], kept: frozenset[str]
@@ -153,21 +165,27 @@ def _leave_plates(graph: Graph, factor: Factor, kept: frozenset[str]) -> Factor:
     return Factor(jnp.sum(factor.array, axis=left), dims, factor.origin)
 
 
-def eliminate(graph: Graph, factors: Sequence[Factor], sites: Iterable[str]) -> list[Factor]:
+def eliminate(graph: Graph, factors: Sequence[Factor], summed: Iterable[str]) -> list[Factor]:
     """Sum out sites of the same plates, each time the one whose factors' product is smallest."""
-    live, waiting = list(factors), sorted(sites)
+    live, waiting = list(factors), sorted(summed)
     while waiting:
         sizes = {d: n for f in live for d, n in zip(f.dims, jnp.shape(f.array), strict=True)}
         # greedy, smallest product first: optimal on chains and trees
         site = min(waiting, key=lambda s: _entries(_together(live, s), sizes))
-        waiting.remove(site)
-        members = [f for f in live if site in f.dims]
         dims = _together(live, site)
         entries = _entries(dims, sizes)
         if entries > graph.limit:
             raise _too_large(site, dims, entries, graph.limit)
-        graph.order.append(Elimination(site, dims, entries))
-        live = [f for f in live if site not in f.dims] + graph.total(members, site)
+        # what the table says of others as well is summed with it, as if one after the other
+        also = [s for s in waiting if s != site and {*_together(live, s)} <= {*dims}]
+        sites = [site, *(also if graph.sums_jointly(entries) else ())]
+        waiting = [s for s in waiting if s not in sites]
+        members = [f for f in live if not {*f.dims}.isdisjoint(sites)]
+        for i, s in enumerate(sites):
+            left = tuple(d for d in dims if d not in sites[:i])
+            graph.order.append(Elimination(s, left, _entries(left, sizes)))
+        made = graph.total(members, site) if len(sites) == 1 else graph.joint(members, sites)
+        live = [f for f in live if {*f.dims}.isdisjoint(sites)] + made
     return live
 
 

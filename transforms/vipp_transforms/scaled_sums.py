@@ -65,6 +65,10 @@ class ScaledGraph(Graph):
     known: Sequence[Weights] = ()
     failed: list[Any] = field(default_factory=list)
 
+    def sums_jointly(self, entries: int) -> bool:
+        """Not where some factors are known ahead, of which exponentials are taken once."""
+        return not self.known and super().sums_jointly(entries)
+
     def total(self, members: Sequence[Factor], site: str) -> list[Factor]:
         """The sum over a site of a product, in parts."""
         known = [w for w in self.known if any(w.factor is m for m in members)]
@@ -84,10 +88,8 @@ class ScaledGraph(Graph):
         )  # fmt: skip
         small = jnp.any(total < math.exp(_floor(total)))
         self.failed.append(small & (weights.wide | _any_lost(values, logs)))
-        possible = total > 0
-        log = jnp.where(possible, jnp.log(jnp.where(possible, total, 1.0)), -jnp.inf)
         origin = tuple(dict.fromkeys((*weights.factor.origin, *moving.origin)))
-        return [Factor(log, rest, origin), top, weights.top]
+        return [Factor(_log(total), rest, origin), top, weights.top]
 
 
 def _scaled(graph: Graph, factor: Factor) -> tuple[Any, Factor]:
@@ -107,3 +109,16 @@ def _floor(x: Any) -> float:
 def _any_lost(values: Any, logs: Any) -> Any:
     """Whether a product of two such that are not zero may fall below the floor."""
     return jnp.any((values < math.exp(_floor(values) / 2)) & (logs > -jnp.inf))
+
+
+@jax.custom_jvp
+def _log(x: Any) -> Any:
+    """The logarithm; that of zero has no slope."""
+    return jnp.log(x)
+
+
+@_log.defjvp
+def _slope_of_log(primals: Any, tangents: Any) -> Any:
+    (x,), (dx,) = primals, tangents
+    possible = x > 0
+    return _log(x), jnp.where(possible, 1.0 / jnp.where(possible, x, 1.0), 0.0) * dx
