@@ -99,7 +99,7 @@ class Repetition:
         if keeps == thin.axes:
             return thin.var
         if (atom, keeps) not in self._repeated:
-            var = thin_like(atom, keeps).var if keeps else atom
+            var: Any = thin_like(atom, keeps).var if keeps else atom
             self.stands_for[var] = atom
             self._repeated[atom, keeps] = var
             self.eqns.append(spreading(thin.var, var, range(len(var.aval.shape))))

@@ -79,10 +79,12 @@ def _entry_by_entry(
 ) -> list[Any] | None:
     (out,) = eqn.outvars
     shape = out.aval.shape
-    arrays = [(v, s) for v, s in zip(operands, known, strict=True) if v.aval.shape]
-    if any(s is None or len(v.aval.shape) != len(shape) for v, s in arrays):
+    spread = [s for v, s in zip(operands, known, strict=True) if s and v.aval.shape]
+    if any(len(v.aval.shape) not in (0, len(shape)) for v in operands):
         return None
-    kept = sorted({p for _, s in arrays for p in s.places})
+    if len(spread) < sum(v.aval.shape != () for v in operands):
+        return None
+    kept = sorted({p for s in spread for p in s.places})
     if len(kept) == len(shape):
         return None
     made, inner = [], []
