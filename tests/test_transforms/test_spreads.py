@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+
 from vipp_transforms.flattening import flatten
 from vipp_transforms.packing import one_by_one
 from vipp_transforms.uncompiled import uncompiled
