@@ -1,5 +1,6 @@
 """Settings for the whole session: CPU, no network, deterministic, strict where that is possible."""
 
+import contextlib
 import gc
 import itertools
 import os
@@ -18,6 +19,8 @@ import jax
 import numpy as np
 import pytest
 
+from vipp_transforms.uncompiled import uncompiled
+
 # what one process has compiled, the others and the next run need not: half of a test's time
 if jax.config.jax_compilation_cache_dir is None:
     folder = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
@@ -34,10 +37,36 @@ hypothesis.settings.load_profile("vipp")
 
 def pytest_addoption(parser):
     parser.addoption(
+        "--compile-all",
+        action="store_true",
+        help="run by XLA, as for a user, what tests marked uncompiled leave to NumPy (slower)",
+    )
+    parser.addoption(
         "--check-leaks",
         action="store_true",
         help="run every test under jax.checking_leaks() (slow: JAX caches nothing meanwhile)",
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    """What a module computes when it is imported, NumPy does: JAX would compile each operation."""
+    with uncompiled():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    asked = item.get_closest_marker("uncompiled") and not item.config.getoption("--compile-all")
+    with uncompiled() if asked else contextlib.nullcontext():
+        return (yield)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+    """Pytest collects garbage five times at its end, each for seconds: once is enough."""
+    gc.collect()
+    gc.freeze()
 
 
 ITEMS = pytest.StashKey[list]()

@@ -25,6 +25,8 @@ from vipp_transforms._jax import scan_arity
 from vipp_transforms.axis_rules import axis_maps
 from vipp_transforms.orders import limited
 
+pytestmark = pytest.mark.uncompiled
+
 # Rules for names that no public function of this JAX release leads to.
 NOT_REACHED = {
     "copy_p", "geqp3", "from_edtype", "layout_constraint", "ormqr", "pvary", "reshard", "tie",

@@ -10,6 +10,8 @@ from jax import lax
 import vipp_transforms as vt
 from vipp.distributions.answers import Answering
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 T = jnp.float32(0.3)
 LOO = r"ScoreFunction\(num_samples=2, baseline='leave_one_out'\)"

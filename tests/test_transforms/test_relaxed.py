@@ -12,6 +12,8 @@ from jax import lax
 import vipp
 import vipp_transforms as vt
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 STEPS = jnp.arange(3.0)
 

@@ -10,6 +10,8 @@ import vipp_transforms as vt
 from vipp_transforms.sites import sample_p
 from vipp_transforms.staging import stage
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 T = jnp.float32(0.3)
 

@@ -16,6 +16,8 @@ from numpyro.infer.svi import SVIState
 import vipp
 from vipp.diagnostics.pareto import fitted, smoothed
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 X = jnp.array([0.5, -1.0, 2.0])
 

@@ -19,6 +19,8 @@ from numpyro.infer import SVI, Predictive
 import vipp
 import vipp_transforms as vt
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 STATE = "z$estimator"
 MOVING = vipp.MovingAverage(0.8)

@@ -13,6 +13,8 @@ from jax.scipy.special import xlogy
 import vipp
 import vipp_transforms as vt
 
+pytestmark = pytest.mark.uncompiled
+
 X = np.array([[0.3, -1.2, 0.5], [1.0, 0.1, -0.4], [-0.7, 0.2, 0.9], [0.4, 0.8, -1.1]], np.float32)
 PARAMS = {
     "w": jnp.array([[0.5, -0.3, 1.1], [0.2, 0.7, -0.6]]),

@@ -21,6 +21,8 @@ from numpyro.primitives import mutable
 
 import vipp
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 EFFECTS = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

@@ -13,6 +13,8 @@ from numpyro.infer.svi import SVIState
 
 import vipp
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 X = jnp.array([[0.3, -1.2, 2.0], [1.1, 0.2, -0.4]])
 

@@ -17,6 +17,8 @@ from numpyro.infer.util import log_density
 
 import vipp
 
+pytestmark = pytest.mark.uncompiled
+
 # q(z) = sum_uv q(u) q(v) q(z | u, v): two auxiliary coins, a kept one
 U, V = 0.3, 0.6
 Z = np.array([[0.2, 0.5], [0.7, 0.9]])

@@ -12,7 +12,7 @@ RUN = """
 import json, os, sys, tempfile
 sys.path[:0] = json.loads(sys.argv[1])
 port, processes, rank, devices = map(int, sys.argv[2:])
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 if processes > 1:
