@@ -23,10 +23,10 @@ def gathers(x):
 
 
 def draws(x):
-    """Keys of two kinds, split, folded, in arrays; every kind of bits."""
+    """Keys of two kinds, split, folded, cloned, in arrays; every kind of bits."""
     keys = jax.random.split(KEY, 3)
     drawn = jax.vmap(lambda k, s: jax.random.normal(k, (2,)) * s)(keys, x[0])
-    other = jax.random.fold_in(jax.random.key(7), NUMBERS[0])
+    other = jax.random.clone(jax.random.fold_in(jax.random.key(7), NUMBERS[0]))
     bits = [jax.random.bits(other, (5,), t) for t in ("uint8", "uint16", "uint32")]
     integers = jax.random.randint(keys[1], (4,), 0, 9)
     return drawn, keys, bits, integers, jax.random.permutation(keys[2], 5), jax.random.PRNGKey(1)

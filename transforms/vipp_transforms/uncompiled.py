@@ -18,7 +18,9 @@ from vipp_transforms.numpy_rules import RULES, NoRuleError
 
 MOST_NUMBERS = 2**18  # of an array: on more of them compiled code is worth its compiling
 _KINDS = frozenset("biuf")
-_RANDOM = "random_"
+_RANDOM = frozenset(  # those that compute by other operations, and not by compiling themselves
+    f"random_{what}" for what in "bits fold_in gamma seed split unwrap wrap".split()
+)
 _KEYS: dict[Any, Any] = {}  # the kinds of keys that were met, by dtype
 _KNOWN: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
@@ -77,7 +79,7 @@ def _attempt_untraced(primitive: Any, operands: Sequence[Any], params: dict[str,
 
 def _attempt(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Any:
     """The results of a primitive, a list of them if it has several; None if they need JAX."""
-    if primitive.name.startswith(_RANDOM):
+    if primitive.name in _RANDOM:
         with core.set_current_trace(_trace()):
             return primitive.impl(*operands, **params)
     jaxpr = _jax.called_by(primitive, params)
@@ -133,7 +135,7 @@ def _equation_known(eqn: Any) -> bool:
         return False
     inside = _jax.called(eqn)
     name = eqn.primitive.name
-    return name in RULES or name.startswith(_RANDOM) if inside is None else _known(inside)
+    return name in RULES or name in _RANDOM if inside is None else _known(inside)
 
 
 def _evaluate(jaxpr: Any, operands: Sequence[Any]) -> list[Any]:
@@ -148,7 +150,7 @@ def _evaluate(jaxpr: Any, operands: Sequence[Any]) -> list[Any]:
         inputs, inside = [read(v) for v in eqn.invars], _jax.called(eqn)
         if inside is not None:
             results = _evaluate(inside, inputs)
-        elif eqn.primitive.name.startswith(_RANDOM):
+        elif eqn.primitive.name in _RANDOM:
             arrays = [_array(x, v.aval) for x, v in zip(inputs, eqn.invars, strict=True)]
             with core.set_current_trace(_trace()):
                 results = [_number(eqn.primitive.impl(*arrays, **eqn.params))]
