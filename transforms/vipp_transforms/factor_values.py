@@ -13,14 +13,14 @@ from vipp_transforms import _jax
 from vipp_transforms.contraction import Factor
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import Axis, SiteInfo
-from vipp_transforms.estimators.enumerate import joint_size, joint_support, lane_numbers
+from vipp_transforms.estimators.enumerate import joint_size
+from vipp_transforms.every_value import every_value
 from vipp_transforms.factor_graph import FactorGraph, Member, without_keys
 from vipp_transforms.lane_classes import Joined
-from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
+from vipp_transforms.lifting import Axes, Env, Lifted, value_of
 from vipp_transforms.sharing import call, evaluate
 from vipp_transforms.sites import lifting
 from vipp_transforms.staging import Site, live
-from vipp_transforms.support_numbers import Numbers
 from vipp_transforms.value_numbering import ValueNumbering
 
 MAX_JOINT = 2**16  # values of the lanes that a factor mixes
@@ -50,7 +50,11 @@ class FactorValues:
         self.env: Env = {v: Lifted(x) for v, x in self.program.env.items()}
         eqns, needed = self._fixed()
         drawn = self.program.sites.items()
-        nodes = {v: self._node(s) for v, s in drawn if s.index in self.sites}
+        nodes = {
+            v: every_value(info, info.name, v.aval.dtype)
+            for v, s in drawn
+            if (info := self.sites.get(s.index)) is not None
+        }
         self.compute(live(eqns, needed), self.env, nodes, needed)
 
     def probed(self, probes: Mapping[str, Any]) -> FactorValues:
@@ -101,18 +105,6 @@ class FactorValues:
     def names(self, atom: Any) -> frozenset[str]:
         """The axes that a value may carry."""
         return frozenset(self.sites[r].name for r in self.depends[atom] if r in self.sites)
-
-    def _node(self, site: Site) -> Node:
-        info = self.sites[site.index]
-
-        def make(env: Env) -> Lifted:
-            joint = jnp.asarray(joint_support(info)).astype(site.var.aval.dtype)
-            full = (joint.shape[0], *info.lane_shape, *info.event_shape)
-            return Lifted(jnp.broadcast_to(joint, full), (info.name,))
-
-        table = lane_numbers(info, site.var.aval.dtype)
-        numbers = None if table is None else Numbers(table, (info.name,))
-        return Node(frozenset({info.name}), make, numbers)
 
     def factor(self, member: Member, joined: Joined, env: Env | None = None) -> Factor:
         """A member with its axes named, sites and then plates, and summed over all others."""

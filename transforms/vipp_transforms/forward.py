@@ -16,15 +16,15 @@ import numpy as np
 
 from vipp_transforms import _jax
 from vipp_transforms.estimators.base import Axis
-from vipp_transforms.estimators.enumerate import joint_size, joint_support, lane_numbers
+from vipp_transforms.estimators.enumerate import joint_size
+from vipp_transforms.every_value import every_value
 from vipp_transforms.known_carry import choice_name, choice_number, known_carry
-from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
+from vipp_transforms.lifting import Axes, Env, Lifted, value_of
 from vipp_transforms.loop_parts import Parts, made
 from vipp_transforms.loop_start import Start
 from vipp_transforms.sharing import call, evaluate
 from vipp_transforms.sites import lifting
 from vipp_transforms.staging import Site
-from vipp_transforms.support_numbers import Numbers
 from vipp_transforms.windows import Windows
 
 
@@ -110,7 +110,10 @@ class Forward:
         sites = self.windows.sites if self.past else ()
         ahead = [c.result for c in moving.values()] + [v for s in sites for v in s.leaves]
         needed = [*ahead, *parts.alike, *(s.var for s in sites)]
-        nodes = {s.var: self._node(s) for s in self.windows.sites}
+        nodes = {
+            s.var: every_value(self.windows.infos[s.index], choice_name(s.index), s.var.aval.dtype)
+            for s in self.windows.sites
+        }
         with lifting():
             evaluate(parts.fixed, fixed, self.axes, {}, made(parts.fixed), self._names_of)
         changing = {c.var for c in moving.values()} | {s.var for s in self.steps.scanned}
@@ -181,18 +184,6 @@ class Forward:
             shape = (*table.shape[: len(axes)], *var.aval.shape)
             env[var] = Lifted(jnp.asarray(np.broadcast_to(table, shape)), axes)
         return env
-
-    def _node(self, site: Site) -> Node:
-        info, name = self.windows.infos[site.index], choice_name(site.index)
-
-        def make(env: Env) -> Lifted:
-            joint = jnp.asarray(joint_support(info)).astype(site.var.aval.dtype)
-            full = (joint.shape[0], *info.lane_shape, *info.event_shape)
-            return Lifted(jnp.broadcast_to(joint, full), (name,))
-
-        table = lane_numbers(info, site.var.aval.dtype)
-        numbers = None if table is None else Numbers(table, (name,))
-        return Node(frozenset({name}), make, numbers)
 
     def _factor(self, site: Site, env: Env) -> _Factor:
         """The probability of a choice given those before, in each lane that stays apart."""
