@@ -8,6 +8,8 @@ import pytest
 
 import vipp_transforms as vt
 
+pytestmark = pytest.mark.uncompiled
+
 ESTIMATORS = [vt.Enumerate(), vt.ScoreFunction(), vt.ScoreFunction(2, "leave_one_out")]
 IDS = ["enumerate", "score", "leave-one-out"]
 KEYS = jax.random.split(jax.random.key(0), 4)

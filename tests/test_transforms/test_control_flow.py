@@ -16,6 +16,8 @@ import pytest
 import vipp_transforms as vt
 from vipp.distributions.answers import Answering
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 THETA = jnp.array([0.4, -0.7])
 

@@ -29,7 +29,16 @@ def draws(x):
     other = jax.random.clone(jax.random.fold_in(jax.random.key(7), NUMBERS[0]))
     bits = [jax.random.bits(other, (5,), t) for t in ("uint8", "uint16", "uint32")]
     integers = jax.random.randint(keys[1], (4,), 0, 9)
-    return drawn, keys, bits, integers, jax.random.permutation(keys[2], 5), jax.random.PRNGKey(1)
+    same = keys == keys[1], jax.jit(jnp.not_equal)(keys, other)
+    return (
+        drawn,
+        keys,
+        bits,
+        same,
+        integers,
+        jax.random.permutation(keys[2], 5),
+        jax.random.PRNGKey(1),
+    )
 
 
 CASES = {

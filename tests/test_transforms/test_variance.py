@@ -14,6 +14,8 @@ import pytest
 
 import vipp_transforms as vt
 
+pytestmark = pytest.mark.uncompiled
+
 SAMPLES = 4096
 
 

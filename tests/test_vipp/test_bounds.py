@@ -15,6 +15,8 @@ from numpyro.infer import RenyiELBO
 
 import vipp
 
+pytestmark = pytest.mark.uncompiled
+
 X4 = jnp.array([0.3, -1.2, 2.0, 1.1])
 
 

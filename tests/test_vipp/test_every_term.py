@@ -27,6 +27,8 @@ import vipp
 from labels import label
 from vipp.programs.auxiliary import Auxiliary, loose
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 MASK = jnp.array([True, False, True])
 sg = jax.lax.stop_gradient

@@ -18,6 +18,8 @@ from numpyro.infer import SVI, Predictive
 
 import vipp
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 X = jnp.array([3.0, -1.0, 0.5])
 LOGITS = jnp.array([0.4, -0.7, 1.1])

@@ -15,6 +15,8 @@ from numpyro import handlers
 import vipp
 from labels import label
 
+pytestmark = pytest.mark.uncompiled
+
 X = jnp.array([0.3, 2.1])
 
 

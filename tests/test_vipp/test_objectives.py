@@ -12,6 +12,8 @@ from numpyro import handlers
 
 import vipp
 
+pytestmark = pytest.mark.uncompiled
+
 X3 = jnp.array([0.3, -1.2, 2.0])
 X23 = jnp.array([[0.5, -0.4, 1.1], [2.0, 0.1, -0.7]])
 X22 = X23[:, :2]

@@ -23,6 +23,8 @@ from .pathwise_rows import turn
 from .pathwise_scalars import LOCS, LOGITS, SCALES, mixture, mixtures, scalars, wrapped
 from .pathwise_vectors import vectors
 
+pytestmark = pytest.mark.uncompiled
+
 ROWS = {**scalars(), **wrapped(), **mixtures(), **vectors()}
 DRAWS = 2**15
 MIXED = mixture(dist.Normal)(LOGITS, LOCS, SCALES)

@@ -12,6 +12,8 @@ from numpyro import handlers
 
 import vipp
 
+pytestmark = pytest.mark.uncompiled
+
 KEY = jax.random.key(0)
 X4 = jnp.array([0.3, -1.2, 2.0, 1.1])
 

@@ -15,6 +15,8 @@ from numpyro.contrib.control_flow import cond, scan
 
 import vipp
 
+pytestmark = pytest.mark.uncompiled
+
 A = jnp.array([[0.8, 0.2], [0.3, 0.7]])
 MEANS = jnp.array([-1.0, 1.5])
 XS = jnp.array([0.3, -0.8, 1.2])

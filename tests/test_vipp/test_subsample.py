@@ -12,6 +12,8 @@ from numpyro.infer.autoguide import AutoNormal
 import vipp
 from vipp.language.subsample import subsample
 
+pytestmark = pytest.mark.uncompiled
+
 DRAWS = 20_000
 
 

@@ -21,6 +21,8 @@ import plated
 import vipp
 from vipp.programs.composed import Binding
 
+pytestmark = pytest.mark.uncompiled
+
 
 def log_marginal(model, given=None, *args, parallel=None):
     """The log density of the kept values, all other latent sites summed out."""
