@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import vipp
-from vipp.training.windows import extrapolated, spread, symmetrised, to_come
+from vipp.training.windows import extrapolated, spread, still_to_go, symmetrised
 
 KEY = jax.random.key(0)
 SCALES = np.logspace(-3, 3, 7)
@@ -261,4 +261,12 @@ def test_estimates_of_a_quadratic():
     np.testing.assert_allclose(
         symmetrised(a, b, slope(a), slope(b)), 0.5 * (a - b) @ hessian @ (a - b)
     )
-    np.testing.assert_allclose(to_come([np.nan, 4.0, 2.0, 1.0]), 1.0)
+    # middles each half as far from the optimum as the one before, averages with noise
+    away = [0.5**i * best for i in range(4)]
+    above = [0.5 * x @ hessian @ x for x in away]
+    noise = [0.4, 0.2, 0.1, 0.05]
+    moved = [symmetrised(a, b, hessian @ a, hessian @ b) for a, b in zip(away, away[1:])]
+    changes = [np.nan, *(m + a + b for m, a, b in zip(moved, noise, noise[1:]))]
+    np.testing.assert_allclose(still_to_go(changes, noise), above[-1])
+    np.testing.assert_allclose(still_to_go(changes[:2], noise[:2]), above[1] + noise[0])
+    assert still_to_go(changes[:1], noise[:1]) == np.inf

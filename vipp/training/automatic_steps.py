@@ -30,15 +30,18 @@ from vipp.training.windows import (
     joined,
     spread,
     standard_errors,
+    still_to_go,
     symmetrised,
-    to_come,
 )
 
-TOLERANCE = 0.025
-_DECAY = 0.7
+TOLERANCE = 0.03
+_DECAY, _DECAY_ON_THE_WAY = 0.5, 0.7
+_ON_THE_WAY = 0.25  # a gain, in spreads, from which on iterates are not yet where they settle
 _BLOCK = 50
 _FEWEST_WINDOWS = 8
 _WINDOWS_SO_FAR = 40  # as long would be those of a search that goes on
+_FAR = 0.25  # nats
+_FIRST = 0.4  # of the steps of the search, those of the first round
 _PARTS = 10  # of a round, the first two of which are left out of its average
 _WORSE = 6.0
 _MOST_RETREATS = 20
@@ -242,7 +245,7 @@ class AutomaticSteps:
             self._safe, self._safe_loss, self._in_a_row = run.state, latest, 0
         self.due = run.done + self._part
         if 2 * run.done >= self._num_steps:
-            self._first_round(run)
+            self._first_round(run, _DECAY_ON_THE_WAY)
         elif count >= _FEWEST_WINDOWS and not self._windows.improving():
             self._measure(run, self._windows.latter_half(), run.done)
 
@@ -288,12 +291,12 @@ class AutomaticSteps:
             self.due = run.done + self._part
             run.state = averaged_at(run.state, used.mean + way)
         else:
-            self._first_round(run)
+            self._first_round(run, _decay(found, gain))
 
-    def _first_round(self, run: Any) -> None:
+    def _first_round(self, run: Any, decay: float) -> None:
         self._searched = run.done
-        self._factor *= _DECAY
-        self._begin_round(run, max(4 * _BLOCK, run.done // 2))
+        self._factor *= decay
+        self._begin_round(run, max(4 * _BLOCK, int(run.done * _FIRST)))
 
     def _begin_round(self, run: Any, length: int) -> None:
         left = self._num_steps - run.done
@@ -322,7 +325,8 @@ class AutomaticSteps:
             change = symmetrised(probe.points[4], whole.mean, probe.slopes[4], middle)
         way, gain = extrapolated(probe.points, probe.slopes, whole.slope)
         changes = [r.change for r in self._rounds] + [change]
-        divergence = max(found, gain, to_come(changes))
+        spreads = [r.spread for r in self._rounds] + [found]
+        divergence = found + gain + still_to_go(changes, spreads)
         self._rounds.append(
             AveragedRound(run.done, self._factor, self._length, found, change, gain, divergence)
         )
@@ -338,7 +342,8 @@ class AutomaticSteps:
         self._next_round(run)
 
     def _next_round(self, run: Any) -> None:
-        divergence = self._rounds[-1].divergence
+        latest = self._rounds[-1]
+        divergence = latest.divergence
         index = (0.5 + TOLERANCE / max(divergence, 1e-12)) * _cost(2 * self._length) / run.done
         if index > 1:
             run.stopped = (
@@ -346,7 +351,7 @@ class AutomaticSteps:
                 "another round"
             )
         elif self._num_steps - run.done > _cost(self._length):
-            self._factor *= _DECAY
+            self._factor *= _decay(latest.spread, latest.gain)
             self._begin_round(run, 2 * self._length)
         else:
             run.stopped = _TOO_FEW
@@ -362,6 +367,12 @@ class AutomaticSteps:
         enough = self._average is None or 2 * joined(windows).steps > self._rounds[-1].length
         if windows and enough:
             self._average = joined(windows).mean
+
+
+def _decay(spread: float, gain: float) -> float:
+    """By how much steps become shorter: less where what is left is a way to go and not noise."""
+    on_the_way = gain > _ON_THE_WAY * spread or spread + gain > _FAR
+    return _DECAY_ON_THE_WAY if on_the_way else _DECAY
 
 
 def _measuring(length: int) -> int:

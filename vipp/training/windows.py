@@ -10,7 +10,6 @@ import numpy as np
 
 _MOST = 16
 _BATCHES = 4
-_FASTEST, _SLOWEST = 0.25, 0.9
 _FARTHEST = 25.0  # an extrapolation, in units of the points' distances
 
 
@@ -124,16 +123,17 @@ def extrapolated(
     return (vectors @ far) @ a, float(decrease)
 
 
-def to_come(changes: Sequence[float]) -> float:
-    """The sum of a series of changes after those known, which decreases geometrically.
+def still_to_go(changes: Sequence[float], spreads: Sequence[float]) -> float:
+    """How far from the optimum the middle of the iterates is, in nats, if half as far as before.
+
+    A change has the noise of both averages, which is taken off: what is left is how far the middle
+    moved. The first is from where the search ended, which is none: of that nothing is taken off.
 
     Args:
-      changes: the first is NaN, as there is none of the first round.
+      changes: half of the symmetrised divergences of averages from those before; the first is NaN.
+      spreads: of the averages.
     """
-    known = [max(c, 0.0) for c in changes if not math.isnan(c)]
-    if len(known) < 2:
-        return known[0] if known else math.inf
-    first = known[max(0, len(known) - 3)]
-    rate = (known[-1] / max(first, 1e-12)) ** (1 / (min(len(known), 3) - 1))
-    rate = min(max(rate, _FASTEST), _SLOWEST)
-    return known[-1] * rate / (1 - rate)
+    if len(changes) < 2:
+        return math.inf
+    noise = spreads[-1] + (spreads[-2] if len(changes) > 2 else 0.0)
+    return max(changes[-1] - noise, 0.0)
