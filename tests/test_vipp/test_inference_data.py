@@ -183,6 +183,24 @@ def test_arrays_within_arguments_and_deterministic_sites_have_their_names():
     np.testing.assert_array_equal(tree["posterior"]["both"][..., 1, 2, 3], drawn)
 
 
+def test_a_plate_with_a_name_of_arvizs_own_names_no_axis():
+    def model(x):
+        w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+        with numpyro.plate("chain", 3):
+            numpyro.deterministic("shifted", w + x)
+            numpyro.sample("y", dist.Normal(w, 1.0), obs=jnp.zeros(3))
+
+    guide = lambda x: numpyro.sample("w", dist.Normal(0.0, 1.0))
+    bound = jax.tree_util.Partial(guide, np.arange(3.0))
+    tree = vipp.FitResult({}, jnp.zeros(0), SVIState(None, None, KEY), bound, model).to_arviz(
+        KEY, 4
+    )
+    posterior = tree["posterior"].to_dataset()
+    assert dict(posterior.sizes) == {"chain": 1, "draw": 4, "shifted_dim_0": 3}
+    assert posterior["shifted"].dims == ("chain", "draw", "shifted_dim_0")
+    assert tree["constant_data"]["x"].dims == ("x_dim_0",)
+
+
 WRONG = {
     "a list": ([ROWS], TypeError, "must be a tuple of arguments or a dict.*got list.*Fix"),
     "a name": (

@@ -11,6 +11,8 @@ from vipp.programs.densities import SiteDensity
 from vipp.programs.program import Program
 from vipp.training.abstract_run import Facts, facts_of
 
+_TAKEN = ("chain", "draw")  # ArviZ's own
+
 
 def all_dims(
     program: Program, sites: Sequence[SiteDensity], constants: Mapping[str, np.ndarray]
@@ -41,7 +43,7 @@ def _unnamed(name: str, shape: Sequence[int]) -> list[str]:
 def _of_site(site: SiteDensity) -> list[str]:
     names = _unnamed(site.name, shape_of(site))
     for plate, dim in site.plates.items():
-        if plate not in ("chain", "draw"):
+        if plate not in _TAKEN:
             names[jnp.ndim(site.log_prob) + dim] = plate
     return names
 
@@ -52,7 +54,8 @@ def _of_derived(name: str, facts: Facts) -> list[str]:
     fitting = [at for behind in range(len(names)) if (at := _placed(facts, behind)) is not None]
     if len(fitting) == 1:
         for axis, plate in fitting[0].items():
-            names[axis] = plate
+            if plate not in _TAKEN:
+                names[axis] = plate
     return names
 
 
@@ -74,6 +77,8 @@ def _of_arrays(
     sizes: dict[int, set[str]] = {}
     for site in sites:
         for plate, dim in site.plates.items():
+            if plate in _TAKEN:
+                continue
             sizes.setdefault(jnp.shape(site.log_prob)[dim], set()).add(plate)
     only = {n: next(iter(plates)) for n, plates in sizes.items() if len(plates) == 1}
 
