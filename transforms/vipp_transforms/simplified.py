@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vipp_transforms import _jax
+from vipp_transforms.equations import spreading
 from vipp_transforms.spreads import Spread, is_spread
 
 Atom = Any  # a variable or a literal of a jaxpr
@@ -105,7 +106,7 @@ def _of_spread(
     known = spreads.get(operands[0])
     if known is None:
         return eqn, operands
-    at = known.eqn.params["broadcast_dimensions"]
+    at = known.places
     if name == "squeeze":
         ndim = len(known.eqn.params["shape"])
         gone = {d % ndim for d in eqn.params["dimensions"]}
@@ -117,5 +118,4 @@ def _of_spread(
     out = eqn.outvars[0].aval
     if type_of(known.operand.aval) == type_of(out) and places == tuple(range(len(out.shape))):
         return None, (known.operand,)
-    params = {**known.eqn.params, "shape": out.shape, "broadcast_dimensions": places}
-    return known.eqn.replace(params=params, outvars=eqn.outvars), (known.operand,)
+    return spreading(known.operand, eqn.outvars[0], places), (known.operand,)

@@ -32,8 +32,9 @@ class Spread(NamedTuple):
 
 
 def is_spread(eqn: Any) -> bool:
-    """Whether an equation spreads an array."""
-    return eqn.primitive.name == "broadcast_in_dim" and len(eqn.invars) == 1
+    """Whether an equation spreads an array, over no devices that it names."""
+    spreads = eqn.primitive.name == "broadcast_in_dim" and len(eqn.invars) == 1
+    return spreads and eqn.params["sharding"] is None
 
 
 def sunk(eqn: Any, operands: Sequence[Atom], spreads: Mapping[Any, Spread]) -> list[Any] | None:

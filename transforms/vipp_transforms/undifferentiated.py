@@ -6,6 +6,7 @@ normaliser is reckoned from, say, whose gradient is stopped after it was found.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,8 +35,7 @@ def undifferentiated(program: Flat) -> Flat:
                 nodes.append(node_of(stopping(v, stopped[v]), (v,), (stopped[v],)))
         read = lambda v: v if isinstance(v, _jax.Literal) else stopped.get(v, v)
         nodes.append(node._replace(operands=tuple(map(read, node.operands))))
-    program.nodes = nodes
-    return program
+    return dataclasses.replace(program, nodes=nodes)
 
 
 def _stops(node: Node) -> bool:
