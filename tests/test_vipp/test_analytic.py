@@ -12,6 +12,7 @@ from jax.scipy.special import xlogy
 
 import vipp
 import vipp_transforms as vt
+from vipp_transforms import _jax
 
 pytestmark = pytest.mark.uncompiled
 
@@ -189,6 +190,8 @@ TERMS = {
     "a square of a difference": lambda t, z: jnp.square(t - z).sum() + (z - z[::-1]) @ z,
     "a power": lambda t, z: ((1.0 - z) ** 2).sum() ** 1 + (z**0).sum(),
     "a matrix": lambda t, z: z @ jnp.outer(jnp.sin(t + jnp.arange(3.0)), jnp.arange(3.0)) @ z,
+    "a matrix before it": lambda t, z: jnp.square(
+        jnp.sin(t + jnp.arange(6.0)).reshape(2, 3) @ z).sum(),
     "an outer product": lambda t, z: (jnp.outer(z, z) * jnp.eye(3)[::-1]).sum(),
     "shapes": lambda t, z: (jnp.pad(z, (1, 2), constant_values=2.0).reshape(2, 3) ** 2 * t).sum(),
     "pieces": lambda t, z: jnp.concatenate([z[:2], z[1:] * t, jnp.ones(1), z * z[0]]).sum(),
@@ -248,6 +251,62 @@ def test_every_operation():
     for i, name in enumerate(TERMS):
         for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(g[i], w[i], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+GRIDS = {
+    "rows": lambda a, z: jnp.square(z @ a).sum() + z.sum() + jnp.square(z).sum(),
+    "columns": lambda a, z: jnp.square(a.T @ jnp.transpose(z) @ jnp.ones((2, 1))).sum(),
+    "rows and columns": lambda a, z: jnp.square(z @ a).sum() + 2.0 * jnp.square(z.sum(0)).sum(),
+    "all": lambda a, z: (z @ a).sum() ** 2 + jnp.square(z - 1.0).sum() + z[0] @ z[1],
+    "numbers": lambda a, z: jnp.square(a[0] * z - 0.3).sum(),
+}
+
+
+@pytest.mark.parametrize("case", GRIDS)
+def test_lanes_that_some_terms_mix(case):
+    """A term that mixes lanes of one axis, beside others of the other axis, or of each lane."""
+
+    def by_engine(theta):
+        a, m, s = theta
+        program = lambda: GRIDS[case](a, vipp.sample("z", dist.Normal(m, s), ANALYTIC))
+        return vipp.expectation(program)(jax.random.key(0))
+
+    def by_hand(theta):
+        a, m, s = theta
+        f = lambda z: GRIDS[case](a, z)
+        steps = jnp.eye(6).reshape(6, 2, 3) * s
+        return sum((f(m + step) + f(m - step)) / 2 for step in steps) - 5 * f(m)
+
+    theta = (
+        jnp.array([[0.5, -1.0, 0.2], [0.1, 0.4, 0.9], [1.2, -0.3, 0.6]]),
+        jnp.array([[0.3, -0.2, 0.5], [1.0, 0.4, -0.7]]),
+        jnp.array([[0.6, 1.1, 0.9], [0.5, 1.3, 0.8]]),
+    )
+    got, wanted = jax.value_and_grad(by_engine)(theta), jax.value_and_grad(by_hand)(theta)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-4), got, wanted)
+
+
+def test_the_operations_of_the_formula():
+    """No more products than a pathwise gradient, and no number for every two numbers of a row."""
+    latents, pixels = 32, 40
+    shapes = {"w": (latents, pixels), "b": (pixels,), "log_s": ()}
+    shapes |= dict.fromkeys(("e", "r"), (pixels, latents))
+    params = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    model = decoder(lambda: dist.Normal(jnp.zeros(latents), 1.0).to_event(1))
+
+    def equations(estimator):
+        guide = vipp.with_estimators(
+            encoder(lambda m, r: dist.Normal(m, jnp.exp(r)).to_event(1)), {"z": estimator}
+        )
+        one = vipp.value_and_grad(vipp.ELBO(), model, guide)
+        x = jax.ShapeDtypeStruct((4, pixels), jnp.float32)
+        return list(_jax.equations(jax.make_jaxpr(one)(jax.random.key(0), params, x).jaxpr))
+
+    products = lambda eqns: sum(e.primitive.name == "dot_general" for e in eqns)
+    analytic = equations(ANALYTIC)
+    assert products(analytic) == products(equations(vipp.Pathwise()))
+    computed = [e for e in analytic if e.primitive.name != "broadcast_in_dim"]
+    assert max(v.aval.size for e in computed for v in e.outvars) == latents * pixels
 
 
 def test_several_choices_and_what_is_drawn_pathwise_from_one():

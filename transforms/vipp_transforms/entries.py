@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.lane import Lane, UpTo, place
+from vipp_transforms.lane import MIXED, Lane, UpTo, place
 from vipp_transforms.lifting import Lifted
 
 
@@ -56,6 +56,31 @@ def at_entries(potential: Lifted, lanes: Sequence[Lane], ndim: int) -> Lifted:
     x = permute(jnp.sum(x, axis=summed) if summed else x, named, order)
     gaps = tuple(named + a for a in range(ndim) if a not in kept)
     return potential._replace(array=jnp.expand_dims(x, gaps) if gaps else x)
+
+
+def at_units(potential: Lifted, mixed: Sequence[bool], lanes: Sequence[Lane]) -> Lifted:
+    """Of the k-th of the lanes that terms mix, for the k-th of so many unit vectors.
+
+    Args:
+      potential: of each lane.
+      mixed: along which of its axes some term mixes lanes.
+      lanes: of the choice, in this term.
+
+    Returns:
+      The potential of every vector at each lane, or one for all lanes that the term mixes.
+    """
+    x, named = potential.array, len(potential.axes)
+    changed = [j for j, m in enumerate(mixed) if m]
+    sizes = [x.shape[named + j] for j in changed]
+    if all(n == 1 or lanes[j] == MIXED for j, n in zip(changed, sizes, strict=True)):
+        # the sum over the lanes has one summand
+        front = range(named, named + len(changed))
+        moved = jnp.moveaxis(x, [named + j for j in changed], front)
+        flat = moved.reshape(*x.shape[:named], -1, *moved.shape[named + len(changed) :])
+        return potential._replace(array=jnp.expand_dims(flat, [named + 1 + j for j in changed]))
+    shape = [n if m else 1 for n, m in zip(x.shape[named:], mixed, strict=True)]
+    chosen = jnp.eye(math.prod(shape), dtype=x.dtype).reshape(-1, *shape)
+    return potential._replace(array=jnp.expand_dims(x, named) * chosen)
 
 
 def permute(x: Any, named: int, order: list[int]) -> Any:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax
 from vipp_transforms.elimination import Form, Layout, Step
-from vipp_transforms.entries import at_entries, counted, permute, possible
+from vipp_transforms.entries import counted, permute, possible
 from vipp_transforms.estimators.base import Axis, Term
-from vipp_transforms.estimators.enumerate import ALL_VALUES, lane_numbers
+from vipp_transforms.estimators.enumerate import lane_numbers
+from vipp_transforms.expansion import Potentials, at_term, expanded, of_units
 from vipp_transforms.lane import MIXED
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
 from vipp_transforms.orders import limited
@@ -23,18 +24,9 @@ from vipp_transforms.sharing import call, evaluate
 from vipp_transforms.single_lanes import Summed, with_copies
 from vipp_transforms.sites import lifting, split_keys
 from vipp_transforms.slopes import Sloped, usable
-from vipp_transforms.source import LaneSource
 from vipp_transforms.staging import Site, live
 from vipp_transforms.support_numbers import Numbers
 from vipp_transforms.terms import weights
-
-
-class Potentials(NamedTuple):
-    """The leaves of a site's potentials, and how they make a pytree."""
-
-    leaves: tuple[Lifted, ...]
-    tree: Any
-
 
 Leaves = Callable[[Site, list[Lifted]], list[Lifted]]
 
@@ -88,7 +80,7 @@ class Evaluation:
             if site.loop is not None:
                 self.env[site.loop.trajectory] = self._trajectory(site)
         self.potentials: dict[int, Potentials] = {}
-        self.values_log_prob: dict[int, Lifted] = {}  # where single lanes are summed
+        self._lane_potentials: dict[int, Potentials] = {}  # where single lanes are summed
         self._slopes: dict[int, Lifted] = {}
 
     def value(self) -> jax.Array:
@@ -204,24 +196,36 @@ class Evaluation:
             table = lane_numbers(self.plan.choices[site.index].site, site.var.aval.dtype)
             numbers = None if table is None else Numbers(table, (axis.name,))
             return Node(names, lambda env: self._expand_drawless(site, axis), numbers)
-        lanes = zip(site.lane_shape, self.plan.choices[site.index].site.mixed, strict=True)
-        same = [j for j, (n, m) in enumerate(lanes) if n > 1 and not m]
-        along = tuple(same) if axis is not None and axis.same else ()
-        return Node(names, lambda env: self._expand(site, axis), same=along)
+        make = lambda env: self._expand(site, axis)
+        return of_units(self.plan.choices[site.index].site, axis, Node(names, make))
 
     def _lane_node(self, each: Summed) -> Node:
-        """Every value of a lane; in place of an impossible one, whose term may be anything, one."""
-        name = each.axis.name
-        names = frozenset({name}).union(*(self._names(v) for v in each.site.leaves))
+        """The values of a lane; in place of an impossible one, whose term may be anything, one."""
+        site, axis = each.site, each.axis
+        if axis.drawless:
+            names = frozenset({axis.name}).union(*(self._names(v) for v in site.leaves))
+            return Node(names, lambda env: self._every_value(each))
 
         def make(env: Env) -> Lifted:
-            every = self.axes.named(Lifted(each.values), name)
-            log_prob = self.values_log_prob[each.site.index] = self.log_prob(each.site, every)
-            operands = [self.axes.first(x, name) for x in (every, log_prob)]
-            (value, weight), others = self._lined_up(operands, each.axis)
-            return self.axes.named(Lifted(possible(value, weight), others), name, at=0)
+            leaves = self._leaves(site)
+            found = expanded(
+                site, each.estimator, each.info, axis, self.axes, [env[site.key]], leaves
+            )
+            assert found.potentials is not None
+            self._lane_potentials[site.index] = found.potentials
+            return found.value
 
-        return Node(names, make)
+        names = frozenset({axis.name}).union(*(self._names(v) for v in (site.key, *site.leaves)))
+        return of_units(each.info, axis, Node(names, make))
+
+    def _every_value(self, each: Summed) -> Lifted:
+        name = each.axis.name
+        every = self.axes.named(Lifted(each.values), name)
+        log_prob = self.log_prob(each.site, every)
+        self._lane_potentials[each.site.index] = Potentials((log_prob,), _ONE)
+        operands = [self.axes.first(x, name) for x in (every, log_prob)]
+        (value, weight), others = self._lined_up(operands, each.axis)
+        return self.axes.named(Lifted(possible(value, weight), others), name, at=0)
 
     def _expand_drawless(self, site: Site, axis: Axis) -> Lifted:
         choice = self.plan.choices[site.index]
@@ -232,37 +236,24 @@ class Evaluation:
         return self._slopes[site.index]
 
     def _expand(self, site: Site, axis: Axis | None) -> Lifted:
-        choice, sources = self.plan.choices[site.index], self._keys(site, axis)
-        operands = [*sources, *self._leaves(site)]
-        together = axis.name if axis is not None and axis.shared else None
+        choice, keys, leaves = (
+            self.plan.choices[site.index],
+            self._keys(site, axis),
+            self._leaves(site),
+        )
         if self.draws is not None:
-            names = self.axes.union(operands)
+            names = self.axes.union([*keys, *leaves])
             shape = (*(self.axes.sizes[n] for n in names), *site.var.aval.shape)
             self.drawn[site.index] = Lifted(self.draws(site, shape), names)
-            operands.append(self.drawn[site.index])
-
-        def one(*inputs: Any) -> list[Any]:
-            leaves = list(inputs[len(sources) :])
-            drawn = None if self.draws is None else leaves.pop()
-            key, *shared = inputs[: len(sources)]
-            common, index = shared or (None, 0)
-            source = LaneSource(
-                site.template, site.lanes, key, leaves, drawn, common, index, self.step, together
-            )
-            value, *others = choice.estimator.expand(choice.site, source)
-            return [value.astype(site.var.aval.dtype), *others]
-
-        value, *rest = self.axes.apply(one, *operands, summed=together)
-        slope = rest.pop()
-        if slope.array is not None:
-            self._slopes[site.index] = slope._replace(array=usable(slope.array))
-        arrays, tree = jax.tree.flatten([x.array for x in rest])
-        results = [value, *(Lifted(x, value.axes) for x in arrays)]
-        if axis is not None and not axis.shared:
-            results = [self.axes.named(x, axis.name) for x in results]
-        if rest[0].array is not None:
-            self.potentials[site.index] = Potentials(tuple(results[1:]), tree)
-        return results[0]
+        found = expanded(
+            site, choice.estimator, choice.site, axis, self.axes, keys, leaves,
+            self.drawn.get(site.index), self.step,
+        )  # fmt: skip
+        if found.slope is not None:
+            self._slopes[site.index] = found.slope._replace(array=usable(found.slope.array))
+        if found.potentials is not None:
+            self.potentials[site.index] = found.potentials
+        return found.value
 
     def _keys(self, site: Site, axis: Axis | None) -> list[Lifted]:
         """The site's key; along a shared axis, a sample's own, that of all, and its number."""
@@ -297,12 +288,13 @@ class Evaluation:
         return terms
 
     def _sum_over_lane(self, each: Summed, term: Lifted, form: Form) -> Lifted:
-        log_prob = self.values_log_prob[each.site.index]
-        potential = at_entries(log_prob, form.depends[each.site.index], len(form.shape))
-        operands = [self.axes.first(x, each.axis.name) for x in (term, potential)]
-        (value, weight), names = self._lined_up(operands, each.axis)
-        summed = ALL_VALUES.contract(Term(counted(value, weight), (weight,), 1, each.info))
-        return Lifted(summed, names)
+        lanes, ndim = form.depends[each.site.index], len(form.shape)
+        given = self._lane_potentials[each.site.index]
+        own, tree = at_term(given, each.info, each.axis, self.axes, lanes, ndim)
+        operands = [self.axes.first(x, each.axis.name) for x in (term, *own)]
+        (value, *given), names = self._lined_up(operands, each.axis)
+        made = _term(value, tree.unflatten(given), each.axis, 1, each.info)
+        return Lifted(each.estimator.contract(made), names)
 
     def _arrange(self, value: Lifted, how: Layout, weight: Any = 1.0) -> Lifted:
         """Weigh, sum over the axes that no site's lanes lie along, and order the others."""
@@ -334,11 +326,7 @@ class Evaluation:
         # the estimator's own axis first, then named axes, then the term's: contract sees no names
         (value, *given), names = self._lined_up(operands, axis)
         mixed = tuple(a == MIXED for a in step.lanes)
-        own, log_weight = tree.unflatten(given)
-        if axis is not None and axis.drawless:
-            (log_weight,) = own
-        value = value if log_weight is None else counted(value, log_weight)
-        term = Term(value, own, lanes, site, mixed, step.finest)
+        term = _term(value, tree.unflatten(given), axis, lanes, site, mixed, step.finest)
         result = estimator.contract(term)
         if self.limited and estimator.traits.orders is not None:
             what = f"Site '{site.name}': {type(estimator).__name__}"
@@ -382,8 +370,9 @@ class Evaluation:
             own = (self.log_prob(step.site),)
             self.potentials[step.site.index] = Potentials(own, _ONE)
         potentials, tree = self.potentials[step.site.index]
+        axis, info = self.axis_of[step.site.index], self.plan.choices[step.site.index].site
         ndim = len(step.form.shape)
-        return Potentials(tuple(at_entries(x, step.lanes, ndim) for x in potentials), tree)
+        return at_term(Potentials(potentials, tree), info, axis, self.axes, step.lanes, ndim)
 
     def log_prob(self, site: Site, value: Lifted | None = None) -> Lifted:
         """The log density of a site at ``value`` (its own values), one entry per lane."""
@@ -392,6 +381,14 @@ class Evaluation:
         parameters = site.parameters if self.leaves is None else [None for _ in site.parameters]
         atoms = [site.var if value is None else None, *parameters, *(None for _ in site.settings)]
         return call(site.log_prob, values, self.axes, self.env, atoms)[0]
+
+
+def _term(value: Any, given: Any, axis: Axis | None, *of: Any) -> Term:
+    """A term without what has probability 0 and is not finite."""
+    own, log_weight = given
+    if axis is not None and axis.drawless:
+        (log_weight,) = own
+    return Term(value if log_weight is None else counted(value, log_weight), own, *of)
 
 
 _ONE = jax.tree.structure([(0,), None])  # a log density alone

@@ -118,6 +118,18 @@ def value_of(env: Env, atom: Any) -> Lifted:
     return Lifted(jnp.asarray(atom.val, aval.dtype))
 
 
+class Unit(NamedTuple):
+    """Of a value that is unit vectors: the k-th along a named axis is one at its k-th entry.
+
+    Attributes:
+      name: of that axis.
+      axis: of the entries.
+    """
+
+    name: str
+    axis: int
+
+
 class Node(NamedTuple):
     """A value that is made otherwise than by evaluating its equation: a drawn or expanded site.
 
@@ -126,12 +138,14 @@ class Node(NamedTuple):
       make: the value, given the environment.
       numbers: the value, if it is the same at all entries and known ahead.
       same: the axes along which it is the same at all entries.
+      unit: where it is unit vectors, along which axes.
     """
 
     names: frozenset[str]
     make: Callable[[Env], Lifted]
     numbers: Numbers | None = None
     same: tuple[int, ...] = ()
+    unit: Unit | None = None
 
 
 def evaluate(

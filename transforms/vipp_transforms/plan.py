@@ -13,7 +13,8 @@ from vipp_transforms.centred import centred
 from vipp_transforms.choices import Choice, choose
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination, eliminate
-from vipp_transforms.estimators.base import Degree, SiteInfo
+from vipp_transforms.estimators.base import Degree, Estimator, SiteInfo
+from vipp_transforms.estimators.enumerate import ALL_VALUES
 from vipp_transforms.linearity import check_estimates
 from vipp_transforms.loop_sums import several_steps, sum_loops, with_start
 from vipp_transforms.own_keys import check_keys
@@ -53,12 +54,14 @@ class Plan:
 
     @functools.cached_property
     def summed(self) -> tuple[Summed, ...]:
-        """What is summed over the values of single lanes beside the draws of a choice."""
+        """What is summed over the values of single lanes beside those of a choice."""
 
-        def wanted(site: Site) -> SiteInfo | None:
+        def wanted(site: Site) -> tuple[Estimator, SiteInfo] | None:
             choice = self.choices[site.index]
+            if not choice.estimator.sums_single(choice.site):
+                return None
             alone = choice.site._replace(mixed=(False,) * len(choice.site.mixed))
-            return alone if choice.estimator.sums_single(choice.site) else None
+            return (choice.estimator if alone.support is None else ALL_VALUES), alone
 
         return summed_lanes(self.program, self.depends, self.split, self.elimination, wanted)
 

@@ -35,7 +35,8 @@ def evaluate(
     """As :func:`lifting.evaluate`, what lanes share computed once."""
     facts = axes.facts
     facts.numbers.update((v, n.numbers) for v, n in nodes.items() if n.numbers is not None)
-    if not facts.numbers and not facts.thin and not any(n.same for n in nodes.values()):
+    known = any(n.same or n.unit for n in nodes.values())
+    if not facts.numbers and not facts.thin and not known:
         lifting.evaluate(eqns, env, axes, nodes, outputs, names_of)
         return
     _Sharing(eqns, env, axes, nodes, names_of).run(_jax.variables(outputs))
@@ -93,7 +94,7 @@ class _Sharing:
             var = eqn.outvars[0] if eqn.outvars else None
             if var in nodes:
                 self._node(eqn, nodes[var])
-            elif var not in reads or not self._read(reads[var]):
+            elif not ((var in reads and self._read(reads[var])) or self._rows_of_units(eqn)):
                 self.thin.rewrite(eqn)
                 self._note(eqn, self._carried(eqn.invars))
 
@@ -161,6 +162,39 @@ class _Sharing:
         node = self.nodes[var] = Node(carried.union(read.axes), make)
         self._note(read.eqn, node.names)
         self.thin.keep(read.eqn.replace(invars=_jax.variables(operands), outvars=[var]))
+        return True
+
+    def _rows_of_units(self, eqn: Any) -> bool:
+        """Add a product of unit vectors and a matrix at hand: the rows of the matrix."""
+        if eqn.primitive.name != "dot_general":
+            return False
+        contracted, batched = eqn.params["dimension_numbers"]
+        known = [
+            self.nodes[v].unit if v in self.nodes else None for v in _jax.variables(eqn.invars)
+        ]
+        found = [i for i, u in enumerate(known) if u and (u.axis,) == tuple(contracted[i])]
+        if batched != ((), ()) or len(known) != 2 or len(found) != 1:
+            return False
+        (i,), (out,) = found, eqn.outvars
+        unit, matrix, (along,) = known[i], self.thin.read(eqn.invars[1 - i]), contracted[1 - i]
+        carried = self._carried([eqn.invars[1 - i]])
+        if unit is None or unit.name in carried:
+            return False
+        free, others = (len(v.aval.shape) - 1 for v in (eqn.invars[i], matrix))
+        gaps = [others * i + a for a in range(free)]
+        same = [a for a in gaps if out.aval.shape[a] > 1]
+        var = self.thin.add(out, same) if same else out
+
+        def make(env: Env) -> Lifted:
+            value = value_of(env, matrix)
+            named = len(value.axes)
+            x = jnp.moveaxis(value.array, named + along, named).astype(out.aval.dtype)
+            x = jnp.expand_dims(x, [named + 1 + a for a in gaps])
+            return self.axes.named(value._replace(array=x), unit.name)
+
+        node = self.nodes[var] = Node(carried | {unit.name}, make)
+        self._note(eqn, node.names)
+        self.thin.keep(eqn.replace(invars=[matrix], outvars=[var]))
         return True
 
     def _carried(self, atoms: Iterable[Any]) -> frozenset[str]:

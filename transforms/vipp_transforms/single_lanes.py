@@ -1,6 +1,6 @@
-"""Terms of single lanes of a choice that is drawn: summed over its values beside the draws.
+"""Terms of single lanes of a choice: all lanes take their values at once, beside other terms'.
 
-The equations that lead from a draw to such a term are copied, with every value of a lane in place
+The equations that lead from a choice to such a term are copied, with every value of a lane in place
 of the draw: ``E[f(z) + g(z_1)] = E[f(z)] + sum_k q(z_1 = k) g(k)`` (docs/engine.md, single lanes).
 """
 
@@ -15,18 +15,18 @@ import jax
 from vipp_transforms import _jax
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination
-from vipp_transforms.estimators.base import Axis, SiteInfo
-from vipp_transforms.estimators.enumerate import ALL_VALUES
+from vipp_transforms.estimators.base import Axis, Estimator, SiteInfo
 from vipp_transforms.staging import Program, Site, live
 from vipp_transforms.terms import Split
 
 
 @dataclass(frozen=True, eq=False)
 class Summed:
-    """Of one choice, what is evaluated at the values of a lane beside its draws.
+    """Of one choice, what is evaluated at the values of a lane beside its own.
 
     Attributes:
       site: the choice.
+      estimator: that says what these values are, and takes the expectation.
       info: what an estimator may know of it, no term mixing lanes.
       var: in place of the draw.
       copies: by new variable, the one that it stands for.
@@ -35,6 +35,7 @@ class Summed:
     """
 
     site: Site
+    estimator: Estimator
     info: SiteInfo
     var: Any
     copies: Mapping[Any, Any]
@@ -43,16 +44,16 @@ class Summed:
 
     @property
     def values(self) -> jax.Array:
-        """Every value of a lane, the same in all of them: ``(size, *lanes, *event)``."""
-        value = ALL_VALUES.expand(self.info, _NO_SOURCE).value
+        """Where they depend on no draw, the same in all lanes: ``(size, *lanes, *event)``."""
+        value = self.estimator.expand(self.info, _NO_SOURCE).value
         return value.astype(self.var.aval.dtype)
 
     @property
     def axis(self) -> Axis:
         """Of the values of a lane."""
-        axis = ALL_VALUES.axis(self.info)
+        axis = self.estimator.axis(self.info)
         assert axis is not None
-        return axis
+        return axis._replace(name=f"lane:{self.site.name}")
 
 
 def summed_lanes(
@@ -60,9 +61,9 @@ def summed_lanes(
     depends: Dependences,
     split: Split,
     elimination: Elimination,
-    wanted: Callable[[Site], SiteInfo | None],
+    wanted: Callable[[Site], tuple[Estimator, SiteInfo] | None],
 ) -> tuple[Summed, ...]:
-    """What is summed beside the draws of some choices.
+    """What is summed beside the values of some choices.
 
     That is each leaf of the split whose last choice it is, and that keeps all its lanes apart.
 
@@ -71,7 +72,8 @@ def summed_lanes(
       depends: which sites each of its values depends on.
       split: its value as a sum of terms.
       elimination: the contractions.
-      wanted: what is known of a site whose terms of single lanes are to be summed; None for others.
+      wanted: of a site whose terms of single lanes are to be summed, by which estimator, and what
+        it is told of the site; None for others.
     """
     by_index = {s.index: s for s in program.sites.values()}
     leaves: dict[int, dict[int, Any]] = {}
@@ -86,14 +88,14 @@ def summed_lanes(
     made = []
     for index, of_site in leaves.items():
         site = by_index[index]
-        info = wanted(site)
-        if info is not None:
-            made.append(_copied(program, site, info, of_site))
+        asked = wanted(site)
+        if asked is not None:
+            made.append(_copied(program, site, *asked, of_site))
     return tuple(m for m in made if m is not None)
 
 
 def _copied(
-    program: Program, site: Site, info: SiteInfo, leaves: Mapping[int, Any]
+    program: Program, site: Site, estimator: Estimator, info: SiteInfo, leaves: Mapping[int, Any]
 ) -> Summed | None:
     """Copies of the equations from a draw to some leaves; None if they have effects."""
     new: dict[Any, Any] = {site.var: _jax.fresh_like(site.var)}
@@ -109,7 +111,8 @@ def _copied(
             outside = [new[v] for v in eqn.outvars]
             eqns[eqn.outvars[0]] = eqn.replace(invars=inside, outvars=outside)
     copies = {to: v for v, to in new.items()}
-    return Summed(site, info, new[site.var], copies, eqns, {k: new[v] for k, v in leaves.items()})
+    ends = {k: new[v] for k, v in leaves.items()}
+    return Summed(site, estimator, info, new[site.var], copies, eqns, ends)
 
 
 def with_copies(eqns: Iterable[Any], summed: Iterable[Summed]) -> list[Any]:

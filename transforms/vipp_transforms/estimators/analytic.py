@@ -38,6 +38,7 @@ class Analytic(Estimator):
     the mean, and its quadratic part, of which only that is computed, in every direction; where
     numbers are independent these are unit vectors, the same for all lanes that no term mixes, and
     the variances come last: of a linear decoder the squares of its weights, once for all rows.
+    Terms of one lane take one direction for all lanes.
 
     A Bernoulli or one-hot choice changes one lane at a time, the others being at their means,
 
@@ -88,10 +89,14 @@ class Analytic(Estimator):
                 "baseline='leave_one_out'), or raise Analytic(max_evaluations=)."
             )
 
+    def sums_single(self, site: SiteInfo) -> bool:
+        """Where other terms have lanes changed one at a time."""
+        return num_together(site) > 1
+
     def axis(self, site: SiteInfo) -> Axis | None:
         """Every direction away from the mean, or every value, of every lane on its own."""
         unit = site.support is None and not site.event_shape
-        return Axis(f"site:{site.name}", _size(site), same=unit)
+        return Axis(f"site:{site.name}", _size(site), unit=unit)
 
     def expand(self, site: SiteInfo, source: Source) -> Expansion:
         """Ways off the mean with the choice's covariance, or its values; whatever is drawn."""
@@ -122,7 +127,7 @@ def _directions(site: SiteInfo, source: Source) -> Expansion:
     root = source.map(lambda here: here.distribution.moments()[1])
     chosen = selectors(site)
     if not site.event_shape:
-        return Expansion(chosen, (chosen * jnp.square(root[..., 0])[None],))
+        return Expansion(chosen, (jnp.square(root[..., 0]),))
     columns = jnp.moveaxis(root, -1, 0)
     weights = jnp.repeat(chosen, len(columns), axis=0)
     events = tuple(-1 - i for i in range(len(site.event_shape)))

@@ -71,7 +71,9 @@ class Axis(NamedTuple):
       drawless: the values depend on no draw, hence not on the distribution's parameters; they carry
         no axis but this one, and ``expand`` is given no source.
       tangent: the estimate adds the derivative of itself along :attr:`Source.step`.
-      same: the values are the same in all lanes that no term mixes.
+      unit: the values are unit vectors: the k-th is one at the k-th of the lanes that some term
+        mixes, zero at the others of these, and the same along all other lanes. Potentials are
+        given for each lane, ``(*lanes,)``: the k-th value has those of the k-th.
     """
 
     name: str
@@ -79,7 +81,7 @@ class Axis(NamedTuple):
     shared: bool = False
     drawless: bool = False
     tangent: bool = False
-    same: bool = False
+    unit: bool = False
 
 
 class SiteInfo(NamedTuple):
@@ -297,7 +299,11 @@ class Estimator(Part, abc.ABC):
         """Raise :class:`vipp_transforms.SiteError` where the site doesn't fit."""
 
     def sums_single(self, site: SiteInfo) -> bool:
-        """Whether terms of single lanes are summed over a lane's values, and not estimated."""
+        """Whether terms of single lanes are apart from those of several, and all lanes at once.
+
+        A finite choice's are summed over a lane's values. Of others this estimator is given them,
+        and told that no term mixes lanes.
+        """
         return False
 
     @abc.abstractmethod
