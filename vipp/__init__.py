@@ -6,7 +6,6 @@ from vipp.diagnostics.accuracy import PSIS, BoundGap, bound_gap, psis
 from vipp.diagnostics.check import check
 from vipp.diagnostics.explain import Explanation, explain
 from vipp.diagnostics.gradients import NoGradientWarning
-from vipp.diagnostics.mistake import CheckError
 from vipp.diagnostics.plots import (
     plot_calibration,
     plot_losses,
@@ -18,6 +17,7 @@ from vipp.diagnostics.profile_result import Profile, ProfileRow
 from vipp.distributions.one_hot import OneHotCategorical
 from vipp.language.bias import BiasedEstimatorWarning, BiasedObjectiveWarning
 from vipp.language.expectation import expectation
+from vipp.language.mistake import CheckError
 from vipp.language.replicate import replicate
 from vipp.language.sample import sample, with_estimators
 from vipp.objectives import (

@@ -1,5 +1,6 @@
 """Mistakes that must not pass: each is told before anything is compiled, by the name at fault."""
 
+import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import optax
 import pytest
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.reparam import LocScaleReparam
 
 import vipp
 
@@ -125,6 +127,58 @@ def of_a_sequence(steps):
     return lambda *_: scan(step, 0.0, None, length=steps)
 
 
+def of_probability(x):
+    p = numpyro.sample("p", dist.Beta(1.0, 1.0))
+    numpyro.sample("x", dist.Bernoulli(p).expand([6]).to_event(1), obs=x)
+
+
+def crossed(a, b):
+    def program(_):
+        with numpyro.plate("a", 3, dim=a), numpyro.plate("b", 3, dim=b):
+            numpyro.sample("z", dist.Normal(param("m", jnp.zeros((3, 3))), 1.0))
+
+    return program
+
+
+def minibatch_of(size):
+    def model(x):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("N", size, subsample_size=len(x)):
+            numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    return model
+
+
+def scaled_observations(x):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("N", 6), numpyro.handlers.scale(scale=jnp.ones((6, 1))):
+        numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def by_index(size, subsample_size=None, rows=lambda x, i: x[i]):
+    def model(x):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("N", size, subsample_size=subsample_size) as i:
+            numpyro.sample("x", dist.Normal(mu, 1.0), obs=rows(x, i))
+
+    return model
+
+
+def grouped(x, k, size=None):
+    with numpyro.plate("G", 2):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    with numpyro.plate("N", 6, subsample_size=size) as i:
+        numpyro.sample("x", dist.Normal(a[k[i]], 1.0), obs=x[i])
+
+
+def grouped_minibatch(x, k):
+    grouped(x, k, 3)
+
+
+def of_x(x):
+    draw_mu()
+
+
 class Mistake(NamedTuple):
     model: Any
     guide: Any
@@ -166,7 +220,7 @@ MISTAKES = {
         regression, draw_mu, "x", r"index \(2,\)", (np.where(np.arange(6) == 2, np.inf, 1.0),)
     ),
     "covariate nan": Mistake(
-        covariate, nothing, "y", r"argument 0 is nan at index \(3,\)", (X.at[3].set(jnp.nan), X)
+        covariate, nothing, "y", r"argument x is nan at index \(3,\)", (X.at[3].set(jnp.nan), X)
     ),
     "data (N, 1)": Mistake(regression, draw_mu, "x", r"shape \(6, 1\).*\(6,\)", (X[:, None],)),
     "data (N, 1), no plate": Mistake(bare, draw_mu, "x", r"shape \(6, 1\)", (X[:, None],)),
@@ -236,7 +290,7 @@ MISTAKES = {
         r"by places in the minibatch of plate 'N'.*param\[i\]",
     ),
     "the first rows for those drawn": Mistake(
-        first_rows, lambda x: draw_mu(), "x", r"first 2 rows of argument 0, .* 6 plate 'N' draws",
+        first_rows, lambda x: draw_mu(), "x", r"first 2 rows of argument x, .* 6 plate 'N' draws",
         (jnp.arange(6.0),),
     ),
     "probability unconstrained": Mistake(
@@ -272,6 +326,99 @@ MISTAKES = {
         (X.at[4].set(jnp.nan),),
     ),
     "discrete under an autoguide": Mistake(discrete, AutoNormal(discrete), "z", "vipp.marginal"),
+    "data outside, autoguide": Mistake(
+        of_probability, AutoNormal(of_probability), "x", "3.0 at index .*Bernoulli", (3 * X,)
+    ),
+    "data a dict, autoguide": Mistake(regression, AutoNormal(regression), "x", "a dict", ({0: X},)),
+    "data of strings": Mistake(regression, draw_mu, "x", "an array of <U1", (np.array(["a"]),)),
+    "data masked by NumPy": Mistake(
+        regression, draw_mu, "x", "MaskedArray.*obs_mask", (np.ma.masked_array(np.ones(6)),)
+    ),
+    "scale of zero": Mistake(
+        one(lambda: dist.Normal(0.0, 0.0)), draw_mu, "mu", "Normal whose scale is 0.0.*Positive"
+    ),
+    "scale of data": Mistake(
+        lambda x: numpyro.sample("x", dist.Normal(param("m", 0.0), x - 1.0).to_event(1), obs=x),
+        nothing, "x", r"Normal whose scale is -2.0 at index \(4,\)", (2 * X.at[4].set(-0.5),),
+    ),
+    "probabilities that are none": Mistake(
+        one(lambda: dist.Categorical(jnp.array([0.5, 0.6]))), draw_mu, "mu", "Categorical.*Simplex"
+    ),
+    "covariance that is none": Mistake(
+        one(lambda: dist.MultivariateNormal(jnp.zeros(2), 1.0 - jnp.eye(2))), draw_mu, "mu",
+        "(?s)covariance_matrix.*PositiveDefinite",
+    ),
+    "events and elements": Mistake(
+        one(lambda: dist.Normal(jnp.zeros(3), 1.0).to_event(1)),
+        one(lambda: dist.Normal(param("m", jnp.zeros(3)), 1.0)), "mu",
+        "event_dim=0 in the guide, expected event_dim=1.*to_event",
+    ),
+    "plates exchanged": Mistake(
+        crossed(-2, -1), crossed(-1, -2), "z", "dimension -[12] for plate '[ab]' in the guide"
+    ),
+    "minibatch larger than its plate": Mistake(
+        minibatch_of(2), draw_mu, "N", "size 2 for a minibatch of 6.*number_of_all_data"
+    ),
+    "scale (N, 1)": Mistake(
+        numpyro.handlers.scale(regression, scale=jnp.ones((6, 1))), draw_mu, "mu",
+        r"a scale of shape \(6, 1\)",
+    ),
+    "scale (N, 1) in a plate": Mistake(
+        scaled_observations, draw_mu, "x", r"a scale of shape \(6, 1\).*elements, \(6,\)"
+    ),
+    "model and guide exchanged": Mistake(
+        draw_mu, regression, "x", "observations in the guide.*wrong order"
+    ),
+    "data in both": Mistake(
+        regression, lambda x: (draw_mu(), unplated(x)), "x", "observations in the guide"
+    ),
+    "parameter without a value": Mistake(
+        regression, one(lambda: dist.Normal(numpyro.param("m"), 1.0)), "m", "without a value"
+    ),
+    "constraint that is none": Mistake(
+        one(dist.Normal), with_scale(constraint="positive"), "s", "the constraint 'positive'"
+    ),
+    "data shorter than their plate": Mistake(
+        by_index(8), draw_mu, "x", r"argument x, of shape \(6,\).*plate 'N' of size 8"
+    ),
+    "NumPy data shorter than their minibatch's plate": Mistake(
+        by_index(8, 2), draw_mu, "x", r"argument x, .*plate 'N' of size 8", (np.ones(6),)
+    ),
+    "columns of data shorter than their plate": Mistake(
+        by_index(8, 2, lambda x, i: x[i, 0]), draw_mu, "x", r"\(6, 2\).*plate 'N'",
+        (jnp.ones((6, 2)),),
+    ),
+    "parameter shorter than its plate": Mistake(
+        local(3), draw_minibatch("N", lambda i: param("m", jnp.zeros(4))[i]), "m",
+        r"the parameter, of shape \(4,\).*plate 'N' of size 6",
+    ),
+    "groups counted from 1": Mistake(
+        grouped, AutoNormal(grouped), "k", r"of shape \(2,\) at the values of argument k, up to 2",
+        (X, jnp.array([1, 1, 1, 2, 2, 2])),
+    ),
+    "groups of a minibatch counted from 1": Mistake(
+        grouped_minibatch, AutoNormal(grouped_minibatch), "k", "values of argument k, up to 2",
+        (X, np.array([1, 1, 1, 2, 2, 2])),
+    ),
+    "data for a site that is not there": Mistake(
+        numpyro.handlers.condition(regression, {"xx": X}), draw_mu, "xx",
+        "handlers.condition is to change .*did you mean 'x'",
+    ),
+    "another parameterisation of a site that is not there": Mistake(
+        numpyro.handlers.reparam(regression, config={"m": LocScaleReparam(0.0)}), draw_mu, "m",
+        "handlers.reparam is to change .*'mu'",
+    ),
+    "an argument too few": Mistake(
+        regression, draw_mu, "regression", r"no positional.*'x'.*regression\(x, size=None\)", ()
+    ),
+    "an argument too many for the guide": Mistake(
+        regression, of_x, "of_x", r"a guide called with 2 positional.*those of of_x\(x\)", (X, 6)
+    ),
+    "a guide that is none": Mistake(regression, None, "guide", "None, expected a NumPyro program"),
+    "a model that is data": Mistake(X, draw_mu, "model", "expected a NumPyro program"),
+    "an autoguide's class": Mistake(
+        regression, AutoNormal, "guide", r"the class AutoNormal.*AutoNormal\(model\)"
+    ),
 }  # fmt: skip
 
 
@@ -348,6 +495,43 @@ SOUND = {
         one(dist.Normal),
         one(lambda: dist.Normal(param("m", 0.0), jax.nn.softplus(param("s", -2.0)) + 1e-4)),
         (),
+    ),
+    "the last entry for those beyond": (
+        by_index(8, 2, lambda x, i: x.at[i].get(mode="clip")),
+        draw_mu,
+        (X,),
+    ),
+    "two elements of a plate for each datum": (
+        by_index(12, None, lambda x, i: x[i // 2]),
+        draw_mu,
+        (X,),
+    ),
+    "NumPy data in a minibatch": (by_index(6, 2), draw_mu, (np.ones(6),)),
+    "rows that are the first of another argument": (
+        grouped_minibatch,
+        AutoNormal(grouped_minibatch),
+        (X, jnp.array([1, 1, 1, 0, 0, 0])),
+    ),
+    "groups by minus one": (grouped, AutoNormal(grouped), (X, jnp.array([-1, 0, 1, 0, 1, -1]))),
+    "a factor of the guide": (
+        regression,
+        lambda x: (draw_mu(), numpyro.factor("f", 0.5)),
+        (X,),
+    ),
+    "a site that is conditioned on": (
+        numpyro.handlers.condition(lambda x: regression(None, 6), {"x": X}),
+        draw_mu,
+        (X,),
+    ),
+    "keywords": (
+        lambda x, *, n=None, **more: regression(x),
+        functools.partial(lambda y, x, **more: draw_mu(), None),
+        (X,),
+    ),
+    "a scale for each datum": (
+        numpyro.handlers.scale(unplated, scale=jnp.ones(6)),
+        nothing,
+        (X,),
     ),
     "a probability made of logits": (
         likelihood(lambda w: dist.Bernoulli(jax.nn.sigmoid(5.0 * w))),

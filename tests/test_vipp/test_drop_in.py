@@ -353,6 +353,22 @@ def test_interface_of_svi():
     assert guide.median(more.params)["tau"] > 0
 
 
+def test_numpy_arguments_of_svi():
+    """Read at the indices of a minibatch, and by Python, which decides by their values."""
+
+    def model(x, group):
+        with numpyro.plate("G", len(np.unique(group))):
+            a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        with numpyro.plate("N", len(x), subsample_size=2) as i:
+            numpyro.sample("x", dist.Normal(a[group[i]], 1.0), obs=x[i])
+
+    x, group = np.arange(4, dtype=np.float32), np.array([0, 0, 1, 1])
+    svi = SVI(model, autoguide.AutoNormal(model), optax.sgd(0.01), vipp.ELBO())
+    losses = svi.run(jax.random.key(0), 3, x, group, progress_bar=False).losses
+    same = svi.run(jax.random.key(0), 3, jnp.asarray(x), group, progress_bar=False).losses
+    np.testing.assert_array_equal(losses, same)
+
+
 def test_static_and_positional_arguments_of_svi():
     def model(x, scale=None, *, kind):
         z = numpyro.sample("z", dist.Bernoulli(0.3))

@@ -1,5 +1,6 @@
 """Training: the loop, its result, going on from it, and stopping in time."""
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Predictive
 from numpyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal
 from numpyro.infer.reparam import LocScaleReparam
@@ -133,6 +135,59 @@ def test_number_of_steps(steps):
 def test_not_an_objective(objective):
     with pytest.raises(TypeError, match=r"must be an instance of vipp.Objective.*Fix"):
         train(objective=objective)
+
+
+@pytest.mark.parametrize(
+    "optim, fix",
+    [
+        (0.01, r"optax.adam\(0.01\)"),
+        (optax.adam, r"optax.adam\(1e-3\)"),
+        (optax.constant_schedule(0.1), r"optax.adam\(schedule\)"),
+        (1_000, "before num_steps=1000"),
+    ],
+)
+def test_not_an_optimiser(optim, fix):
+    for call in (
+        lambda: train(optim=optim),
+        lambda: vipp.trainer(vipp.ELBO(), model, guide, optim, 5),
+    ):
+        with pytest.raises(TypeError, match=f"optim must be an optimiser.*Fix: .*{fix}"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "key, got",
+    [
+        (0, "got 0. Fix: jax.random.key"),
+        (jax.random.split(jax.random.key(0)), r"shape \(2,\).*rng_key\[0\]"),
+    ],
+)
+def test_not_a_key(key, got, trained):
+    for call in (
+        lambda: vipp.fit(key, vipp.ELBO(), model, guide, optax.sgd(0.1), 5, X),
+        lambda: trained.sample_posterior(key),
+        lambda: vipp.psis(key, trained),
+    ):
+        with pytest.raises(TypeError, match=f"rng_key must be one PRNG key, .*{got}"):
+            call()
+
+
+def test_a_module_is_started_with_all_of_its_arrays():
+    def network(x):
+        net = flax_module("net", flax.linen.Dense(1), input_shape=(1,))
+        numpyro.sample("x", dist.Normal(net(x[:, None])[:, 0], 1.0).to_event(1), obs=x)
+
+    run = lambda **kwargs: vipp.fit(
+        jax.random.key(0), vipp.ELBO(), network, lambda x: None, optax.sgd(0.0), 1, X,
+        progress_bar=False, **kwargs,
+    )  # fmt: skip
+    start = run().params
+    close(run(init_params=start).params, start)
+    del start["net$params"]["kernel"]
+    with pytest.raises(
+        vipp.CheckError, match=r"'net\$params': got nothing .*\['kernel'\].*\(1, 1\)"
+    ):
+        run(init_params=start)
 
 
 def test_a_bad_step_stops_the_run():

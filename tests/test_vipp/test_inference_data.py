@@ -208,6 +208,11 @@ WRONG = {
         ValueError,
         r"'gruop', which is no argument.*did you mean 'group'.*Fix",
     ),
+    "too many": (
+        (ROWS, GROUP, 1, 2, 3),
+        ValueError,
+        "'regression': got a model, for predictions=, called with 5.*Fix",
+    ),
     "columns": ((ROWS[:, :1], GROUP), ValueError, r"'w' is of shape \(1,\) at.*\(2,\) in.*Fix"),
 }
 

@@ -161,6 +161,26 @@ def test_metrics_of_the_gradient():
     assert 1.5 < fit.metrics["signal_to_noise/loc"][0] < 5.0
 
 
+def test_metrics_of_a_parameter_of_several_arrays():
+    """Such as those of a module: each has a signal and noise of its own."""
+
+    def of_dict(x):
+        part = numpyro.param("net", {"bias": jnp.zeros(()), "kernel": jnp.ones(2)})
+        numpyro.sample(
+            "x",
+            dist.Normal(part["bias"] + part["kernel"].sum(), 1.0).expand([4]).to_event(1),
+            obs=x,
+        )
+
+    fit = vipp.fit(
+        KEY, vipp.ELBO(), of_dict, guide, optax.sgd(0.0), 1, X, metrics=True, log_every=1,
+        progress_bar=False,
+    )  # fmt: skip
+    # the gradient is sum(x) - 4 * 2 = 0 for each of three numbers, without noise
+    assert fit.metrics["gradient_norm"][0] < 1e-5
+    assert {"signal_to_noise/net['bias']", "signal_to_noise/net['kernel']"} < set(fit.metrics)
+
+
 def test_a_callback_stops():
     result = train(50, log_every=10, callback=lambda p: p.step == 20)
     assert len(result.losses) == 20 and "callback" in result.stopped
@@ -216,6 +236,21 @@ def test_an_interrupt_returns_what_there_is():
             TypeError,
             "batches must be an iterable.*got <function.*Fix",
         ),
+        (
+            {"batches": [list(BATCHES)]},
+            TypeError,
+            r"batches: got a list of 4, .*Fix: tuple\(batch\)",
+        ),
+        ({"callback": 5}, TypeError, "callback must be a function of one argument, .* got 5.*Fix"),
+        ({"callback": lambda: None}, TypeError, "callback must be a function of one.*Fix"),
+        ({"init_params": [0.0]}, TypeError, "init_params must be a dict .* got list.*Fix"),
+        (
+            {"init_params": {"mean": X}},
+            ValueError,
+            r"'mean': got shape \(4,\) in init_params.*\(\)",
+        ),
+        ({"validate": (X, 4, 5)}, ValueError, r"'model': got a model called with 3 .*validate="),
+        ({"log_evry": 5}, ValueError, "'model': .*log_evry= .*did you mean 'log_every'"),
         ({"init_state": 1}, TypeError, "init_state must be an SVIState, got int.*Fix"),
         ({"init_state": SVIState((0, {}), None, KEY)}, ValueError, "got .*, expected .*Fix"),
     ],

@@ -10,7 +10,7 @@ import numpy as np
 from numpyro.handlers import block
 
 from vipp.diagnostics.pareto import smoothed
-from vipp.language.keys import minibatch, seeded
+from vipp.language.keys import check_key, minibatch, seeded
 from vipp.objectives.importance import ImportanceWeights, weigh
 from vipp.programs.composed import Binding
 from vipp.programs.program import PerPlate
@@ -89,6 +89,7 @@ def psis(
       ICML 2018.
       Vehtari, Simpson, Gelman, Yao and Gabry, *Pareto smoothed importance sampling*, JMLR 2024.
     """
+    check_key("psis", rng_key)
     positive_int("psis: num_samples", num_samples)
     if num_samples < 25:
         raise ValueError(
@@ -150,6 +151,7 @@ def bound_gap(
       Burda, Grosse and Salakhutdinov, *Importance weighted autoencoders*, 2016.
       Domke and Sheldon, *Importance weighting and variational inference*, 2018.
     """
+    check_key("bound_gap", rng_key)
     positive_int("bound_gap: num_particles", num_particles)
     positive_int("bound_gap: num_estimates", num_estimates)
     if num_estimates == 1:

@@ -14,19 +14,34 @@ import numpy as np
 from numpyro.distributions.distribution import Independent, MaskedDistribution
 from numpyro.util import not_jax_tracer
 
-from vipp.diagnostics.mistake import CheckError
 from vipp.diagnostics.records import Site, is_data, is_latent
 from vipp.distributions.answers import kind
 from vipp.distributions.support import each_number
+from vipp.language.mistake import CheckError
 
 
-def bad_numbers(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+def argument_names(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """Of all leaves of the arguments: as the model calls them, where it has a name for each."""
+    try:
+        known = inspect.signature(model).parameters.values()
+    except (TypeError, ValueError):
+        known = []
+    own = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    own += [str(i) for i in range(len(own), len(args))]
+    key = lambda path: (
+        path[1:] if path[0].idx else (jax.tree_util.DictKey(own[path[1].idx]), *path[2:])
+    )
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path((args, dict(kwargs)))]
+    return [jax.tree_util.keystr(key(path), simple=True, separator=".") for path in paths]
+
+
+def bad_numbers(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Which arguments have a NaN or an infinity, and where."""
     found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path((args, dict(kwargs))):
+    named = argument_names(model, args, kwargs)
+    for name, leaf in zip(named, jax.tree.leaves((args, dict(kwargs))), strict=True):
         bad = not_finite(leaf)
         if bad is not None:
-            name = jax.tree_util.keystr(path[1:], simple=True, separator=".")
             found.append(f"argument {name} is {np.asarray(leaf)[bad]} at index {bad}")
     return found
 
@@ -72,13 +87,22 @@ def check_observation(site: Site) -> None:
 
 def _check_numbers(name: str, value: Any) -> None:
     dtype = getattr(value, "dtype", None)
-    strange = str(dtype) in ("object", "complex64", "complex128")
-    if isinstance(value, list | tuple | str) or strange:
-        kind_of_value = type(value).__name__ if dtype is None else f"array of {dtype}"
+    array = isinstance(value, jax.Array | np.ndarray | np.generic) or hasattr(
+        value, "__jax_array__"
+    )
+    array = array and dtype is not None and not isinstance(value, np.ma.MaskedArray)
+    real = array and any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer, jnp.bool_))
+    if not real and not isinstance(value, int | float):
+        kind_of_value = f"array of {dtype}" if array else type(value).__name__
         raise CheckError(
-            name, f"observations that are a {kind_of_value}", "an array of real numbers",
-            "give jnp.asarray(...) of them, of numbers alone",
+            name, f"observations that are {_article(kind_of_value)}", "an array of real numbers",
+            "give jnp.asarray(...) of them, of numbers alone; what is missing is left out with "
+            "obs_mask",
         )  # fmt: skip
+
+
+def _article(word: str) -> str:
+    return f"an {word}" if word[0].lower() in "aeiou" else f"a {word}"
 
 
 def _check_shape(name: str, site: Site) -> None:
@@ -128,11 +152,14 @@ def _masked(fn: Any, ndim: int) -> Any:
     return out.reshape(out.shape + (1,) * (ndim - out.ndim))
 
 
-def check_rows(sites: Mapping[str, Site], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def check_rows(
+    sites: Mapping[str, Site], model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
     """A plate that draws a minibatch of an argument's rows observes those, and not the first."""
+    named = argument_names(model, args, kwargs)
     data = {
-        jax.tree_util.keystr(path[1:], simple=True, separator="."): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path((args, dict(kwargs)))
+        name: np.asarray(leaf)
+        for name, leaf in zip(named, jax.tree.leaves((args, dict(kwargs))), strict=True)
         if isinstance(leaf, np.ndarray | jax.Array) and not_jax_tracer(leaf) and np.ndim(leaf)
     }
     for name, site in sites.items():
@@ -140,23 +167,26 @@ def check_rows(sites: Mapping[str, Site], args: tuple[Any, ...], kwargs: Mapping
             plate = sites.get(frame.name)
             if plate is None or plate["type"] != "plate" or not not_jax_tracer(site["value"]):
                 continue
-            size, rows, seen = (
-                plate["args"][0],
-                np.asarray(plate["value"]),
-                np.asarray(site["value"]),
-            )
-            for argument, all_rows in data.items():
-                if len(all_rows) != size or len(rows) == size:
-                    continue
-                first = all_rows[: len(rows)]
-                if np.array_equal(seen, first) and not np.array_equal(seen, all_rows[rows]):
-                    raise CheckError(
-                        name,
-                        f"the first {len(rows)} rows of argument {argument}, whichever of its "
-                        f"{size} plate '{frame.name}' draws",
-                        "those that it draws",
-                        f"with numpyro.plate('{frame.name}', ...) as i: obs={argument}[i]",
-                    )
+            size, rows = plate["args"][0], np.asarray(plate["value"])
+            argument = _first_rows(np.asarray(site["value"]), rows, size, data)
+            if argument is not None:
+                raise CheckError(
+                    name,
+                    f"the first {len(rows)} rows of argument {argument}, whichever of its "
+                    f"{size} plate '{frame.name}' draws",
+                    "those that it draws",
+                    f"with numpyro.plate('{frame.name}', ...) as i: obs={argument}[i]",
+                )
+
+
+def _first_rows(
+    seen: np.ndarray, rows: np.ndarray, size: int, data: Mapping[str, np.ndarray]
+) -> str | None:
+    """The argument whose first rows are seen, where no argument has these at ``rows``."""
+    whole = {n: x for n, x in data.items() if len(x) == size > len(rows)}
+    if any(np.array_equal(seen, x[rows]) for x in whole.values()):
+        return None
+    return next((n for n, x in whole.items() if np.array_equal(seen, x[: len(rows)])), None)
 
 
 def check_arguments(

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.handlers import block, seed, trace
+from numpyro import handlers
+from numpyro.handlers import block, seed
 from numpyro.infer.autoguide import AutoGuide
+from numpyro.primitives import Messenger
 from numpyro.util import not_jax_tracer
 
-from vipp.diagnostics.data import check_density, not_finite
-from vipp.diagnostics.mistake import CheckError
-from vipp.diagnostics.records import Site, is_data, is_latent
+from vipp.diagnostics.data import check_density, check_observation
+from vipp.diagnostics.records import Site, Watched, is_data, is_latent
 from vipp.distributions.answers import kind
 from vipp.distributions.support import reaches_outside
 from vipp.distributions.wrappers import factor
 from vipp.language.control_flow import look_inside, scan_of
+from vipp.language.keys import subsampling
+from vipp.language.mistake import CheckError
 from vipp.language.names import close
 from vipp.language.steps_given import other_number
 
@@ -33,30 +35,23 @@ def check_autoguide(
     if not isinstance(guide, AutoGuide):
         return
 
-    def sites(key: Any) -> Sites:
-        with block(), trace() as record, seed(rng_seed=key):
-            guide.model(*args, **kwargs)
-        return record
-
-    doubtful = list(suspects)
-
-    def run(key: Any) -> None:
-        for name, site in sites(key).items():
-            if is_data(site) and not_finite(site["value"]) is not None:
-                doubtful.append(name)
-            if is_latent(site) and site["fn"].support is not None and site["fn"].is_discrete:
-                raise CheckError(
-                    name,
-                    f"a discrete site ({kind(site['fn'])}) under {type(guide).__name__}",
-                    "continuous sites",
-                    "sum it out with vipp.marginal(model, keep=[...], exact=True), and make the "
-                    "autoguide of that",
-                )
-
-    jax.eval_shape(run, jax.random.key(0))
-    if doubtful:  # it would look for a start, in vain
-        for site in filter(is_data, sites(jax.random.key(0)).values()):
+    def look(site: Site) -> None:
+        if is_latent(site) and site["fn"].support is not None and site["fn"].is_discrete:
+            raise CheckError(
+                site["name"],
+                f"a discrete site ({kind(site['fn'])}) under {type(guide).__name__}",
+                "continuous sites",
+                "sum it out with vipp.marginal(model, keep=[...], exact=True), and make the "
+                "autoguide of that",
+            )
+        if is_data(site):  # it would look for a start, in vain
+            check_observation(site)
+            check_scale(site)
             check_density(site, suspects)
+
+    enter = lambda msg: check_minibatch_size(msg) if msg["type"] == "plate" else None
+    with block(), subsampling(), seed(rng_seed=0):
+        Watched(guide.model, "model", look, enter)(*args, **kwargs)
 
 
 def check_drawn(site: Site, of_guide: Sites) -> None:
@@ -110,6 +105,55 @@ def check_batches(of_model: Sites) -> None:
                 f'write numpyro.plate("{plate}", number_of_all_data, subsample_size=len(batch)), '
                 "or put numpyro.handlers.scale around it, with scale=1.0 if each batch is all data",
             )
+
+
+def check_minibatch_size(msg: Site) -> None:
+    """A plate is as large as what is drawn of it."""
+    size, count = msg["args"]
+    if count is not None and count > size:
+        raise CheckError(
+            msg["name"],
+            f"a plate of size {size} for a minibatch of {count}",
+            "the number of all data",
+            f'numpyro.plate("{msg["name"]}", number_of_all_data, subsample_size={count})',
+        )
+
+
+def check_scale(site: Site) -> None:
+    """A scale has an entry for each element of its site, and makes no more of them."""
+    scale = () if site["scale"] is None else jnp.shape(site["scale"])
+    value = jnp.shape(site["value"])
+    batch = np.broadcast_shapes(site["fn"].batch_shape, value[: len(value) - site["fn"].event_dim])
+    try:
+        fits = np.broadcast_shapes(scale, batch) == batch
+    except ValueError:
+        fits = False
+    if not fits:
+        raise CheckError(
+            site["name"],
+            f"a scale of shape {scale}",
+            f"a number, or the shape of the site's elements, {batch}",
+            "give numpyro.handlers.scale that shape: broadcast it would count them several times",
+        )
+
+
+def check_handled(program: Any, sites: Sites) -> None:
+    """What ``condition``, ``do`` and ``reparam`` are to change is there."""
+    while isinstance(program, Messenger):
+        if isinstance(program, handlers.block | handlers.scope):
+            return  # what is beneath has names of its own
+        of = {handlers.condition: "data", handlers.do: "data", handlers.reparam: "config"}
+        given = getattr(program, of.get(type(program), ""), None)
+        for name in given if isinstance(given, Mapping) else ():
+            if name not in sites:
+                raise CheckError(
+                    name,
+                    f"a site that numpyro.handlers.{type(program).__name__} is to change and that "
+                    f"is not there, among {sorted(sites)}{close(name, sites)}",
+                    "one of the program's sites",
+                    "use the site's own name",
+                )
+        program = program.fn
 
 
 def check_plate(site: Site, of_guide: Sites) -> None:
@@ -188,12 +232,35 @@ def check_not_observed(msg: Site, of_guide: Sites) -> None:
         )
 
 
+def check_no_data(of_guide: Sites) -> None:
+    """The guide observes nothing: its density would be taken off the bound."""
+    for name, site in of_guide.items():
+        if is_data(site):
+            raise CheckError(
+                name,
+                "observations in the guide",
+                "latent sites alone: the model is what observes",
+                "leave it out of the guide, or exchange the two if model and guide are given in "
+                "the wrong order; a density that is to count there is numpyro.factor's",
+            )
+
+
 def check_shape(site: Site, of_guide: Sites) -> None:
     """What the guide draws has the shape that the model's distribution has."""
     name = site["name"]
     if name not in of_guide or not is_latent(of_guide[name]):
         return
     got, wanted = jnp.shape(of_guide[name]["value"]), tuple(site["fn"].shape())
+    dims = lambda s: {f.name: f.dim for f in s["cond_indep_stack"] if f.size > 1}
+    ours, theirs = dims(of_guide[name]), dims(site)
+    moved = [n for n in ours if n in theirs and ours[n] != theirs[n]]
+    if moved and got == wanted:
+        raise CheckError(
+            name,
+            f"values along dimension {ours[moved[0]]} for plate '{moved[0]}' in the guide",
+            f"dimension {theirs[moved[0]]}, as in the model",
+            "give the plate the same dim= in both programs",
+        )
     if got != wanted:
         raise CheckError(
             name,
@@ -224,6 +291,14 @@ def check_support(site: Site, of_guide: Sites) -> None:
     ours = of_guide.get(site["name"])
     if ours is None or not is_latent(ours) or _possible(ours, site):
         return
+    got, wanted = ours["fn"].event_dim, site["fn"].event_dim
+    if got != wanted:
+        raise CheckError(
+            site["name"],
+            f"a {kind(ours['fn'])} with event_dim={got} in the guide",
+            f"event_dim={wanted}, that of the model's {kind(site['fn'])}",
+            "write .to_event(...) alike in both programs",
+        )
     raise CheckError(
         site["name"],
         f"a guide with the support of {kind(ours['fn'])} ({ours['fn'].support})",

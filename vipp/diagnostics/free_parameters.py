@@ -14,10 +14,10 @@ from numpyro.handlers import block, seed, substitute, trace
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.util import not_jax_tracer
 
-from vipp.diagnostics.mistake import CheckError
 from vipp.diagnostics.parameters import constrained_arguments, is_free
 from vipp.diagnostics.records import Site
 from vipp.language.keys import subsampling
+from vipp.language.mistake import CheckError
 
 _FAR = 3.0  # beyond a parameter's start
 _ROUNDING = 1e-4
@@ -50,13 +50,13 @@ def check_made_of_free(
     Raises:
       CheckError: naming a parameter, and the site whose scale or probability it makes impossible.
     """
-    first = _run(guide, params, args, kwargs)
+    first = rerun(guide, params, args, kwargs)
     drawn = {n: s["value"] for n, s in first.items() if s["type"] == "sample"}
     guides, at_start = ([], []) if isinstance(guide, AutoGuide) else ([guide], [*first.values()])
 
     def run(programs: list[Any], values: Mapping[str, Any]) -> list[Site]:
         given = {**params, **drawn, **values}
-        return [s for p in programs for s in _run(p, given, args, kwargs).values()]
+        return [s for p in programs for s in rerun(p, given, args, kwargs).values()]
 
     sites = at_start + run([model], {})
     free = {s["name"]: s["value"] for s in sites if s["type"] == "param" and is_free(s)}
@@ -74,7 +74,8 @@ def check_made_of_free(
             raise _error(next(alone, next(iter(free))), outside[0])
 
 
-def _run(program: Any, values: Any, args: Any, kwargs: Any) -> Mapping[str, Site]:
+def rerun(program: Any, values: Any, args: Any, kwargs: Any) -> Mapping[str, Site]:
+    """The sites of a run with these values, whatever NumPyro would say of them."""
     with numpyro.validation_enabled(False), warnings.catch_warnings(), block(), subsampling():
         warnings.simplefilter("ignore")  # NumPyro's, of what this looks for
         with trace() as record, substitute(data=values), seed(rng_seed=0):

@@ -11,9 +11,9 @@ import numpy as np
 from numpyro.distributions import constraints
 from numpyro.util import not_jax_tracer
 
-from vipp.diagnostics.mistake import CheckError
 from vipp.diagnostics.records import Site
 from vipp.distributions.wrappers import factor
+from vipp.language.mistake import CheckError
 
 _CONSTRAINED = {
     "positive": (constraints.positive, constraints.softplus_positive, constraints.nonnegative),
@@ -46,6 +46,18 @@ def check_start(site: Site) -> None:
             f"an initial value outside of the parameter's constraint ({shown})",
             f"one that satisfies {constraint}",
             "start it inside, or change the constraint",
+        )
+
+
+def check_constraint(site: Site) -> None:
+    """The constraint of a parameter is one."""
+    constraint = _constraint(site)
+    if not isinstance(constraint, constraints.Constraint):
+        raise CheckError(
+            site["name"],
+            f"the constraint {constraint!r}",
+            "one of numpyro.distributions.constraints",
+            f"numpyro.param('{site['name']}', ..., constraint=dist.constraints.positive)",
         )
 
 

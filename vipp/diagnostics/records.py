@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpyro
 from numpyro.handlers import trace
 
-from vipp.diagnostics.mistake import CheckError
 from vipp.language.control_flow import own_sites, within
+from vipp.language.mistake import CheckError
 
 Site = Mapping[str, Any]  # one of NumPyro's messages
 
@@ -47,6 +47,11 @@ class Watched(trace):
         super().__init__(program)
         self.what, self.look, self.enter = what, look, enter
 
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Those so far."""
+        return getattr(self, "trace", {})
+
     def process_message(self, msg: Any) -> None:
         """Refuse a second site of a name, and a parameter in the body of a loop."""
         if msg["type"] == "control_flow":
@@ -74,17 +79,21 @@ class Watched(trace):
 
 
 @contextlib.contextmanager
-def naming_the_site(suspects: list[str]) -> Iterator[None]:
+def naming_the_site(suspects: list[str], search: Callable[[], None]) -> Iterator[None]:
     """An error that NumPyro or JAX raises within a ``sample`` or ``plate`` statement names it.
 
     Args:
       suspects: what is known to be wrong with the arguments, to be named where no site can be.
+      search: looks for the cause, and raises if it finds it.
     """
     try:
         yield
     except CheckError:
         raise
-    except (AssertionError, TypeError, ValueError) as error:
+    except Exception as error:
+        search()
+        if not isinstance(error, AssertionError | TypeError | ValueError):
+            raise
         statement, name = _failing(error)
         if name is None and suspects:
             raise CheckError(

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpyro
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger, apply_stack
@@ -116,3 +117,21 @@ def random_key(what: str) -> Any:
             "objective, or numpyro.handlers.seed."
         )
     return key
+
+
+def check_key(what: str, rng_key: Any) -> None:
+    """It is one PRNG key.
+
+    Raises:
+      TypeError: saying what it is.
+    """
+    shape, dtype = getattr(rng_key, "shape", None), getattr(rng_key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape == ():
+            return
+        got, fix = f"an array of keys of shape {shape}", "take one of them, rng_key[0]"
+    else:
+        if dtype == jnp.uint32 and len(shape or ()) == 1:  # one of before typed keys
+            return
+        got, fix = repr(rng_key) if dtype is None else f"an array of {dtype}", "jax.random.key(0)"
+    raise TypeError(f"{what}: rng_key must be one PRNG key, got {got}. Fix: {fix}.")

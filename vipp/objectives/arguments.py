@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.util import not_jax_tracer
 
 from vipp.language.names import close, nearest
@@ -157,8 +158,22 @@ def apply_check(
 
 
 def _at(name: str, argument: str, schedule: Schedule, step: int) -> float:
+    try:
+        inspect.signature(schedule).bind(step)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: the schedule of {argument} cannot be called with the step ({error}). Fix: "
+            f"{argument}=lambda step: ..."
+        ) from None
+    except ValueError:  # not written in Python
+        pass
     with jax.ensure_compile_time_eval():
         value = schedule(jnp.asarray(step))
+    if not isinstance(value, int | float | jax.Array | np.ndarray | np.generic):
+        raise TypeError(
+            f"{name}: the schedule of {argument} gives {value!r}, expected a number. Fix: return "
+            "a scalar for each step."
+        )
     if jnp.ndim(value):
         raise ValueError(
             f"{name}: the schedule of {argument} gives an array of shape {jnp.shape(value)}, "

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 
+from vipp.language.arrays import as_jax
 from vipp.language.handler import drawing
 from vipp.language.keys import minibatch
 from vipp.language.state import SUFFIX, advance
 from vipp.objectives.arguments import apply_check, arguments, bound, frozen, schedules, written
+from vipp.programs.calls import check_calls
 from vipp.programs.composed import Binding
 from vipp.programs.program import AbstractProgram
 from vipp_transforms.checks import positive_int
@@ -107,6 +109,8 @@ class Objective(NumPyroELBO):
         kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
         """Run the objective once: its value and the mutable state. To be given to the engine."""
+        check_calls(model, guide, args, kwargs)
+        args, kwargs = as_jax((args, dict(kwargs)))
         plate_key, rng_key = jax.random.split(rng_key)
         mutable: dict[str, Any] = self._own_state(params)
         binding = Binding(params, args, kwargs, mutable)
@@ -246,6 +250,19 @@ def objective(
         "__qualname__": fn.__qualname__,
     }
     return type(fn.__name__, (Objective,), members)
+
+
+def check_objective(what: str, given: Any) -> None:
+    """It is an objective, and not the class of one.
+
+    Raises:
+      TypeError: saying what it is.
+    """
+    if not isinstance(given, Objective):
+        raise TypeError(
+            f"{what}: objective must be an instance of vipp.Objective such as vipp.ELBO(), got "
+            f"{given!r}. Fix: call the class, or decorate the function with @vipp.objective."
+        )
 
 
 def value_and_grad(objective: Objective, model: Any, guide: Any) -> Callable[..., Any]:

@@ -107,6 +107,7 @@ def endless(source: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
     """The batches of an iterable as tuples, over and over if it can be gone through again.
 
     Raises:
+      TypeError: if one is a list, which may be meant as several arguments or as one.
       ValueError: if there are none.
     """
     while True:
@@ -114,6 +115,12 @@ def endless(source: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
         empty = True
         for batch in through:
             empty = False
+            if isinstance(batch, list):
+                raise TypeError(
+                    f"fit: batches: got a list of {len(batch)}, expected a tuple of arguments, or "
+                    "the only one. Fix: tuple(batch) if it has the arguments, (batch,) if the "
+                    "model takes the list as one."
+                )
             yield batch if isinstance(batch, tuple) else (batch,)
         if empty:
             raise ValueError("fit: batches has no batch, expected at least one.")

@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.stats import chi2
 from numpyro.handlers import block
 
-from vipp.language.keys import seeded
+from vipp.language.keys import check_key, seeded
 from vipp.language.names import close
 from vipp.programs.composed import Binding, Composed
 from vipp.programs.program import Program
@@ -112,6 +112,7 @@ def calibration(
       Yao, Vehtari, Simpson and Gelman, *Yes, but did it work?: evaluating variational inference*,
       ICML 2018.
     """
+    check_key("calibration", rng_key)
     positive_int("calibration: num_simulations", num_simulations)
     positive_int("calibration: num_samples", num_samples)
     if num_samples < _BINS - 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,8 +14,11 @@ import jax
 from numpyro.infer.svi import SVIState
 
 from vipp.diagnostics.gradients import warn_without_gradient
+from vipp.language.arrays import as_jax
 from vipp.objectives.objective import Objective
+from vipp.programs.calls import check_calls
 from vipp.training.adam_state import searching
+from vipp.training.arguments import check_arguments
 from vipp.training.automatic_steps import AutomaticSteps
 from vipp.training.averaged_adam import averaged_adam
 from vipp.training.batches import first_of
@@ -30,7 +34,6 @@ from vipp.training.run import Run
 from vipp.training.same_run import digest
 from vipp.training.start import check_held_out, continued, initialised, strongly_typed, unmoved
 from vipp.training.without_optimiser import check_goes_without_optimiser
-from vipp_transforms.checks import positive_int
 from vipp_transforms.uncompiled import uncompiled
 
 
@@ -145,15 +148,17 @@ def fit(
       Welandawe, Andersen, Vehtari and Huggins, *A framework for improving the reliability of
       black-box variational inference*, 2024.
     """
-    _check_arguments(objective, num_steps, log_every, checkpoint_every, stop, validate, checkpoint)
+    check_arguments(rng_key, objective, optim, num_steps, locals())
     automatic = None if optim is not None else AutomaticSteps(num_steps)
     if automatic is not None:
         check_goes_without_optimiser(objective, num_restarts, batches)
     keys = keys_of(rng_key, num_restarts, init_state)
+    args, kwargs, validate = as_jax((args, kwargs, validate))
     rest, batch = args, ()
     if batches is not None:
         batch, batches = first_of(batches)
-        args = (*batch, *args)
+        args = (*as_jax(batch), *args)
+    check_calls(model, guide, args, kwargs, inspect.signature(fit).parameters)
     with uncompiled():
         svi, state = initialised(
             keys[0], objective, model, guide, optim or averaged_adam, here(args), kwargs,
@@ -249,38 +254,3 @@ def _train(
         raise
     if run.stopped is not None and run.stopped.startswith(("interrupted", "batches ended")):
         warnings.warn(f"fit: {run.stopped}: the result is of these steps.", stacklevel=5)
-
-
-def _check_arguments(
-    objective: Any,
-    num_steps: Any,
-    log_every: Any,
-    checkpoint_every: Any,
-    stop: Any,
-    validate: Any,
-    checkpoint: Any,
-) -> None:
-    positive_int("fit: num_steps", num_steps)
-    positive_int("fit: checkpoint_every", checkpoint_every)
-    if log_every is not None:
-        positive_int("fit: log_every", log_every)
-    if not isinstance(objective, Objective):
-        raise TypeError(
-            f"fit: objective must be an instance of vipp.Objective such as vipp.ELBO(), got "
-            f"{objective!r}. Fix: call the class, or decorate the function with @vipp.objective."
-        )
-    if stop is not None and not isinstance(stop, EarlyStopping):
-        raise TypeError(
-            f"fit: stop must be None or a vipp.EarlyStopping, got {stop!r}. Fix: "
-            "stop=vipp.EarlyStopping(patience=5), or callback= for a rule of your own."
-        )
-    if validate is not None and not isinstance(validate, tuple):
-        raise TypeError(
-            "fit: validate must be a tuple of positional arguments, got "
-            f"{type(validate).__name__}. Fix: validate=(x,)."
-        )
-    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
-        raise TypeError(
-            f"fit: checkpoint must be the name of a folder, got {checkpoint!r}. Fix: "
-            'checkpoint="runs/first".'
-        )

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
+from vipp.diagnostics.parameters import by_name
+
 NUM_DRAWS = 16
 
 
@@ -27,7 +29,8 @@ def evaluate(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
 def measure(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
     r"""A function ``(state, key) -> metrics`` that estimates bound and gradient 16 times.
 
-    With :math:`g_1, \dots, g_n` the gradients for the unconstrained values of one parameter, the
+    With :math:`g_1, \dots, g_n` the gradients for the unconstrained values of one parameter, or of
+    one array of a module, the
     signal-to-noise ratio is :math:`\lVert \bar g \rVert / \sqrt{\sum_j \mathrm{var}(g_j)}`.
     """
 
@@ -37,6 +40,7 @@ def measure(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
         keys = jax.random.split(key, NUM_DRAWS)
         losses, slopes = jax.vmap(jax.value_and_grad(estimate), (None, 0))(raw, keys)
         found = {"bound": -losses.mean(), "bound_error": losses.std(ddof=1) / NUM_DRAWS**0.5}
+        slopes = by_name(slopes)
         means = {n: jnp.linalg.norm(g.mean(0)) for n, g in slopes.items()}
         noises = {n: jnp.sqrt(g.var(0, ddof=1).sum()) for n, g in slopes.items()}
         found["gradient_norm"] = jnp.sqrt(sum(m**2 for m in means.values()))

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vipp.language.arrays import as_jax
 from vipp.language.keys import seeded
 from vipp.language.names import close
+from vipp.programs.calls import check_call
 from vipp.programs.densities import SiteDensity
 from vipp.programs.program import Program
 from vipp.programs.trace import Trace
@@ -27,10 +29,11 @@ def at(program: Program, arguments: tuple[Any, ...] | Mapping[str, Any]) -> Prog
 
     Raises:
       TypeError: if these are neither.
-      ValueError: for a name that no argument has.
+      ValueError: for a name that no argument has, or as many arguments as the model does not take.
     """
     if isinstance(arguments, tuple):
-        return replace(program, args=arguments)
+        check_call("model, for predictions=,", program.fn, arguments, program.kwargs)
+        return replace(program, args=as_jax(arguments))
     if not isinstance(arguments, Mapping):
         raise TypeError(
             f"to_arviz: predictions must be a tuple of arguments or a dict of them by name, got "
@@ -45,7 +48,7 @@ def at(program: Program, arguments: tuple[Any, ...] | Mapping[str, Any]) -> Prog
                 f"{list(signature.parameters)}{close(name, signature.parameters)}. Fix: use one of "
                 "these names."
             )
-    given.arguments |= arguments
+    given.arguments |= as_jax(dict(arguments))
     return replace(program, args=given.args, kwargs=given.kwargs)
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpyro.infer.svi import SVIState
 
+from vipp.language.keys import check_key
 from vipp.training.automatic_steps import StepSizes
 from vipp.training.inference_data import inference_data
 from vipp.training.posterior import draw_posterior
@@ -105,6 +106,7 @@ class FitResult:
           ['double', 'z']
         """
         positive_int("sample_posterior: num_samples", num_samples)
+        check_key("sample_posterior", rng_key)
         params = {**self.params, **(self.state.mutable_state or {})}
         return draw_posterior(
             rng_key, self.model, self.guide, params, num_samples, discrete=discrete
@@ -174,6 +176,7 @@ class FitResult:
           analysis of Bayesian models*, 2019.
         """
         positive_int("to_arviz: num_samples", num_samples)
+        check_key("to_arviz", rng_key)
         params = {**self.params, **(self.state.mutable_state or {})}
         return inference_data(rng_key, self.model, self.guide, params, num_samples, predictions)
 

@@ -15,8 +15,8 @@ from numpyro.infer.svi import SVIState
 from vipp.diagnostics.check import Checked
 from vipp.diagnostics.free_parameters import check_made_of_free
 from vipp.diagnostics.gradients import without_gradient
-from vipp.diagnostics.mistake import CheckError
 from vipp.language.bias import noting_biased, warn_of_biased_objective
+from vipp.language.mistake import CheckError
 from vipp.language.names import close
 from vipp.objectives.objective import Objective
 from vipp.training.mesh import here
@@ -49,7 +49,10 @@ def initialised(
       init_params: initial constrained values by name.
       in_batches: whether the arguments are one batch of many.
     """
-    checked, biased = Checked(model, guide, in_batches=in_batches), noting_biased()
+    checked, biased = (
+        Checked(model, guide, in_batches=in_batches, init_params=init_params),
+        noting_biased(),
+    )
     first = SVI(checked.model, checked.guide, optim, loss=objective)
     with biased, checked.running(args, kwargs):
         state = first.init(rng_key, *args, init_params=init_params, **kwargs)

@@ -8,7 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipp.objectives.objective import Objective
+from vipp.language.arrays import as_jax
+from vipp.language.keys import check_key
+from vipp.objectives.objective import Objective, check_objective
+from vipp.training.arguments import check_init_params, check_optimiser
 from vipp.training.compiled import steps_of
 from vipp.training.start import initialised, renewed, strongly_typed
 from vipp_transforms.checks import positive_int
@@ -55,6 +58,9 @@ def trainer(
       ((3, 200), [-1.0, 0.0, 2.0])
     """
     positive_int("trainer: num_steps", num_steps)
+    check_objective("trainer", objective)
+    check_optimiser("trainer", optim)
+    check_init_params("trainer", init_params)
     if optim is None:
         raise TypeError(
             "trainer: expected an optimiser, got None: what steps by itself decides between blocks "
@@ -62,6 +68,8 @@ def trainer(
         )
 
     def train(rng_key: jax.Array, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], jax.Array]:
+        check_key("trainer", rng_key)
+        args, kwargs = as_jax((args, kwargs))
         svi, state = initialised(
             rng_key, objective, model, renewed(guide), optim, args, kwargs, init_params,
             in_batches=False,
