@@ -3,7 +3,7 @@
 Memory is that of the process, after so many fits or steps. The loader sleeps; wall seconds of
 runs with and without that sleep, taken in turn, say how much of it is hidden behind the steps.
 
-    python benchmarks/loads.py [--part fits|fresh|rows|loader]
+    python benchmarks/loads.py [--part fits|fresh|rows|loader] [--number 1000]
 """
 
 from __future__ import annotations
@@ -146,17 +146,18 @@ def loader(rounds: int = 9, steps: int = 200) -> None:
     table("A loader beside the steps", ["batches", "wall ms a step", "ratio"], rows)
 
 
-PARTS = {
-    "fits": lambda: fits(1_000, fresh=False),
-    "fresh": lambda: fits(200, fresh=True),
-    "rows": rows_in_batches,
-    "loader": loader,
+PARTS: dict[str, Callable[[int], None]] = {
+    "fits": lambda number: fits(number, fresh=False),
+    "fresh": lambda number: fits(number, fresh=True),
+    "rows": lambda _: rows_in_batches(),
+    "loader": lambda _: loader(),
 }
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS)
-    only = parser.parse_args().part
+    parser.add_argument("--number", type=int, default=1_000, help="of fits")
+    given = parser.parse_args()
     for name, part in PARTS.items():
-        if only in (None, name):
-            part()
+        if given.part in (None, name):
+            part(given.number)
