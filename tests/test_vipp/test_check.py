@@ -175,6 +175,20 @@ def grouped_minibatch(x, k):
     grouped(x, k, 3)
 
 
+def branching(x):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    if mu > 0:
+        numpyro.factor("f", mu)
+
+
+def numpy_of_a_value(x):
+    numpyro.sample("mu", dist.Normal(np.exp(param("m", 0.0)), 1.0))
+
+
+def of_n(x, n):
+    draw_mu()
+
+
 def of_x(x):
     draw_mu()
 
@@ -407,6 +421,22 @@ MISTAKES = {
     "another parameterisation of a site that is not there": Mistake(
         numpyro.handlers.reparam(regression, config={"m": LocScaleReparam(0.0)}), draw_mu, "m",
         "handlers.reparam is to change .*'mu'",
+    ),
+    "a branch by a value": Mistake(
+        branching, draw_mu, "branching", "(?s)after site 'mu', in `if mu > 0:`.*jnp.where"
+    ),
+    "NumPy of a value": Mistake(
+        regression, numpy_of_a_value, "numpy_of_a_value", "(?s)in `.*np.exp.*jax.numpy for NumPy"
+    ),
+    "a part of the data by a condition": Mistake(
+        lambda x: regression(x[x > 0]), draw_mu, "<lambda>", r"(?s)in `.*x\[x > 0\].*a mask for",
+    ),
+    "a size that is an array": Mistake(
+        regression, of_n, "regression", "(?s)in `.*plate.*Python's numbers for sizes",
+        (X, jnp.array(6)),
+    ),
+    "a number for a distribution": Mistake(
+        one(lambda: 3.0), draw_mu, "mu", "what is no distribution .*float.*dist.Normal"
     ),
     "an argument too few": Mistake(
         regression, draw_mu, "regression", r"no positional.*'x'.*regression\(x, size=None\)", ()

@@ -241,6 +241,11 @@ def test_an_interrupt_returns_what_there_is():
             TypeError,
             r"batches: got a list of 4, .*Fix: tuple\(batch\)",
         ),
+        (
+            {"mesh": 4},
+            TypeError,
+            "mesh must be a jax.sharding.Mesh, got 4. Fix: mesh=jax.make_mesh",
+        ),
         ({"callback": 5}, TypeError, "callback must be a function of one argument, .* got 5.*Fix"),
         ({"callback": lambda: None}, TypeError, "callback must be a function of one.*Fix"),
         ({"init_params": [0.0]}, TypeError, "init_params must be a dict .* got list.*Fix"),

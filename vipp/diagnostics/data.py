@@ -86,14 +86,15 @@ def check_observation(site: Site) -> None:
 
 
 def _check_numbers(name: str, value: Any) -> None:
-    dtype = getattr(value, "dtype", None)
-    array = isinstance(value, jax.Array | np.ndarray | np.generic) or hasattr(
-        value, "__jax_array__"
-    )
-    array = array and dtype is not None and not isinstance(value, np.ma.MaskedArray)
-    real = array and any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer, jnp.bool_))
-    if not real and not isinstance(value, int | float):
-        kind_of_value = f"array of {dtype}" if array else type(value).__name__
+    array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    array = array or hasattr(value, "__jax_array__")
+    real = isinstance(value, int | float)
+    if array and not isinstance(value, np.ma.MaskedArray):
+        real = any(jnp.issubdtype(value.dtype, k) for k in (jnp.floating, jnp.integer, jnp.bool_))
+    if not real:
+        kind_of_value = f"array of {value.dtype}" if array else type(value).__name__
+        if isinstance(value, np.ma.MaskedArray):
+            kind_of_value = "MaskedArray"
         raise CheckError(
             name, f"observations that are {_article(kind_of_value)}", "an array of real numbers",
             "give jnp.asarray(...) of them, of numbers alone; what is missing is left out with "

@@ -109,6 +109,11 @@ def naming_the_site(suspects: list[str], search: Callable[[], None]) -> Iterator
                 "a dimension that no enclosing plate has, and a positive size",
                 "leave out dim=, or give each of the nested plates its own negative one",
             ) from error  # fmt: skip
+        if "Invalid type for 'fn'" in text:
+            raise CheckError(
+                str(name), f"what is no distribution ({text})", "one of numpyro.distributions",
+                "write numpyro.sample('name', dist.Normal(0.0, 1.0)), the name first",
+            ) from error  # fmt: skip
         raise CheckError(
             name, f"{type(error).__name__}: {text}",
             "a distribution whose batch shape fits the plates around it",

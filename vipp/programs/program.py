@@ -25,6 +25,7 @@ from vipp.programs.densities import (
 )
 from vipp.programs.scores import tell
 from vipp.programs.trace import Trace
+from vipp.programs.unknown_values import naming_the_line
 from vipp_transforms.constant import detached
 from vipp_transforms.estimate import estimate
 
@@ -300,6 +301,7 @@ class Program(AbstractProgram):
             loops,
             own_sites(self.params),
             inner or nullcontext(),
+            naming_the_line(self.fn, record),
         ):
             result = self.keyed()(*self.args, **self.kwargs)
         drawn_here: list[str] = []

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
 from jax.example_libraries.optimizers import Optimizer
 from numpyro.optim import _NumPyroOptim
@@ -55,6 +56,12 @@ def check_arguments(
         raise TypeError(
             f"fit: checkpoint must be the name of a folder, got {folder!r}. Fix: "
             'checkpoint="runs/first".'
+        )
+    mesh = options["mesh"]
+    if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
+        raise TypeError(
+            f"fit: mesh must be a jax.sharding.Mesh, got {mesh!r}. Fix: "
+            'mesh=jax.make_mesh((jax.device_count(),), ("data",)).'
         )
     check_init_params("fit", options["init_params"])
     _check_callback(options["callback"])
