@@ -5,17 +5,25 @@ on it, 20 bits that one decoder mixes, and 100 choices of four in a plate. The c
 profile picks against every estimator at all sites, or where it fits, the others being enumerated or
 leave-one-out of 2.
 Then the digits autoencoder of variance.py, at the start and after training: what it picks against
-the default. The cost of measuring in training steps a candidate, compilation apart.
+the default. The cost of measuring in training steps a candidate, and that of compiling in
+compilations of a training step. All seconds are CPU seconds, so that other load hardly counts.
 
     python benchmarks/profiling.py [--draws 2000] [--steps 500] [--rounds 60] [--only four digits]
+        [--cost]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import _common
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -26,6 +34,7 @@ from _digits import BATCH, binary_guide, binary_model, digits, trained
 from numpyro.infer import SVI
 
 import vipp
+from vipp.diagnostics import gradient_draws, measurements
 
 CHUNK, TARGET, STEPS = 50, 1.5, 200
 BITS, PIXELS, ROWS, KINDS, SPLIT = 20, 64, 100, 5, 4
@@ -113,11 +122,36 @@ def checked(
     return {name: (variances[name], times[name] / CHUNK) for name in chosen}
 
 
-def step_seconds(model: Any, guide: Any, params: Any, args: Any, rounds: int) -> float:
+def step_seconds(model: Any, guide: Any, params: Any, args: Any) -> tuple[float, float]:
+    """CPU seconds of a training step, and of tracing and compiling it."""
     svi = SVI(model, guide, optax.adam(1e-3), loss=vipp.ELBO())
     state = svi.init(jax.random.key(0), *args, init_params=params)
-    run = lambda state: jax.lax.fori_loop(0, 20, lambda _, s: svi.update(s, *args)[0], state)
-    return paired({"step": (compiled(run, state), (state,))}, rounds)["step"] / 20
+    count = STEPS // 4
+    run = lambda state: jax.lax.fori_loop(0, count, lambda _, s: svi.update(s, *args)[0], state)
+    began = time.process_time()
+    program = compiled(run, state)
+    compiling = time.process_time() - began
+    return seconds_each(program, state) / count, compiling
+
+
+def seconds_each(program: Any, state: Any) -> float:
+    """The median of some calls."""
+    each = []
+    for _ in range(6):
+        began = time.process_time()
+        jax.block_until_ready(program(state))
+        each.append(time.process_time() - began)
+    return statistics.median(each[1:])
+
+
+@contextmanager
+def cpu_clock() -> Iterator[None]:
+    """All seconds are CPU seconds, those of vipp.profile among them."""
+    clock = SimpleNamespace(perf_counter=time.process_time)
+    with ExitStack() as patches:
+        for module in (measurements, gradient_draws, _common):
+            patches.enter_context(patch.object(module, "time", clock))
+        yield
 
 
 def report(title: str, found: Any, figures: Any, reference: str) -> None:
@@ -128,20 +162,29 @@ def report(title: str, found: Any, figures: Any, reference: str) -> None:
     table(f"{title}, checked", header, rows)
 
 
-def cost(found: Any, step: float) -> None:
-    """In training steps with the default, and, as one with a candidate takes longer, with it."""
+def cost(found: Any, model: Any, guide: Any, params: Any, args: Any) -> None:
+    """In training steps of the median candidate, and in compilations of one."""
     rows = (*found.rows, *found.combinations, *found.objectives)
+    median = sorted(rows, key=lambda row: row.seconds.value)[len(rows) // 2]
+    its = vipp.with_estimators(guide, median.given)
+    step, compiling = step_seconds(model, its, params, args)
     steps = found.seconds_measuring / step / len(rows)
-    own = found.seconds_measuring / sum(row.seconds.value for row in rows)
-    print(f"- measuring took {found.seconds_measuring:.2f} s for {len(rows)} candidates, as long as "
-          f"{steps:.0f} training steps each, {own:.0f} gradients of their own: "
-          f"{verdict(own, STEPS)}; compiling {found.seconds_compiling:.1f} s")  # fmt: skip
+    programs = len({repr((row.objective, row.estimators)) for row in rows})
+    whole = (found.seconds_compiling + found.seconds_measuring) / programs
+    print(f"- CPU seconds: measuring {found.seconds_measuring:.2f} for {len(rows)} candidates, each "
+          f"as long as {steps:.0f} training steps of {1e3 * step:.2f} ms: {verdict(steps, STEPS)}; "
+          f"compiling {found.seconds_compiling / programs:.1f} a candidate; both {whole:.1f}, "
+          f"{whole / (compiling + STEPS * step):.2f} of compiling and training {STEPS} steps",
+          flush=True)  # fmt: skip
 
 
 def four_sites(options: Any) -> None:
     start = {"kinds": jnp.zeros(KINDS), "rates": 3.0 * jnp.ones(KINDS), "odds": jnp.zeros(BITS),
              "parts": jnp.zeros((ROWS, SPLIT))}  # fmt: skip
     found = vipp.profile(vipp.ELBO(), model, guide, start)
+    cost(found, model, guide, start, ())
+    if options.cost:
+        return
     chosen = {"profile": found.best(), "default": {}, **four()}
     raw = {**start, "rates": jnp.log(start["rates"])}
     figures = checked(
@@ -152,13 +195,16 @@ def four_sites(options: Any) -> None:
     best = min(products[n] for n in four()) / products["profile"]
     print(f"- the best uniform one has {best:.2f} times its variance x time: "
           f"{'met' if best >= TARGET else 'MISSED'} (>= {TARGET})")  # fmt: skip
-    cost(found, step_seconds(model, guide, start, (), options.rounds))
 
 
 def autoencoder(options: Any) -> None:
     x = digits()
     for when, params in trained(binary_model, binary_guide, x, options.steps).items():
         found = vipp.profile(vipp.ELBO(), binary_model, binary_guide, params, x[:BATCH])
+        cost(found, binary_model, binary_guide, params, (x[:BATCH],))
+        print(f"best: {found.best()}", flush=True)
+        if options.cost:
+            continue
         chosen = {"default": {}, "profile": found.best()}
         figures = checked(
             binary_model, binary_guide, chosen, params, {}, (x[:BATCH],),
@@ -169,7 +215,6 @@ def autoencoder(options: Any) -> None:
         kept = found.best_row() is found.present
         judged = "met, the default itself" if kept else verdict(v * s / (v0 * s0), 1.0)
         print(f"- profile's of the default's: {judged}")
-        cost(found, step_seconds(binary_model, binary_guide, params, (x[:BATCH],), 10))
 
 
 def main() -> None:
@@ -177,12 +222,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2_000)
     parser.add_argument("--steps", type=int, default=500, help="of training the autoencoder")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--cost", action="store_true", help="that alone, nothing checked")
     parser.add_argument("--only", nargs="*", default=("four", "digits"))
     options = parser.parse_args()
-    if "four" in options.only:
-        four_sites(options)
-    if "digits" in options.only:
-        autoencoder(options)
+    with cpu_clock():
+        if "four" in options.only:
+            four_sites(options)
+        if "digits" in options.only:
+            autoencoder(options)
 
 
 if __name__ == "__main__":

@@ -206,6 +206,20 @@ def test_elsewhere():
     assert look(vipp.ELBO(), noisy, noisy, params, (), {}).elsewhere
 
 
+def test_nothing_is_traced_while_gradients_are_drawn(monkeypatch):
+    """Compiling how keys are made would take longer than a small program's gradients."""
+    measure = measurements.Measurements.measure
+
+    def watched(self, *args, **kwargs):
+        jax.clear_caches()
+        with jax.no_tracing():
+            measure(self, *args, **kwargs)
+
+    monkeypatch.setattr(measurements.Measurements, "measure", watched)
+    found = vipp.profile(vipp.ELBO(), separate, guide, PARAMS, candidates={"a": [SCORE]})
+    assert found.rows[1].draws >= 64
+
+
 def test_without_time():
     found = vipp.profile(vipp.ELBO(), separate, guide, PARAMS, candidates={"a": [SCORE]},
                          seconds=1e-3, num_draws=32)  # fmt: skip

@@ -80,18 +80,19 @@ class Gradients:
     compile_seconds: float
     _inputs: Any = field(repr=False)
 
-    def call(self, key: Any, anew: Sequence[str] = ()) -> Call:
+    def call(self, key: Any, number: int, anew: Sequence[str] = ()) -> Call:
         """Draw pairs of gradients, each pair with a key of its own.
 
         Args:
           key: a PRNG key.
+          number: of the call; others have other keys, made in the compiled program.
           anew: the two of a pair are independent at these sites and equal at all others; if there
             are none, the two are independent altogether.
         """
         size, sites = self.problem.together, self.problem.sites
         here = np.array([site in anew for site in sites], bool)
         started = time.perf_counter()
-        out = jax.block_until_ready(self.run(*self._inputs, key, here))
+        out = jax.block_until_ready(self.run(*self._inputs, key, np.uint32(number), here))
         seconds = (time.perf_counter() - started) / size
         mean, scatter, within = map(np.asarray, out)
         return Call(mean, scatter, within, seconds)
@@ -128,16 +129,19 @@ def compiled(problem: Problem, objective: Objective, guide: Any, own: Any) -> Gr
         gradient = jax.grad(bound)(moving)
         return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(gradient)])
 
-    def many(moving: Any, constants: Any, arrays: Any, key: Any, anew: Any) -> Any:
+    def many(
+        moving: Any, constants: Any, arrays: Any, key: Any, number: Any, anew: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         one = lambda _, x: (None, flat(moving, constants, arrays, *x))
-        _, gradients = jax.lax.scan(one, None, _pairs(key, anew, problem.together))
+        pairs = _pairs(jax.random.fold_in(key, number), anew, problem.together)
+        _, gradients = jax.lax.scan(one, None, pairs)
         return _moments(gradients)
 
     arrays = [x for a, x in zip(array, leaves, strict=True) if a]
     inputs = (dict(problem.moving), {**problem.constants, **own}, arrays)
     started = time.perf_counter()
     none = np.zeros(len(problem.sites), bool)
-    run = jax.jit(many).lower(*inputs, jax.random.key(0), none).compile()
+    run = jax.jit(many).lower(*inputs, jax.random.key(0), np.uint32(0), none).compile()
     return Gradients(problem, run, time.perf_counter() - started, inputs)
 
 

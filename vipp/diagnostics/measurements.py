@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from numpyro.handlers import seed, substitute, trace
 
@@ -182,9 +181,8 @@ class Measurements:
         for number in range(rounds + 1):
             if number > 2 and not self.in_time():
                 break
-            key = jax.random.fold_in(self.key, first + number)
             for chosen, anew in live if number % 2 else live[::-1]:
-                call = self.programs[chosen].call(key, anew)
+                call = self.programs[chosen].call(self.key, first + number, anew)
                 self.draws.setdefault((chosen, anew, fresh), Draws()).calls.append(call)
             if number > 1:
                 live = [t for t in live if not self._over(t, rounds, fresh)]

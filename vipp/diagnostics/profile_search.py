@@ -18,6 +18,7 @@ from vipp.diagnostics.profile_result import Profile, ProfileRow
 
 _MOST_PASSES = 2
 _SHARE_ONE_BY_ONE = 0.7
+_LOOK = 2_000  # a number that no other call has
 
 
 class Search:
@@ -134,7 +135,7 @@ class Search:
         if site in self.exact:
             return 0.0
         gradients = self.measured.compile(self.measured.present)
-        return Draws([gradients.call(self.measured.key, (site,))]).within.value
+        return Draws([gradients.call(self.measured.key, _LOOK, (site,))]).within.value
 
     def _skip(self, chosen: Chosen, site: str, why: str) -> None:
         self.not_measured.setdefault(site, []).append((self._candidate(chosen, site), why))
