@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from vipp_transforms import _jax
 from vipp_transforms.estimators.base import Axis
+from vipp_transforms.loop_distribution import evaluator
 from vipp_transforms.support_numbers import Numbers
 from vipp_transforms.table_reads import Facts
 
@@ -178,7 +179,7 @@ def evaluate(
         # only what a later run reads leaves this one: the rest is the compiler's to forget
         results = [v for v in made if v in kept or users.get(v, number) > number]
         inputs = _free(run, set(made))
-        fn = _jax.evaluator(run, inputs, results)
+        fn = evaluator(run, inputs, results)
         for var, value in zip(results, axes.apply(fn, *(env[v] for v in inputs)), strict=True):
             env[var] = _narrow(value, names_of(var))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,7 +45,32 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
         if waits and self.rng_key is not None:
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, self.drawn)
             self.drawn += 1
+            if msg["type"] == "control_flow":
+                msg["fn"] = _with_keys_of_steps(msg["fn"])
         _draw_subsample(msg, marked=True)
+
+
+def _with_keys_of_steps(run: Callable[..., Any]) -> Callable[..., Any]:
+    """NumPyro's ``scan``, step ``t`` with the key ``fold_in(key, t)`` in place of a chain of splits.
+
+    No step's noise waits for the step before, so that the noise of all can be drawn together.
+    """
+
+    def run_with_keys(*args: Any, rng_key: Any = None, **kwargs: Any) -> Any:
+        if rng_key is None or len(args) != 5 or kwargs.get("enum"):  # a ``cond`` has four
+            return run(*args, rng_key=rng_key, **kwargs)
+        step, carry, xs, length, reverse = args
+        length = len(jax.tree.leaves(xs)[0]) if length is None else length
+        keys = jax.vmap(partial(jax.random.fold_in, rng_key))(jnp.arange(length))
+
+        def keyed(carry: Any, entries: Any) -> Any:
+            key, x = entries
+            with seeded(rng_seed=key):
+                return step(carry, x)
+
+        return run(keyed, carry, (keys, xs), length, reverse, rng_key=None, **kwargs)
+
+    return run_with_keys
 
 
 class subsampling(Messenger):  # noqa: N801
