@@ -114,14 +114,6 @@ class Traced(NamedTuple):
         """Whether any choice in it is other than pathwise."""
         return bool(templates_in(self.closed))
 
-    def evaluate(self) -> tuple[jax.Array, Any]:
-        """Run it as it stands: the value, and the auxiliary outputs without gradient."""
-        jaxpr, consts = _jax.open_jaxpr(self.closed)
-        inputs = [*jaxpr.constvars, *jaxpr.invars]
-        needed = live(jaxpr.eqns, jaxpr.outvars)
-        value, *aux = _jax.evaluator(needed, inputs, jaxpr.outvars)(*consts, *self.arrays)
-        return value, jax.tree_util.tree_unflatten(self.aux_tree, jax.lax.stop_gradient(aux))
-
 
 def trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
     """Trace ``fn(*args, **kwargs) -> (value, aux)``.

@@ -201,8 +201,8 @@ def _again(
     not be differentiated, if what has one is computed from what it carries when that is known.
     """
     moving = _moving(steps)
-    of = {c.var: c.result for c in carried}
-    if any(c.result in moving for c in carried) or any(_circles(v, of) for v in of):
+    of = {c.var: c.result for c in carried}  # what is handed on was carried on before, or is first
+    if any(v in moving and v not in of for v in of.values()) or any(_circles(v, of) for v in of):
         return None
     again, need = [], set(read)
     for eqn in reversed(inside):
@@ -230,7 +230,9 @@ def _moving(steps: Steps) -> set[Any]:
     given += [c.var for c in steps.carried]
     moving = {v for v in given if _has_derivative(v)}
     for eqn in steps.eqns:
-        if eqn.primitive.name not in _STILL and any(v in moving for v in _jax.variables(eqn.invars)):
+        if eqn.primitive.name not in _STILL and any(
+            v in moving for v in _jax.variables(eqn.invars)
+        ):
             moving.update(v for v in eqn.outvars if _has_derivative(v))
     return moving
 

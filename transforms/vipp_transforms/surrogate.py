@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vipp_transforms import _jax
 from vipp_transforms.evaluation import Evaluation
 from vipp_transforms.flattening import flatten
 from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate, value_of
+from vipp_transforms.loop_distribution import evaluator
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.packed_gradient import packed_scalar
 from vipp_transforms.packing import one_by_one
@@ -116,7 +118,11 @@ def _evaluated(traced: Traced, planned: Plan | None) -> tuple[jax.Array, Any, Up
     if planned is not None:
         return run(planned)
     check_keys(traced.closed)
-    return *traced.evaluate(), {}
+    jaxpr, consts = _jax.open_jaxpr(traced.closed)
+    inputs = [*jaxpr.constvars, *jaxpr.invars]
+    of_arrays = evaluator(live(jaxpr.eqns, jaxpr.outvars), inputs, jaxpr.outvars)
+    value, *aux = of_arrays(*consts, *traced.arrays)
+    return value, jax.tree_util.tree_unflatten(traced.aux_tree, jax.lax.stop_gradient(aux)), {}
 
 
 def run(planned: Plan) -> tuple[jax.Array, Any, Updates]:

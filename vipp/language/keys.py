@@ -51,7 +51,7 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
 
 
 def _with_keys_of_steps(run: Callable[..., Any]) -> Callable[..., Any]:
-    """NumPyro's ``scan``, step ``t`` with the key ``fold_in(key, t)`` in place of a chain of splits.
+    """NumPyro's ``scan`` with the key ``fold_in(key, t)`` at step ``t``, not a chain of splits.
 
     No step's noise waits for the step before, so that the noise of all can be drawn together.
     """
