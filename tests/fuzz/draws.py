@@ -348,13 +348,17 @@ def trace(fn, *args):
 def shuffled(rng_key, size, subsample_size):
     """A minibatch by uniform integers, drawn in a loop, which the engine leaves as it is."""
 
-    def swap(indices, step):
-        i, key = step
-        j = jax.random.randint(key, (), i, size)
-        return indices.at[jnp.array([i, j])].set(indices[jnp.array([j, i])]), None
+    keys = jax.random.split(rng_key, subsample_size)
 
-    steps = jnp.arange(subsample_size), jax.random.split(rng_key, subsample_size)
-    return jax.lax.scan(swap, jnp.arange(size), steps)[0][:subsample_size]
+    def swap(carry):
+        i, indices = carry
+        j = jax.random.randint(keys[i], (), i, size)
+        return i + 1, indices.at[jnp.array([i, j])].set(indices[jnp.array([j, i])])
+
+    start = jnp.int32(0), jnp.arange(size)
+    return jax.lax.while_loop(lambda carry: carry[0] < subsample_size, swap, start)[1][
+        :subsample_size
+    ]
 
 
 def mean(closed, slope_from=None):

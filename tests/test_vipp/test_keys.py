@@ -141,6 +141,12 @@ def in_numpyros_scan(draw):
     return scan(lambda c, _: (c + draw(), None), ZERO, None, length=STEPS)[0]
 
 
+def in_numpyros_scan_in_one(draw):
+    inner = lambda c, _: (c + draw(), None)
+    outer = lambda c, _: (scan(inner, c, None, length=2)[0], None)
+    return scan(outer, ZERO, None, length=STEPS // 2)[0]
+
+
 def in_numpyros_branches(draw):
     either = lambda _: draw()
     return sum(cond(t % 2 == 0, either, either, None) for t in range(STEPS))
@@ -152,7 +158,7 @@ def replicated(draw):
 
 OWN = [
     in_a_scan, in_a_scan_with_a_seed, in_a_loop_that_splits, in_a_map_in_a_map, under_vmap, under_vmap_with_a_seed, in_calls, in_numpyros_scan,
-    in_numpyros_branches, replicated,
+    in_numpyros_scan_in_one,     in_numpyros_branches, replicated,
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from vipp_transforms.loop_fusion import Carried, Steps
 from vipp_transforms.staging import live
 
 SMALL = 1 << 12  # elements: where a step's arrays are larger, the loop itself costs little
-MOST = 1 << 22  # elements of one variable in all steps: more memory is not spent
+MOST = 1 << 20  # elements of one variable in all steps: more memory is not spent
 _STAYS = frozenset({"cond", "while", "pure_callback", "io_callback", "debug_callback"})
 _STILL = frozenset({"stop_gradient", "floor", "ceil", "round", "sign"})
 

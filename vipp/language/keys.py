@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +27,10 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
 
     The n-th draw has the key ``fold_in(key, n)``, where ``seed`` has the n-th of a chain of splits:
     no draw's key waits for another's, so that the draws of many sites can be made together.
+    In step ``t`` of a loop it is ``fold_in(fold_in(key, n), t)``: nor does any wait for a step.
     """
+
+    step: Any = None
 
     def __enter__(self) -> None:
         self.began, self.drawn = trace_now(), 0
@@ -43,7 +45,10 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
                 raise shared_key({"type": "sample", "name": name})
         waits = wants_key(msg) or (msg["type"] == "control_flow" and _keyless(msg))
         if waits and self.rng_key is not None:
-            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.rng_key, self.drawn)
+            key = jax.random.fold_in(self.rng_key, self.drawn)
+            msg["kwargs"]["rng_key"] = (
+                key if self.step is None else jax.random.fold_in(key, self.step)
+            )
             self.drawn += 1
             if msg["type"] == "control_flow":
                 msg["fn"] = _with_keys_of_steps(msg["fn"])
@@ -51,24 +56,23 @@ class seeded(seed):  # noqa: N801 (a NumPyro handler, named like NumPyro's)
 
 
 def _with_keys_of_steps(run: Callable[..., Any]) -> Callable[..., Any]:
-    """NumPyro's ``scan`` with the key ``fold_in(key, t)`` at step ``t``, not a chain of splits.
-
-    No step's noise waits for the step before, so that the noise of all can be drawn together.
-    """
+    """NumPyro's ``scan``, its steps' keys made of their numbers and not by a chain of splits."""
 
     def run_with_keys(*args: Any, rng_key: Any = None, **kwargs: Any) -> Any:
         if rng_key is None or len(args) != 5 or kwargs.get("enum"):  # a ``cond`` has four
             return run(*args, rng_key=rng_key, **kwargs)
         step, carry, xs, length, reverse = args
         length = len(jax.tree.leaves(xs)[0]) if length is None else length
-        keys = jax.vmap(partial(jax.random.fold_in, rng_key))(jnp.arange(length))
 
         def keyed(carry: Any, entries: Any) -> Any:
-            key, x = entries
-            with seeded(rng_seed=key):
+            number, x = entries
+            own = seeded(rng_seed=rng_key)
+            own.step = number
+            with own:
                 return step(carry, x)
 
-        return run(keyed, carry, (keys, xs), length, reverse, rng_key=None, **kwargs)
+        steps = jnp.arange(length, dtype=jnp.uint32)
+        return run(keyed, carry, (steps, xs), length, reverse, rng_key=None, **kwargs)
 
     return run_with_keys
 
