@@ -51,6 +51,16 @@ def _counted(a: Any, b: Any) -> Any:
     return lax.scan(step, (jnp.int32(1), b), XS)
 
 
+def _wraps(a: Any, b: Any) -> Any:
+    """A small integer that is counted beyond its bounds, and the last of them."""
+
+    def step(carry: Any, x: Any) -> Any:
+        i, z = carry
+        return (i - jnp.int8(100), jnp.tanh(a[0] * z + i * x)), i * a[1]
+
+    return lax.scan(step, (jnp.int8(7), b), XS, reverse=True)
+
+
 def _drawn(a: Any, b: Any) -> Any:
     """Choices, whose odds depend on the last one."""
 
@@ -161,6 +171,7 @@ def _rounded(a: Any, b: Any) -> Any:
 ROWS = {
     "noise": Row(_noise, 3),
     "counted": Row(_counted, 2),
+    "wraps": Row(_wraps, 3),
     "drawn": Row(_drawn, 5, 1),
     "drawn, reverse, second order": Row(_drawn_back, 7, 1),
     "swapped": Row(_swapped, 0, 1),

@@ -125,7 +125,9 @@ class _Run:
         self._map(self.order.after, self.order.wanted)
         last |= {c.last: self._last(c) for c in self.order.known}
         for t in self.steps.totals:
-            total = sum((s * self._sum(x) for s, x in t.parts), start=self._outer(t.first))
+            total = jnp.asarray(self._outer(t.first))
+            for sign, x in t.parts:
+                total = total + sign * self._sum(x)
             last[t.last] = total.astype(t.last.aval.dtype)
         return last | {s.whole: self._all(s.result) for s in self.steps.stacked}
 
@@ -187,9 +189,10 @@ class _Run:
 
     @_do.register
     def _(self, part: Counter) -> None:
-        c, steps = part.carried, jnp.arange(self.steps.length, dtype=part.carried.var.aval.dtype)
+        c, dtype = part.carried, part.carried.var.aval.dtype
+        steps = jnp.arange(self.steps.length).astype(dtype)  # wraps around as additions do
         steps = steps[::-1] if self.steps.reverse else steps
-        self.each[c.var] = self._outer(c.first) + steps * part.number.astype(steps.dtype)
+        self.each[c.var] = self._outer(c.first) + steps * part.number.astype(dtype)
 
     def _map(self, eqns: Sequence[Any], wanted: Iterable[Any]) -> None:
         """Evaluate equations, for all steps if anything that they read differs between these."""

@@ -185,11 +185,15 @@ def _step_of(c: Carried, eqns: Sequence[Any]) -> Any:
     if c.var.aval.shape or not jnp.issubdtype(c.var.aval.dtype, jnp.integer):
         return None
     maker = next((e for e in eqns if c.result in e.outvars), None)
-    if maker is None or maker.primitive.name != "add" or c.var not in maker.invars:
+    if maker is None or maker.primitive.name not in ("add", "sub"):
         return None
     left, right = maker.invars
-    other = right if left is c.var else left
-    return np.asarray(other.val) if isinstance(other, _jax.Literal) else None
+    if left is not c.var and maker.primitive.name == "add":
+        left, right = right, left
+    if left is not c.var or not isinstance(right, _jax.Literal):
+        return None
+    number = np.asarray(right.val).astype(np.int64)
+    return number if maker.primitive.name == "add" else -number
 
 
 def _again(
