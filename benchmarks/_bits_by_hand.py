@@ -88,3 +88,29 @@ def arms(n: int, exact: bool = False) -> Surrogate:
         return (f.mean(0) + slope - divergence(logits) * exact).sum()
 
     return surrogate
+
+
+def stratified(n: int, exact: bool = False) -> Surrogate:
+    """One uniform number in each n-th part, bit by bit in its own order.
+
+    As even as n draws can be: one more or less than n p of them are ones. As of every exchangeable
+    coupling, what differences show of the score is divided by their covariance.
+    """
+
+    def surrogate(params: Any, key: Any, x: Any) -> jax.Array:
+        logits = apply(params["encoder"], x)
+        p = jax.nn.sigmoid(stop(logits))
+        keys = jax.random.split(key)
+        sure, chance = jnp.floor(n * p), n * p - jnp.floor(n * p)
+        ones = sure + jax.random.bernoulli(keys[0], chance)
+        order = jax.random.uniform(keys[1], (n, *logits.shape))
+        place = (order[:, None] > order[None]).sum(1)
+        z = (place < ones).astype(x.dtype)
+        pairs = (1.0 - chance) * sure * (n - sure) + chance * (sure + 1.0) * (n - sure - 1.0)
+        factor = n * (n - 1) * p * (1.0 - p) / jnp.maximum(pairs, 1e-30)
+        f = value_at(params, x, z, logits, exact)
+        away = stop(f - f.mean(0))[..., None] * (z - z.mean(0))
+        slope = (away.sum(0) * factor / (n - 1) * (logits - stop(logits))).sum(-1)
+        return (f.mean(0) + slope - divergence(logits) * exact).sum()
+
+    return surrogate

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import optax
-from _bits_by_hand import arms, double_control_variates, leave_one_out
+from _bits_by_hand import arms, double_control_variates, leave_one_out, stratified
 from _common import apply, compiled, counted, dense, moments, paired, table, verdict
 from numpyro.infer import TraceGraph_ELBO
 from sklearn.datasets import load_digits
@@ -57,6 +57,10 @@ BY_HAND = {
     "by hand: leave-one-out(16)": leave_one_out(16),
     "by hand: leave-one-out(16), exact KL": leave_one_out(16, exact=True),
     "by hand: ARMS(8)": arms(8),
+    "by hand: ARMS(16)": arms(16),
+    "by hand: stratified(8)": stratified(8),
+    "by hand: stratified(16)": stratified(16),
+    "by hand: stratified(8), exact KL": stratified(8, exact=True),
     "by hand: double control variates(8)": double_control_variates(8),
     "by hand: double control variates(8), exact KL": double_control_variates(8, exact=True),
 }
@@ -134,18 +138,20 @@ def report(steps: int, programs: dict[str, Any], args: Any, draws: int, rounds: 
     products = {
         name: found[name] * times[name] / (found[REFERENCE] * times[REFERENCE]) for name in programs
     }
-    rows = []
+    rows, whole = [], counted(programs[REFERENCE])[0]
     for name, program in programs.items():
         twin = TWINS.get(name)
         like = twin in programs
         rows.append((
-            name, found[name] / found[REFERENCE], times[name] / times[REFERENCE], products[name],
+            name, found[name] / found[REFERENCE], counted(program)[0] / whole,
+            times[name] / times[REFERENCE], products[name],
             times[name] / times[twin] if like else "",
             counted(program)[0] / counted(programs[twin])[0] if like else "",
         ))  # fmt: skip
     header = (
         "estimator",
         "variance",
+        "operations",
         "time",
         "variance x time",
         "time / twin",
