@@ -185,6 +185,16 @@ def numpy_of_a_value(x):
     numpyro.sample("mu", dist.Normal(np.exp(param("m", 0.0)), 1.0))
 
 
+def nested_in_itself(_):
+    with numpyro.plate("N", 6), numpyro.plate("N", 6):
+        numpyro.sample("mu", dist.Normal(0.0, 1.0))
+
+
+def named_like_a_site(_):
+    with numpyro.plate("mu", 6):
+        numpyro.sample("mu", dist.Normal(0.0, 1.0))
+
+
 def of_n(x, n):
     draw_mu()
 
@@ -307,6 +317,12 @@ MISTAKES = {
         first_rows, lambda x: draw_mu(), "x", r"first 2 rows of argument x, .* 6 plate 'N' draws",
         (jnp.arange(6.0),),
     ),
+    "concentrations unconstrained": Mistake(
+        one(lambda: dist.Dirichlet(jnp.ones(3))), one(lambda: dist.Dirichlet(param("c", jnp.ones(3)))),
+        "c", "as the concentration of site 'mu'.*positive",
+    ),
+    "a plate in itself": Mistake(nested_in_itself, draw_mu, "N", "another of this name.*site 'mu'"),
+    "a plate named like a site": Mistake(named_like_a_site, draw_mu, "mu", "a name of its own"),
     "probability unconstrained": Mistake(
         one(lambda: dist.Bernoulli(0.3)), one(lambda: dist.Bernoulli(param("p", 0.3))), "p",
         "as the probs of site 'mu'.*unit_interval",
@@ -626,6 +642,22 @@ def test_fit_tells_of_a_parameter_without_gradient_each_time():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", vipp.NoGradientWarning)
         assert run().params["unused"] == 1.0
+
+
+def test_a_branch_by_a_value_is_told_where_training_is_traced():
+    train = vipp.trainer(vipp.ELBO(), branching, draw_mu, optax.adam(0.1), 2)
+    with pytest.raises(vipp.CheckError, match="'branching'.*after site 'mu', in `if mu > 0:`"):
+        jax.jit(train)(jax.random.key(0), X)
+
+
+def test_another_error_has_its_place_in_a_note():
+    def wrong(x):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        scan(lambda c, _: (c, None), mu, x, length=4)
+
+    with pytest.raises(ValueError, match="length") as caught:
+        vipp.check(wrong, draw_mu, vipp.ELBO(), X)
+    assert "in 'wrong' after site 'mu', in `scan(lambda c" in "".join(caught.value.__notes__)
 
 
 def test_fit_checks_before_it_compiles():

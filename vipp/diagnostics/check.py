@@ -27,6 +27,7 @@ from vipp.diagnostics.fitting import (
     check_length,
     check_minibatch,
     check_minibatch_size,
+    check_nested,
     check_no_data,
     check_not_observed,
     check_plate,
@@ -96,6 +97,8 @@ class Checked:
             check_same(msg, self.guide.trace, "the guide")
         elif msg["type"] == "plate":
             check_minibatch_size(msg)
+        elif msg["type"] == "sample":
+            check_nested(msg)
 
     def _enter_in_model(self, msg: Site) -> None:
         if msg["type"] == "control_flow":
@@ -105,6 +108,7 @@ class Checked:
             check_same(msg, self.model.trace, "the model")
             check_same(msg, self.guide.trace, "the guide")
         elif msg["type"] == "sample":
+            check_nested(msg)
             check_not_observed(msg, self.guide.trace)
         elif msg["type"] == "plate":
             check_minibatch_size(msg)

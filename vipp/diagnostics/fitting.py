@@ -119,6 +119,19 @@ def check_minibatch_size(msg: Site) -> None:
         )
 
 
+def check_nested(site: Site) -> None:
+    """No plate is in one of its own name."""
+    names = [frame.name for frame in site["cond_indep_stack"]]
+    for name in names:
+        if names.count(name) > 1:
+            raise CheckError(
+                name,
+                f"a plate in another of this name, around site '{site['name']}'",
+                "plates of different names",
+                "rename one of them",
+            )
+
+
 def check_scale(site: Site) -> None:
     """A scale has an entry for each element of its site, and makes no more of them."""
     scale = () if site["scale"] is None else jnp.shape(site["scale"])

@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.util import not_jax_tracer
 
 from vipp.diagnostics.records import Site
+from vipp.distributions.support import each_number
 from vipp.distributions.wrappers import factor
 from vipp.language.mistake import CheckError
 
@@ -89,8 +90,9 @@ def constrained_arguments(site: Site) -> Iterator[tuple[str, Any, str]]:
     fn = factor(site["fn"])
     for name, constraint in getattr(fn, "arg_constraints", {}).items():
         if name in vars(fn):
+            of_each = each_number(constraint) or constraint
             for word, same in _CONSTRAINED.items():
-                if constraint in same:
+                if of_each in same:
                     yield name, vars(fn)[name], word
 
 

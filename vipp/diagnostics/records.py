@@ -13,6 +13,7 @@ from numpyro.handlers import trace
 
 from vipp.language.control_flow import own_sites, within
 from vipp.language.mistake import CheckError
+from vipp.programs.unknown_values import naming_the_line
 
 Site = Mapping[str, Any]  # one of NumPyro's messages
 
@@ -46,6 +47,11 @@ class Watched(trace):
     ):
         super().__init__(program)
         self.what, self.look, self.enter = what, look, enter
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        with self as sites, naming_the_line(self.fn, sites):
+            return self.fn(*args, **kwargs)  # pyright: ignore[reportOptionalCall]
 
     @property
     def sites(self) -> Mapping[str, Site]:
@@ -92,7 +98,7 @@ def naming_the_site(suspects: list[str], search: Callable[[], None]) -> Iterator
         raise
     except Exception as error:
         search()
-        if not isinstance(error, AssertionError | TypeError | ValueError):
+        if not isinstance(error, AssertionError | RuntimeError | TypeError | ValueError):
             raise
         statement, name = _failing(error)
         if name is None and suspects:
@@ -106,8 +112,9 @@ def naming_the_site(suspects: list[str], search: Callable[[], None]) -> Iterator
         if statement == "plate":
             raise CheckError(
                 name, f"a plate that NumPyro refuses ({text})",
-                "a dimension that no enclosing plate has, and a positive size",
-                "leave out dim=, or give each of the nested plates its own negative one",
+                "a dimension that no enclosing plate has, a positive size, and a name of its own",
+                "leave out dim=, or give each of the nested plates its own negative one; rename it "
+                "if a site has its name",
             ) from error  # fmt: skip
         if "Invalid type for 'fn'" in text:
             raise CheckError(

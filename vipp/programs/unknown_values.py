@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from vipp.language.mistake import CheckError
+from vipp_transforms.errors import SiteError
 
 _ERRORS = (
     jax.errors.ConcretizationTypeError,
@@ -27,6 +28,8 @@ _OTHERS |= {"optax", "vipp_transforms"}
 def naming_the_line(program: Any, record: Mapping[str, Any]) -> Iterator[None]:
     """While a program runs: such an error has its line, and the site before it.
 
+    Another error has them in a note.
+
     Args:
       program: a NumPyro program.
       record: its sites so far.
@@ -37,8 +40,7 @@ def naming_the_line(program: Any, record: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
-        before = [n for n, s in record.items() if s["type"] == "sample"]
-        after = f" after site '{before[-1]}'" if before else ""
+        after = _after(record)
         raise CheckError(
             getattr(program, "__name__", type(program).__name__),
             f"a program that needs the value of what JAX has not computed yet{after}, "
@@ -47,6 +49,19 @@ def naming_the_line(program: Any, record: Mapping[str, Any]) -> Iterator[None]:
             "jnp.where or numpyro's cond for `if`, jax.numpy for NumPy, a mask for x[condition]; "
             "and Python's numbers for sizes, among the arguments",
         ) from error
+    except (CheckError, SiteError):
+        raise
+    except Exception as error:
+        name = getattr(program, "__name__", type(program).__name__)
+        note = f"vipp: this arose in '{name}'{_after(record)}, {_line(error)}."
+        if not any(str(n).startswith("vipp: ") for n in getattr(error, "__notes__", ())):
+            error.add_note(note)
+        raise
+
+
+def _after(record: Mapping[str, Any]) -> str:
+    before = [n for n, s in record.items() if s["type"] == "sample"]
+    return f" after site '{before[-1]}'" if before else ""
 
 
 def _line(error: BaseException) -> str:
