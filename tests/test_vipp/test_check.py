@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.contrib.control_flow import cond, scan
-from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.autoguide import AutoDelta, AutoNormal
 from numpyro.infer.reparam import LocScaleReparam
 
 import vipp
@@ -559,6 +559,8 @@ SOUND = {
         (X, jnp.array([1, 1, 1, 0, 0, 0])),
     ),
     "groups by minus one": (grouped, AutoNormal(grouped), (X, jnp.array([-1, 0, 1, 0, 1, -1]))),
+    "a point": (regression, one(lambda: dist.Delta(param("m", 0.0))), (X,)),
+    "a point of an autoguide": (regression, AutoDelta(regression), (X,)),
     "a factor of the guide": (
         regression,
         lambda x: (draw_mu(), numpyro.factor("f", 0.5)),

@@ -89,7 +89,7 @@ def constrained_arguments(site: Site) -> Iterator[tuple[str, Any, str]]:
         return
     fn = factor(site["fn"])
     for name, constraint in getattr(fn, "arg_constraints", {}).items():
-        if name in vars(fn):
+        if name in vars(fn) and not constraints.is_dependent(constraint):
             of_each = each_number(constraint) or constraint
             for word, same in _CONSTRAINED.items():
                 if of_each in same:
