@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms import _jax, stacking
-from vipp_transforms.flattening import Atom, Flat, Node, flatten, names
-from vipp_transforms.stacks import Place, Stacks
+from vipp_transforms.flattening import LARGEST, Atom, Flat, Node, flatten, names
+from vipp_transforms.stacks import Stacks
 
 WORTHWHILE = 880  # small equations: with fewer, compiling them one by one is fast
 _OWN = "vipp_"  # how the names of primitives begin that have rules of their own
@@ -188,6 +188,8 @@ def levels(nodes: Sequence[Node], kinds: dict[int, Hashable]) -> list[list[Node]
 
 
 def _kind(node: Node, moved: frozenset[Any] | None) -> Hashable:
+    if _is_piece(node):
+        return "piece", id(node.operands[0]), node.outs[0].aval.shape
     if not node.small:
         return id(node)
     if moved is None:
@@ -195,6 +197,28 @@ def _kind(node: Node, moved: frozenset[Any] | None) -> Hashable:
     if node.eqn is not None and node.eqn.primitive.name.startswith(_OWN):
         return id(node)  # whether it may be differentiated depends on what it is applied to
     return node.kind, *(not isinstance(v, _jax.Literal) and v in moved for v in node.operands)
+
+
+def _is_piece(node: Node) -> bool:
+    """Whether a node is a small part of a vector, as autoguides take sites out of theirs."""
+    if node.eqn is None or node.eqn.primitive.name != "slice" or node.eqn.params["strides"]:
+        return False
+    (vector,), (out,) = node.operands, node.outs
+    is_vector = not isinstance(vector, _jax.Literal) and len(vector.aval.shape) == 1
+    return is_vector and out.aval.shape[0] <= LARGEST
+
+
+def _pieces(group: list[Node], stacks: Stacks) -> None:
+    """Parts of one vector, all of one size."""
+    start = lambda node: node.eqn.params["start_indices"][0]
+    group = sorted(group, key=start)
+    (vector,), (size,) = group[0].operands, group[0].outs[0].aval.shape
+    begin, array = start(group[0]), stacks.get(vector)
+    if [start(node) for node in group] == [begin + n * size for n in range(len(group))]:
+        parts = array[begin : begin + len(group) * size].reshape(len(group), size)
+    else:
+        parts = array[np.array([[start(node)] for node in group]) + np.arange(size)]
+    stacks.put_all([node.outs[0] for node in group], parts)
 
 
 def _from_inputs(nodes: Sequence[Node]) -> list[list[Node]]:
@@ -238,6 +262,8 @@ def _evaluate(group: list[Node], stacks: Stacks) -> None:
         for node in group:
             stacks.put_entries(node.outs, node.operands[0])
         return
+    if len(group) > 1 and _is_piece(first):
+        return _pieces(group, stacks)
     if len(group) == 1:
         values = _jax.apply(first.eqn, [stacks.get(x) for x in first.operands])
         for var, value in zip(first.outs, values, strict=True):
@@ -267,21 +293,31 @@ class Segment(NamedTuple):
 
 
 class Layout:
-    """How the leaves of a pytree lie in one vector for each dtype.
+    """How the leaves of a pytree lie in one vector for each dtype, those of one shape side by side.
 
     Args:
       tree: of arrays, or of their shapes and dtypes.
+
+    Attributes:
+      treedef: the structure of the tree.
+      segments: by leaf, where it lies.
+      order: the numbers of the leaves as they lie.
     """
 
     def __init__(self, tree: Any):
         leaves, self.treedef = jax.tree_util.tree_flatten(tree)
-        self.leaves = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+        together: dict[Any, list[int]] = {}
+        for number, x in enumerate(leaves):
+            together.setdefault((str(x.dtype), x.shape), []).append(number)
+        self.order = [number for numbers in together.values() for number in numbers]
         lengths: dict[str, int] = {}
-        self.segments: list[Segment] = []
-        for leaf in self.leaves:
-            start = lengths.get(str(leaf.dtype), 0)
-            self.segments.append(Segment(str(leaf.dtype), start, leaf.shape))
-            lengths[str(leaf.dtype)] = start + math.prod(leaf.shape)
+        found: dict[int, Segment] = {}
+        for number in self.order:
+            name, shape = str(leaves[number].dtype), leaves[number].shape
+            start = lengths.get(name, 0)
+            found[number] = Segment(name, start, shape)
+            lengths[name] = start + math.prod(shape)
+        self.segments = [found[number] for number in range(len(leaves))]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self._all() == other._all()
@@ -294,10 +330,23 @@ class Layout:
 
     def ravel(self, tree: Any) -> dict[str, Any]:
         """The vectors of a tree."""
-        parts: dict[str, list[Any]] = {}
-        for leaf, segment in zip(jax.tree_util.tree_leaves(tree), self.segments, strict=True):
-            parts.setdefault(segment.vector, []).append(leaf.reshape(-1))
+        leaves, parts = jax.tree_util.tree_leaves(tree), {}
+        for number in self.order:
+            parts.setdefault(self.segments[number].vector, []).append(leaves[number].reshape(-1))
         return {name: jnp.concatenate(part) for name, part in parts.items()}
+
+    def blocks(self) -> list[list[int]]:
+        """The numbers of leaves that are taken together, as they lie: small ones of one shape."""
+        found: list[list[int]] = []
+        for number in self.order:
+            last = self.segments[found[-1][0]] if found else None
+            segment = self.segments[number]
+            alike = last is not None and segment._replace(start=last.start) == last
+            if alike and math.prod(segment.shape) <= LARGEST:
+                found[-1].append(number)
+            else:
+                found.append([number])
+        return found
 
     def unravel(self, vectors: dict[str, Any]) -> Any:
         """The tree of its vectors."""
@@ -325,39 +374,22 @@ def step(
     Returns:
       The new state's vectors, and the other results.
     """
-    stacks = Stacks()
-    at = {}
-    for name, vector in vectors.items():
-        at[name] = len(stacks.arrays)
-        stacks.arrays.append(vector)
-    count = len(layout.segments)
+    stacks, count = Stacks(), len(layout.segments)
     for var, value in zip(program.invars[count:], others, strict=True):
         stacks.put(var, value)
-    for var, segment in zip(program.invars[:count], layout.segments, strict=True):
-        if segment.shape == ():
-            stacks.places[var] = Place(at[segment.vector], segment.start)
-        else:
-            stacks.put(var, cut(vectors[segment.vector], segment))
+    for block in layout.blocks():
+        vector, start, shape = layout.segments[block[0]]
+        array = vectors[vector][start : start + len(block) * math.prod(shape)]
+        stacks.put_all([program.invars[n] for n in block], array.reshape(len(block), *shape))
     run(program, stacks)
     new = _joined(program.outs[:count], layout, stacks)
     return new, [stacks.get(v) for v in program.outs[count:]]
 
 
 def _joined(outs: Sequence[Atom], layout: Layout, stacks: Stacks) -> dict[str, Any]:
-    """The vectors of the leaves ``outs``; neighbouring scalars are fetched together."""
+    """The vectors of the leaves ``outs``; small ones of one shape are fetched together."""
     parts: dict[str, list[Any]] = {}
-    scalars: dict[str, list[Atom]] = {}
-
-    def flush(name: str) -> None:
-        if scalars.get(name):
-            parts.setdefault(name, []).append(stacks.fetch(scalars.pop(name)))
-
-    for atom, segment in zip(outs, layout.segments, strict=True):
-        if segment.shape == ():
-            scalars.setdefault(segment.vector, []).append(atom)
-            continue
-        flush(segment.vector)
-        parts.setdefault(segment.vector, []).append(stacks.get(atom).reshape(-1))
-    for name in list(scalars):
-        flush(name)
+    for block in layout.blocks():
+        leaves = stacks.fetch([outs[n] for n in block])
+        parts.setdefault(layout.segments[block[0]].vector, []).append(leaves.reshape(-1))
     return {name: jnp.concatenate(p) if len(p) > 1 else p[0] for name, p in parts.items()}

@@ -47,9 +47,9 @@ class Ravelled:
     @classmethod
     def outside(cls, tree: Any) -> Ravelled:
         """Of a tree of arrays, put together where they are not traced."""
-        layout, host = Layout(tree), {}
-        keys = [x for x in jax.tree_util.tree_leaves(tree) if _jax.is_key(x)]
-        plain = [x for x in jax.tree_util.tree_leaves(tree) if not _jax.is_key(x)]
+        layout, host, leaves = Layout(tree), {}, jax.tree_util.tree_leaves(tree)
+        keys = [x for x in leaves if _jax.is_key(x)]
+        plain = [leaves[n] for n in layout.order if not _jax.is_key(leaves[n])]
         for x in jax.device_get(plain):
             host.setdefault(str(x.dtype), []).append(np.reshape(x, -1))
         return cls(layout, {n: jnp.asarray(np.concatenate(xs)) for n, xs in host.items()}, keys)
