@@ -56,7 +56,15 @@ def constants(xs, key):
     return [jnp.float32(table[i]) + jnp.sin(xs[0]) for i in range(SIZE)], xs[1], 3.0
 
 
-PROGRAMS = [families, chain, vectors, inner, constants]
+def parts(xs, key):
+    """Parts of a vector, as an autoguide takes its sites out of it: side by side, and not."""
+    vector = jnp.concatenate([jnp.stack(xs) * jnp.cos(i) for i in range(30)])
+    pairs = [jnp.sin(vector[i : i + 2]) for i in range(0, 24, 2)]
+    across = [jnp.exp(0.1 * vector[i : i + 3]).sum() for i in (50, 4, 7, 90, 5)]
+    return pairs, across, vector[::7], vector[3:200].sum()
+
+
+PROGRAMS = [families, chain, vectors, inner, constants, parts]
 XS = [jnp.float32(0.3 * i - 0.7) for i in range(SIZE)]
 
 
@@ -147,6 +155,13 @@ def test_one_equation_for_each_kind():
     assert more - fewer <= 2 * 3 * SIZE  # that of taking the inputs together, and no more
 
 
+def test_parts_of_a_vector_are_taken_together():
+    jaxpr = jax.make_jaxpr(vt.pack(parts, worthwhile=1))(XS, jax.random.key(0))
+    sliced = [e for e in jaxpr.eqns if e.primitive.name in ("slice", "gather")]
+    taken = [e for e in sliced if e.outvars[0].aval.size in (24, 15)]  # twelve pairs, five threes
+    assert [e.primitive.name for e in taken] == ["slice", "gather"]
+
+
 def test_what_does_nothing_is_left_out_and_fillings_are_of_a_number():
     def plain(x):
         filled = jnp.broadcast_to(0.0, (2, 3))
@@ -189,7 +204,8 @@ def test_a_step_keeps_its_state_packed():
     """Scalars, arrays, integers and keys, in one vector for each dtype."""
     state = {
         "m": [jnp.float32(i) for i in range(5)], "w": jnp.ones((2, 2)), "n": jnp.int32(3),
-        "key": jax.random.key(0), "s": jnp.float32(0.5),
+        "key": jax.random.key(0), "s": jnp.float32(0.5), "large": 2 * [jnp.arange(300.0)],
+        "pairs": [(jnp.array([1.0, i]), jnp.float32(i), jnp.ones((2, 2))) for i in range(4)],
     }  # fmt: skip
 
     def step(state):
@@ -197,7 +213,9 @@ def test_a_step_keeps_its_state_packed():
         noise = jax.random.normal(now)
         m = [0.9 * x + noise for x in state["m"]]
         w = state["w"] * state["s"]
-        return {"m": m, "w": w, "n": state["n"] + 1, "key": key, "s": sum(m)}, noise
+        pairs = [(a * b, b + a.sum(), c + b) for a, b, c in state["pairs"]]
+        rest = {"pairs": pairs[::-1], "large": [x + noise for x in state["large"]]}
+        return {"m": m, "w": w, "n": state["n"] + 1, "key": key, "s": sum(m), **rest}, noise
 
     closed = jax.make_jaxpr(step)(state)
     program, layout = packing.flatten(closed, final=True), packing.Layout(state)
@@ -208,6 +226,21 @@ def test_a_step_keeps_its_state_packed():
     want, want_noise = step(state)
     close = lambda a, b: np.testing.assert_allclose(_data(a), _data(b), rtol=1e-6)
     jax.tree.map(close, (layout.unravel(new), noise), (want, want_noise))
+
+
+def test_leaves_of_one_shape_are_taken_from_a_state_together():
+    """However many there are, and whatever lies between them."""
+
+    def equations(number):
+        state = {f"a{i}": jnp.ones(6) for i in range(number)}
+        state |= {f"a{i}b": jnp.ones(()) for i in range(number)}
+        step = lambda state: (jax.tree.map(jnp.sin, state), jnp.ones(()))
+        program = packing.flatten(jax.make_jaxpr(step)(state), final=True)
+        layout = packing.Layout(state)
+        run = lambda vectors: packing.step(program, layout, vectors)
+        return len(jax.make_jaxpr(run)(layout.ravel(state)).eqns)
+
+    assert equations(3) == equations(12)
 
 
 def draws(theta, key, estimators):
