@@ -151,6 +151,25 @@ def _large(a: Any, b: Any) -> Any:
     return lax.scan(step, b, XS)
 
 
+def _large_inside(a: Any, b: Any) -> Any:
+    """Large arrays that small results are made of, in a choice's loop."""
+
+    def step(carry: Any, t: Any) -> Any:
+        z, (x, i) = carry, t
+        y = jnp.sin((x + z) * a[0] * jnp.arange(5_000.0) / 5_000)
+        z = random.bernoulli(random.fold_in(KEY, i), jax.nn.sigmoid(y.mean())).astype(jnp.float32)
+        return z, (jnp.cos(y).sum() / 5_000 * a[1], y.max())
+
+    return lax.scan(step, b, (XS, jnp.arange(5)))
+
+
+def _large_carry(a: Any, b: Any) -> Any:
+    """A large array is carried, of which a step returns little."""
+    step = lambda z, x: (jnp.sin(z * x * a[0]), (z.sum() * a[1] / 5_000, x**2))
+    last, out = lax.scan(step, b * jnp.ones(5_000), XS)
+    return last.mean(), out
+
+
 def _same(a: Any, b: Any) -> Any:
     """Nothing differs from step to step but what is carried."""
     return lax.scan(lambda z, _: (jnp.tanh(a[0] * z + a[1]), z), b, None, length=5)
@@ -183,6 +202,8 @@ ROWS = {
     "repeats": Row(_repeats, 4),
     "nested": Row(_nested, 3, 3),
     "large": Row(_large, 7),
+    "large inside": Row(_large_inside, 13),
+    "large carry": Row(_large_carry, 4),
     "same": Row(_same, 7),
     "two": Row(_two, 5),
     "rounded": Row(_rounded, 4, 1),
@@ -241,6 +262,7 @@ def test_what_stays_in_the_loop(name: str) -> None:
     loops = _loops(_apart(row.fn), A, B)
     bodies = [len(_jax.open_jaxpr(e.params["jaxpr"])[0].eqns) for e in loops]
     assert bodies == ([] if row.left is None else [row.left])
+    assert all(v.aval.size < 5_000 * 5 for e in loops for v in e.outvars)
     if name != "repeats":
         scalar = lambda a, b: sum(x.sum() for x in jax.tree.leaves(_apart(row.fn)(a, b)))
         assert len(_loops(jax.value_and_grad(scalar), A, B)) == row.loops

@@ -89,16 +89,14 @@ def order_of(steps: Steps) -> Order:
     first = _Before(steps)
     first.find()
     rest, carried = first.waiting, first.carried
-    results = [c.result for c in carried]
-    stay = [v for e in rest if not first.may_leave(e) for v in e.outvars]
-    inside = live(rest, [*results, *stay])
+    inside = _inside(rest, carried, first)
     ours = {id(e) for e in inside}
     after = [e for e in rest if id(e) not in ours]
     atoms = [s.result for s in steps.stacked] + [a for t in steps.totals for _, a in t.parts]
     wanted = list(dict.fromkeys(_jax.variables(atoms)))
     read = {*wanted, *(v for e in after for v in _jax.variables(e.invars))}
     made = {v for e in inside for v in e.outvars}
-    again = _again(steps, carried, inside, read, first.may_leave)
+    again = _again(steps, carried, inside, read, first)
     if again is not None:
         both = {*map(id, after), *map(id, again)}
         after = [e for e in steps.eqns if id(e) in both]
@@ -113,6 +111,28 @@ def order_of(steps: Steps) -> Order:
         steps, first.before, inside, after, first.known, carried, stacked, entered, wanted,
         again is not None,
     )  # fmt: skip
+
+
+def _inside(rest: Sequence[Any], carried: Sequence[Carried], known: _Before) -> list[Any]:
+    """The equations that stay in the loop; what they make is not kept of all steps if it is large.
+
+    Args:
+      rest: those that are not evaluated before it.
+      carried: by the recurrence.
+      known: before the loop.
+    """
+    stay = [e for e in rest if not known.may_leave(e)]
+    while True:
+        atoms = [c.result for c in carried] + [v for e in stay for v in e.outvars]
+        inside = live(rest, atoms)
+        made = [v for e in inside for v in e.outvars] + [c.var for c in carried]
+        large = {v for v in made if not fits(v.aval, known.length)}
+        ours = {id(e) for e in inside}
+        read = lambda e, large=large: not large.isdisjoint(_jax.variables(e.invars))
+        more = [e for e in rest if id(e) not in ours and read(e)]
+        if not more:
+            return inside
+        stay += more
 
 
 class _Before:
@@ -197,7 +217,11 @@ def _step_of(c: Carried, eqns: Sequence[Any]) -> Any:
 
 
 def _again(
-    steps: Steps, carried: Sequence[Carried], inside: Sequence[Any], read: set[Any], may_leave: Any
+    steps: Steps,
+    carried: Sequence[Carried],
+    inside: Sequence[Any],
+    read: set[Any],
+    known: _Before,
 ) -> list[Any] | None:
     """The equations to evaluate once more after a recurrence without derivative, or None.
 
@@ -211,11 +235,12 @@ def _again(
     again, need = [], set(read)
     for eqn in reversed(inside):
         if any(v in need and v in moving for v in eqn.outvars):
-            if not may_leave(eqn):
-                return None
             again.append(eqn)
             need.update(_jax.variables(eqn.invars))
-    return again[::-1]
+    made = {v for e in inside for v in e.outvars} | {c.var for c in carried}
+    kept = made & need - {v for e in again for v in e.outvars}
+    large = any(not fits(v.aval, known.length) for v in kept)
+    return None if large or not all(map(known.may_leave, again)) else again[::-1]
 
 
 def _circles(var: Any, of: dict[Any, Any]) -> bool:
