@@ -113,7 +113,7 @@ def order_of(steps: Steps) -> Order:
     )  # fmt: skip
 
 
-def _inside(rest: Sequence[Any], carried: Sequence[Carried], known: _Before) -> list[Any]:
+def _inside(rest: list[Any], carried: Sequence[Carried], known: _Before) -> list[Any]:
     """The equations that stay in the loop; what they make is not kept of all steps if it is large.
 
     Args:
