@@ -7,6 +7,7 @@ constructor of a jaxpr, the name of the jit primitive) is hidden behind the func
 from __future__ import annotations
 
 import functools
+import inspect
 import pathlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -209,8 +210,15 @@ def without_unread(eqn: Any) -> Any:
     """The equation without operands that nothing inside of it reads, such as those of a branch."""
     if eqn.primitive not in pe.dce_rules or eqn.effects:
         return eqn
-    read, smaller = pe.dce_rules[eqn.primitive]([True] * len(eqn.outvars), eqn)
+    # since JAX 0.12.0.1 a rule is told, too, which operands are read elsewhere
+    elsewhere = [[True] * len(eqn.invars)] if _rules_know_operands() else []
+    read, smaller = pe.dce_rules[eqn.primitive]([True] * len(eqn.outvars), *elsewhere, eqn)
     return eqn if smaller is None or all(read) else smaller
+
+
+@functools.cache
+def _rules_know_operands() -> bool:
+    return "live_inputs" in inspect.signature(pe.dce_jaxpr).parameters
 
 
 @functools.cache
