@@ -212,7 +212,8 @@ def without_unread(eqn: Any) -> Any:
         return eqn
     # since JAX 0.12.0.1 a rule is told, too, which operands are read elsewhere
     elsewhere = [[True] * len(eqn.invars)] if _rules_know_operands() else []
-    read, smaller = pe.dce_rules[eqn.primitive]([True] * len(eqn.outvars), *elsewhere, eqn)
+    rule: Callable[..., Any] = pe.dce_rules[eqn.primitive]
+    read, smaller = rule([True] * len(eqn.outvars), *elsewhere, eqn)
     return eqn if smaller is None or all(read) else smaller
 
 
