@@ -164,6 +164,13 @@ def variables(atoms: Iterable[Any]) -> list[Any]:
     return [v for v in atoms if not isinstance(v, Literal)]
 
 
+def free(eqns: Sequence[Any]) -> list[Any]:
+    """The variables that equations read and do not make."""
+    made = {v for e in eqns for v in e.outvars}
+    read = dict.fromkeys(v for e in eqns for v in variables(e.invars))
+    return [v for v in read if v not in made]
+
+
 def is_tracer(value: Any) -> bool:
     """Whether a value is being traced."""
     return isinstance(value, jax_core.Tracer)

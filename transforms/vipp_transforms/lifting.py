@@ -178,7 +178,7 @@ def evaluate(
         made = [v for eqn in run for v in eqn.outvars]
         # only what a later run reads leaves this one: the rest is the compiler's to forget
         results = [v for v in made if v in kept or users.get(v, number) > number]
-        inputs = _free(run, set(made))
+        inputs = _jax.free(run)
         fn = evaluator(run, inputs, results)
         for var, value in zip(results, axes.apply(fn, *(env[v] for v in inputs)), strict=True):
             env[var] = _narrow(value, names_of(var))
@@ -190,13 +190,6 @@ def _narrow(value: Lifted, names: frozenset[str]) -> Lifted:
         return value
     index = tuple(slice(None) if n in names else 0 for n in value.axes)
     return Lifted(value.array[index], tuple(n for n in value.axes if n in names))
-
-
-def _free(run: Sequence[Any], made: set[Any]) -> list[Any]:
-    used = dict.fromkeys(
-        v for eqn in run for v in eqn.invars if not isinstance(v, _jax.Literal) and v not in made
-    )
-    return list(used)
 
 
 class _Rank(NamedTuple):

@@ -65,16 +65,9 @@ class _Piece(NamedTuple):
 
 def _straight(eqns: Sequence[Any], read: set[Any]) -> _Piece:
     """Equations as they are."""
-    inputs = _free(eqns)
+    inputs = _jax.free(eqns)
     outputs = [v for e in eqns for v in e.outvars if v in read]
     return _Piece(_jax.evaluator(eqns, inputs, outputs), inputs, outputs)
-
-
-def _free(eqns: Sequence[Any]) -> list[Any]:
-    """The variables that equations read and do not make."""
-    made = {v for e in eqns for v in e.outvars}
-    read = dict.fromkeys(v for e in eqns for v in _jax.variables(e.invars))
-    return [v for v in read if v not in made]
 
 
 def _is_open(eqn: Any) -> bool:
@@ -196,7 +189,7 @@ class _Run:
 
     def _map(self, eqns: Sequence[Any], wanted: Iterable[Any]) -> None:
         """Evaluate equations, for all steps if anything that they read differs between these."""
-        read, inputs = {*wanted}, _free(eqns)
+        read, inputs = {*wanted}, _jax.free(eqns)
         outputs = [v for e in eqns for v in e.outvars if v in read]
         fn = evaluator(eqns, inputs, outputs)
         values = [self.each[v] if v in self.each else self.same[v] for v in inputs]
@@ -216,7 +209,7 @@ class _Run:
         outs = [*(c.result for c in order.carried), *order.stacked]
         if not order.still:
             outs += [c.var for c in order.entered]
-        given = dict.fromkeys([*_free(order.inside), *_jax.variables(outs)])
+        given = dict.fromkeys([*_jax.free(order.inside), *_jax.variables(outs)])
         made = {*carry, *(v for e in order.inside for v in e.outvars)}
         xs = [v for v in given if v not in made and v in self.each]
         fixed = [v for v in given if v not in made and v not in self.each]

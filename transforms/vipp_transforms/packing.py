@@ -130,7 +130,8 @@ def evaluated(program: Flat, inputs: Sequence[Any], moving: Sequence[bool] = ())
     return [stacks.get(v) for v in program.outs]
 
 
-_STILL = frozenset({"stop_gradient", "floor", "ceil", "round", "sign", "nextafter"})
+# operations whose results have no derivative
+STILL = frozenset({"stop_gradient", "floor", "ceil", "round", "sign", "nextafter"})
 
 
 def moved(program: Flat, moving: Sequence[bool]) -> frozenset[Any]:
@@ -138,7 +139,7 @@ def moved(program: Flat, moving: Sequence[bool]) -> frozenset[Any]:
     found = {v for v, moves in zip(program.invars, moving, strict=True) if moves}
     for node in program.nodes:
         if any(v in found for v in node.operands if not isinstance(v, _jax.Literal)):
-            if node.eqn is None or node.eqn.primitive.name not in _STILL:
+            if node.eqn is None or node.eqn.primitive.name not in STILL:
                 found.update(v for v in node.outs if jnp.issubdtype(v.aval.dtype, jnp.inexact))
     return frozenset(found)
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from vipp_transforms import _jax
 from vipp_transforms.loop_fusion import Carried, Steps
+from vipp_transforms.packing import STILL
 from vipp_transforms.staging import live
 
 SMALL = 1 << 12  # elements: where a step's arrays are larger, the loop itself costs little
 MOST = 1 << 20  # elements of one variable in all steps: more memory is not spent
 _STAYS = frozenset({"cond", "while", "pure_callback", "io_callback", "debug_callback"})
-_STILL = frozenset({"stop_gradient", "floor", "ceil", "round", "sign"})
 
 
 class Straight(NamedTuple):
@@ -259,9 +259,7 @@ def _moving(steps: Steps) -> set[Any]:
     given += [c.var for c in steps.carried]
     moving = {v for v in given if _has_derivative(v)}
     for eqn in steps.eqns:
-        if eqn.primitive.name not in _STILL and any(
-            v in moving for v in _jax.variables(eqn.invars)
-        ):
+        if eqn.primitive.name not in STILL and any(v in moving for v in _jax.variables(eqn.invars)):
             moving.update(v for v in eqn.outvars if _has_derivative(v))
     return moving
 
