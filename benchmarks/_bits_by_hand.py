@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -64,6 +64,55 @@ def double_control_variates(n: int, exact: bool = False) -> Surrogate:
         f = value_at(params, x, z + shift, logits, exact)
         total = f.mean(0) + (stop(f - f.mean(0)) / (n - 1) * score).sum(0)
         return (total - divergence(logits) * exact).sum()
+
+    return surrogate
+
+
+def coefficients(features: Any, f: Any, scale: Any) -> jax.Array:
+    """For each draw, the least-squares coefficients of all others, shared by rows.
+
+    ``features`` are ``(n, number, rows)``, ``f`` is ``(n, rows)``; centred over the others' draws.
+    A feature whose squares are far below ``scale``, which depends on no draw, counts as none: where
+    all others are equal, what rounding leaves would depend on the draw that is left out.
+    """
+    n = len(features)
+    rest = n / (n - 1)  # what one draw less takes of a sum of squares about the mean
+    away, left = features - features.mean(0), f - f.mean(0)
+    squares = jnp.einsum("kar,kbr->kab", away, away)
+    products = jnp.einsum("kar,kr->ka", away, left)
+    squares, products = squares.sum(0) - rest * squares, products.sum(0) - rest * products
+    return jnp.linalg.solve(squares + 1e-4 * jnp.diag(scale), products[..., None])[..., 0]
+
+
+def fitted(z: Any, mean: Any, score: Any, f: Any, slopes: Sequence[Any]) -> jax.Array:
+    """Leave-one-out less linear functions of the draw, by coefficients fitted to other draws.
+
+    ``z`` is ``(n, rows, numbers)``, of mean ``mean``; ``slopes`` are constants like ``mean``.
+    """
+    away, n = z - stop(mean), len(z)
+    features = jnp.stack([(slope * away).sum(-1) for slope in slopes], 1)
+    scale = jnp.stack([(slope**2).sum() for slope in slopes])
+    weights = stop(coefficients(features, f, scale))
+    left = stop(f - jnp.einsum("ka,kar->kr", weights, features))
+    slope = sum(w * a for w, a in zip(weights.mean(0), slopes, strict=True))
+    known = (slope * (mean - stop(mean))).sum(-1)
+    scored = ((left - left.mean(0)) / (n - 1) * (score - stop(score))).sum(0)
+    return f.mean(0) + scored + known
+
+
+def taylor_and_divergence(n: int) -> Surrogate:
+    """The slope at the mean, and the divergence of a draw; the divergence's mean is exact."""
+
+    def surrogate(params: Any, key: Any, x: Any) -> jax.Array:
+        logits = apply(params["encoder"], x)
+        p = jax.nn.sigmoid(logits)
+        z = jax.random.bernoulli(key, stop(p), (n, *logits.shape)).astype(x.dtype)
+        reached = lambda params, z: log_bernoulli(apply(params["decoder"], z), x)
+        slope = jax.grad(lambda z: reached(stop(params), z).sum())(stop(p))
+        score, f = log_bernoulli(logits, z), reached(params, z)
+        # log p - log q of a draw is linear in its bits
+        total = fitted(z, p, score, f, (slope, -stop(logits)))
+        return (total - divergence(logits)).sum()
 
     return surrogate
 

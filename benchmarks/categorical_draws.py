@@ -4,7 +4,7 @@ The autoencoder of categorical.py, 20 latents of 10 categories, 64 rows: the var
 encoder's gradient at the start and after training, times the operations of a gradient of
 everything, relative to leave-one-out of 2. Of each estimator also with the divergence exact.
 
-    python benchmarks/categorical_draws.py [--draws 200] [--steps 500 2000]
+    python benchmarks/categorical_draws.py [--draws 200] [--steps 500 2000] [--only fitted]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _bits_by_hand import fitted
 from _common import apply, compiled, counted, moments, table
 from _digits import BATCH, CHOICES, GROUPS, categorical_guide, categorical_model, digits, trained
 
@@ -131,6 +132,26 @@ def by_hand(draws: tuple[Any, Any], exact: bool, apart: int = 1, slopes: bool = 
     return jax.grad(surrogate)
 
 
+def fitted_by_hand(n: int) -> Any:
+    """Independent draws; the slope at the mean and the divergence, as far as they fit others."""
+
+    def surrogate(params: Any, key: Any, x: Any) -> jax.Array:
+        logits = apply(params["encoder"], x).reshape(len(x), GROUPS, CHOICES)
+        log_probs = jax.nn.log_softmax(logits)
+        which = jax.random.categorical(key, stop(logits), shape=(n, len(x), GROUPS))
+        z = jax.nn.one_hot(which, CHOICES)
+        score = (log_probs * z).sum((-1, -2))
+        flat = lambda a: a.reshape(*a.shape[:-2], -1)
+        reached = lambda params, z: value_at(params, x, z, log_probs, exact=True)
+        mean = jnp.exp(log_probs)
+        slope = jax.grad(lambda z: reached(stop(params), z).sum())(stop(mean))
+        slopes = (flat(slope), flat(-stop(log_probs)))
+        total = fitted(flat(z), flat(mean), score, reached(params, z), slopes)
+        return (total - divergence(log_probs)).sum()
+
+    return jax.grad(surrogate)
+
+
 def estimators() -> dict[str, Any]:
     """Gradients of the bound."""
     found = {}
@@ -146,6 +167,7 @@ def estimators() -> dict[str, Any]:
             "double control variates(8)": by_hand(independent(8), exact, slopes=True),
         }
         found |= {n + ", exact KL" * exact: g for n, g in made.items()}
+    found |= {f"fitted slope and divergence({n})": fitted_by_hand(n) for n in (8, 12, 16)}
     loss = vipp.ELBO()
     default = lambda params, key, x: loss.loss(key, params, categorical_model, categorical_guide, x)
     return found | {"vipp's default": jax.grad(lambda *a: -default(*a))}
@@ -172,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--steps", type=int, nargs="*", default=[500, 2000])
+    parser.add_argument("--only", nargs="*", help="parts of names of estimators")
     parser.add_argument("--check", action="store_true", help="means against the default's")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)  # probabilities of pairs are small differences
@@ -180,7 +203,10 @@ def main() -> None:
     for steps in options.steps:
         stages |= trained(categorical_model, categorical_guide, x, steps)
     args = next(iter(stages.values())), jax.random.key(3), x[:BATCH]
-    programs = {name: compiled(fn, *args) for name, fn in estimators().items()}
+    reference, *others = estimators().items()
+    wanted = lambda name: not options.only or any(part in name for part in options.only)
+    taken = [reference, *(pair for pair in others if wanted(pair[0]))]
+    programs = {name: compiled(fn, *args) for name, fn in taken}
     keys = jax.random.split(jax.random.key(2), options.draws)
     look, variances = jax.jit(flat), {}
     for when, params in stages.items():
@@ -193,7 +219,7 @@ def main() -> None:
                 params=params,
             )
             variances[when, name] = moments(draw, keys)[0]
-    first = next(iter(programs))
+    first = reference[0]
     cost = {n: counted(p)[0] / counted(programs[first])[0] for n, p in programs.items()}
     rows = []
     for name in programs:

@@ -19,7 +19,13 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import optax
-from _bits_by_hand import arms, double_control_variates, leave_one_out, stratified
+from _bits_by_hand import (
+    arms,
+    double_control_variates,
+    leave_one_out,
+    stratified,
+    taylor_and_divergence,
+)
 from _common import apply, compiled, counted, dense, moments, paired, table, verdict
 from numpyro.infer import TraceGraph_ELBO
 from sklearn.datasets import load_digits
@@ -63,6 +69,8 @@ BY_HAND = {
     "by hand: stratified(8), exact KL": stratified(8, exact=True),
     "by hand: double control variates(8)": double_control_variates(8),
     "by hand: double control variates(8), exact KL": double_control_variates(8, exact=True),
+    "by hand: fitted slope and divergence(8)": taylor_and_divergence(8),
+    "by hand: fitted slope and divergence(16)": taylor_and_divergence(16),
 }
 LOO = {n: vipp.ScoreFunction(n, "leave_one_out") for n in (2, 8, 16)}
 DOUBLE = vipp.DoubleControlVariates(8)
