@@ -11,6 +11,7 @@ import pytest
 import vipp_transforms as vt
 from vipp_transforms import packed_gradient, packing, stacking
 from vipp_transforms.flattening import flatten
+from vipp_transforms.layout import Layout
 from vipp_transforms.surrogate import packed_estimate
 
 SIZE = 6
@@ -218,7 +219,7 @@ def test_a_step_keeps_its_state_packed():
         return {"m": m, "w": w, "n": state["n"] + 1, "key": key, "s": sum(m), **rest}, noise
 
     closed = jax.make_jaxpr(step)(state)
-    program, layout = packing.flatten(closed, final=True), packing.Layout(state)
+    program, layout = packing.flatten(closed, final=True), Layout(state)
     vectors = layout.ravel(state)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(_data(a), _data(b)),
                  layout.unravel(vectors), state)  # fmt: skip
@@ -236,7 +237,7 @@ def test_leaves_of_one_shape_are_taken_from_a_state_together():
         state |= {f"a{i}b": jnp.ones(()) for i in range(number)}
         step = lambda state: (jax.tree.map(jnp.sin, state), jnp.ones(()))
         program = packing.flatten(jax.make_jaxpr(step)(state), final=True)
-        layout = packing.Layout(state)
+        layout = Layout(state)
         run = lambda vectors: packing.step(program, layout, vectors)
         return len(jax.make_jaxpr(run)(layout.ravel(state)).eqns)
 

@@ -125,6 +125,25 @@ def test_one_trace_however_many_steps():
     assert run(50) == run(5)
 
 
+def test_what_was_looked_at_is_not_traced_again():
+    """Once to begin, twice with 'm' moved either way, once to be looked at and compiled."""
+    runs, optim = [], optax.adam(0.03)
+
+    def counted(x):
+        runs.append(x)
+        numpyro.sample("x", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def its(x):
+        numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1.0))
+
+    def run():
+        vipp.fit(KEY, vipp.ELBO(), counted, its, optim, 5, X[0], progress_bar=False)
+        return len(runs)
+
+    assert run() == 4
+    assert run() == 5  # compiled, it is only begun
+
+
 @pytest.mark.parametrize("steps", [0, -1, 2.0, True])
 def test_number_of_steps(steps):
     with pytest.raises(ValueError, match="num_steps must be a positive int"):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms import _jax
-from vipp_transforms.packing import Layout, cut
+from vipp_transforms.layout import Layout, cut
 
 
 @jax.tree_util.register_pytree_node_class
@@ -62,6 +62,24 @@ class Ravelled:
             for s in self.layout.segments
         ]
         return jax.tree_util.tree_unflatten(self.layout.treedef, leaves)
+
+    def shapes(self) -> Any:
+        """The tree of the leaves' shapes and dtypes."""
+        keys = iter(self.keys)
+        dtypes = (
+            (self.vectors[s.vector] if s.vector in self.vectors else next(keys)).dtype
+            for s in self.layout.segments
+        )
+        shapes = (s.shape for s in self.layout.segments)
+        leaves = list(map(jax.ShapeDtypeStruct, shapes, dtypes))
+        return jax.tree_util.tree_unflatten(self.layout.treedef, leaves)
+
+    def all_vectors(self) -> dict[str, Any]:
+        """Those of :meth:`Layout.ravel`, within a traced function: nothing is taken apart."""
+        keys = iter(self.keys)
+        segments = enumerate(self.layout.segments)
+        by_number = {n: next(keys) for n, s in segments if s.vector not in self.vectors}
+        return self.vectors | self.layout.vectors_of(by_number)
 
     def tree(self) -> Any:
         """The tree itself, each leaf where its vector is."""

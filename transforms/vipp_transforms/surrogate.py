@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vipp_transforms import _jax
 from vipp_transforms.evaluation import Evaluation
 from vipp_transforms.flattening import flatten
+from vipp_transforms.kept_trace import keep, kept
 from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate, value_of
 from vipp_transforms.loop_distribution import evaluator
@@ -82,8 +83,7 @@ def packed_estimate(
     Returns:
       The estimate, and what ``then`` returns.
     """
-    with noting_sums() as sums:
-        traced, planned = derive(fn, args, kwargs)
+    traced, planned, sums = _derived(fn, args, kwargs)
     if planned is None:
         check_keys(traced.closed)
         outs = (_once if sums else _packed)(traced.closed, traced.arrays)
@@ -97,6 +97,20 @@ def packed_estimate(
             return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), outs)
     value, aux, updates = _evaluated(traced, planned)
     return value, then(aux, updates)
+
+
+def _derived(
+    fn: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[Traced, Plan | None, list[str]]:
+    """A program, its plan if it has one, and the sites that are summed out in it."""
+    found = kept(fn, args, kwargs)
+    if found is not None:
+        return found[0], None, found[1]
+    with noting_sums() as sums:
+        traced, planned = derive(fn, args, kwargs)
+    if planned is None:
+        keep(fn, args, kwargs, traced, sums)
+    return traced, planned, sums
 
 
 def _then(then: Callable[[Any, Updates], Any], planned: Plan) -> tuple[jax.Array, Any]:

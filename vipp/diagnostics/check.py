@@ -212,7 +212,10 @@ def check(model: Any, guide: Any, objective: Any, *args: Any, **kwargs: Any) -> 
     with uncompiled():
         with checked.running(args, kwargs):
             state = svi.init(key, *args, **kwargs)
-        check_made_of_free(model, guide, svi.get_params(state), args, kwargs)
+        check_made_of_free(
+            model, guide, svi.get_params(state), args, kwargs,
+            drawn=checked.guide.sites, scored=checked.model.sites,
+        )  # fmt: skip
     mutable = {**(state.mutable_state or {}), **objective.init_state()}
 
     def loss(params: Any) -> jax.Array:

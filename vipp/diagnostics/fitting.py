@@ -34,16 +34,13 @@ def check_autoguide(
     """An autoguide has continuous sites alone to draw, and data that it can start from."""
     if not isinstance(guide, AutoGuide):
         return
+    if guide.prototype_trace is not None:  # it has its start: the model's own run looks at the data
+        for site in guide.prototype_trace.values():
+            _check_continuous(guide, site)
+        return
 
     def look(site: Site) -> None:
-        if is_latent(site) and site["fn"].support is not None and site["fn"].is_discrete:
-            raise CheckError(
-                site["name"],
-                f"a discrete site ({kind(site['fn'])}) under {type(guide).__name__}",
-                "continuous sites",
-                "sum it out with vipp.marginal(model, keep=[...], exact=True), and make the "
-                "autoguide of that",
-            )
+        _check_continuous(guide, site)
         if is_data(site):  # it would look for a start, in vain
             check_observation(site)
             check_scale(site)
@@ -52,6 +49,17 @@ def check_autoguide(
     enter = lambda msg: check_minibatch_size(msg) if msg["type"] == "plate" else None
     with block(), subsampling(), seed(rng_seed=0):
         Watched(guide.model, "model", look, enter)(*args, **kwargs)
+
+
+def _check_continuous(guide: AutoGuide, site: Site) -> None:
+    if is_latent(site) and site["fn"].support is not None and site["fn"].is_discrete:
+        raise CheckError(
+            site["name"],
+            f"a discrete site ({kind(site['fn'])}) under {type(guide).__name__}",
+            "continuous sites",
+            "sum it out with vipp.marginal(model, keep=[...], exact=True), and make the "
+            "autoguide of that",
+        )
 
 
 def check_drawn(site: Site, of_guide: Sites) -> None:

@@ -37,6 +37,9 @@ def check_made_of_free(
     params: Mapping[str, Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    *,
+    drawn: Mapping[str, Site],
+    scored: Mapping[str, Site],
 ) -> None:
     """Both programs are run with parameters of either sign, and the choices that they made before.
 
@@ -46,26 +49,31 @@ def check_made_of_free(
       params: where training starts, constrained.
       args: arguments of both.
       kwargs: keyword arguments of both.
+      drawn: the sites of a run of the guide before.
+      scored: those of a run of the model on what it drew.
 
     Raises:
       CheckError: naming a parameter, and the site whose scale or probability it makes impossible.
     """
-    first = rerun(guide, params, args, kwargs)
-    drawn = {n: s["value"] for n, s in first.items() if s["type"] == "sample"}
-    guides, at_start = ([], []) if isinstance(guide, AutoGuide) else ([guide], [*first.values()])
-
-    def run(programs: list[Any], values: Mapping[str, Any]) -> list[Site]:
-        given = {**params, **drawn, **values}
-        return [s for p in programs for s in rerun(p, given, args, kwargs).values()]
-
-    sites = at_start + run([model], {})
-    free = {s["name"]: s["value"] for s in sites if s["type"] == "param" and is_free(s)}
+    guides, at_start = ([], []) if isinstance(guide, AutoGuide) else ([guide], [*drawn.values()])
+    sites = at_start + [*scored.values()]
+    free = {
+        s["name"]: params.get(s["name"], s["value"])
+        for s in sites
+        if s["type"] == "param" and is_free(s)
+    }
     concrete = all(map(not_jax_tracer, jax.tree.leaves([s["value"] for s in sites])))
     if not free or not concrete or any(s["type"] == "mutable" for s in sites):
         return
+    values = {n: s["value"] for n, s in drawn.items() if s["type"] == "sample"}
+
+    def run(moved: Mapping[str, Any]) -> list[Site]:
+        given = {**params, **values, **moved}
+        programs = [*guides, model]
+        return [s for p in programs for s in rerun(p, given, args, kwargs).values()]
+
     before = {(o.site, o.argument) for o in _outside(sites)}
-    moves = lambda values: _outside(run([*guides, model], values))
-    found = lambda values: [o for o in moves(values) if (o.site, o.argument) not in before]
+    found = lambda moved: [o for o in _outside(run(moved)) if (o.site, o.argument) not in before]
     for sign in (-1.0, 1.0):
         far = lambda x, sign=sign: sign * (jnp.abs(x) + _FAR)
         moved = {n: jax.tree.map(far, value) for n, value in free.items()}

@@ -19,6 +19,7 @@ from vipp.training.identity import identity, structure
 from vipp_transforms import packing
 from vipp_transforms.drawing_ahead import ahead
 from vipp_transforms.flattening import LARGEST
+from vipp_transforms.layout import Layout, cut
 from vipp_transforms.ravelled import Ravelled
 from vipp_transforms.sites import lane_key_p
 
@@ -110,8 +111,8 @@ def _training(svi: SVI, args: Any, kwargs: Any, *, at_once: bool) -> Callable[..
     """
 
     def run(given: SVIState | Ravelled, steps: Any) -> tuple[Any, Any, Any, Any]:
-        state = given.inside() if isinstance(given, Ravelled) else given
-        one = _stepping(_update(svi, args, kwargs), state, at_once=at_once)
+        like = given.shapes() if isinstance(given, Ravelled) else given
+        one = _stepping(_update(svi, args, kwargs), like, at_once=at_once)
 
         def block(carry: Any) -> Any:
             begin, state, limit, losses = carry
@@ -137,7 +138,7 @@ def _training(svi: SVI, args: Any, kwargs: Any, *, at_once: bool) -> Callable[..
             block,
             (
                 jnp.zeros((), int),
-                one.pack(state),
+                one.pack(given),
                 jnp.asarray(steps),
                 jnp.zeros(MOST_STEPS_AT_ONCE),
             ),
@@ -214,7 +215,7 @@ class _Stepping(NamedTuple):
 
     Attributes:
       update: ``(state, noise) -> (state, loss, ok)``.
-      pack: of a state, the loop's.
+      pack: of a state, ravelled or not, the loop's.
       unpack: of the loop's state, a state.
       leave: the same for :func:`state_of`, outside of the compiled program.
       draw: of the loop's state, the noise of a block along a first axis, if it is drawn at once.
@@ -249,7 +250,7 @@ def _stepping(update: Callable[[Any], Any], state: Any, *, at_once: bool = False
 
     Args:
       update: of a state.
-      state: one.
+      state: one, or its shapes and dtypes.
       at_once: whether to draw the noise of many steps at once, if it is little.
     """
     with packing.around():
@@ -260,13 +261,11 @@ def _stepping(update: Callable[[Any], Any], state: Any, *, at_once: bool = False
         program = packing.flatten(closed, final=True, sums=False, identities=_SPENT)
     first = ahead(program) if at_once else None
     rest = program if first is None else first.rest
-    layout = packing.Layout(state)
+    layout = Layout(state)
     if packed:
         evaluate = packing.evaluated
         unpack, leave = layout.unravel, partial(Ravelled.of, layout)
-        keys_of = lambda vectors, at: packing.cut(
-            vectors[layout.segments[at].vector], layout.segments[at]
-        )
+        keys_of = lambda vectors, at: cut(vectors[layout.segments[at].vector], layout.segments[at])
     else:
         evaluate = packing.one_by_one
         unpack = leave = partial(jax.tree.unflatten, jax.tree.structure(state))
@@ -284,7 +283,11 @@ def _stepping(update: Callable[[Any], Any], state: Any, *, at_once: bool = False
     def draw(carried: Any) -> list[Any]:
         return first.draw(evaluate, [keys_of(carried, at) for at in first.keys]) if first else []
 
-    pack = layout.ravel if packed else jax.tree.leaves
+    def pack(given: SVIState | Ravelled) -> Any:
+        if packed:
+            return given.all_vectors() if isinstance(given, Ravelled) else layout.ravel(given)
+        return jax.tree.leaves(given.inside() if isinstance(given, Ravelled) else given)
+
     return _Stepping(step, pack, unpack, leave, draw, first.count if first else _BLOCK)
 
 

@@ -32,8 +32,16 @@ from vipp.training.restarts import Several, keys_of
 from vipp.training.result import FitResult, NonFiniteError
 from vipp.training.run import Run
 from vipp.training.same_run import digest
-from vipp.training.start import check_held_out, continued, initialised, strongly_typed, unmoved
+from vipp.training.start import (
+    Runs,
+    check_held_out,
+    continued,
+    initialised,
+    strongly_typed,
+    unmoved,
+)
 from vipp.training.without_optimiser import check_goes_without_optimiser
+from vipp_transforms.kept_trace import Kept, keeping_traces, traced_before
 from vipp_transforms.uncompiled import uncompiled
 
 
@@ -154,13 +162,11 @@ def fit(
         check_goes_without_optimiser(objective, num_restarts, batches)
     keys = keys_of(rng_key, num_restarts, init_state)
     args, kwargs, validate = as_jax((args, kwargs, validate))
-    rest, batch = args, ()
-    if batches is not None:
-        batch, batches = first_of(batches)
-        args = (*as_jax(batch), *args)
+    rest, (batch, batches) = args, ((), None) if batches is None else first_of(batches)
+    args = (*as_jax(batch), *rest)
     check_calls(model, guide, args, kwargs, inspect.signature(fit).parameters)
     with uncompiled():
-        svi, state = initialised(
+        svi, state, runs = initialised(
             keys[0], objective, model, guide, optim or averaged_adam, here(args), kwargs,
             init_params, in_batches=batches is not None,
         )  # fmt: skip
@@ -169,9 +175,10 @@ def fit(
         state = state if automatic is None else searching(state)
         key = jax.random.fold_in(rng_key, 1)
     bound = jax.tree_util.Partial(guide, *here(args), **kwargs)
-    patience = None if stop is None else Patience(stop)
+    patience = stop and Patience(stop)
     run = Run(svi, optim, bound, state, rest, kwargs, key, patience, automatic, num_steps)
-    warn_without_gradient("fit", run.compiled.fact(unmoved, args, kwargs, state), stacklevel=2)
+    traced = _looked_at(run, args, kwargs, runs)
+    del runs  # as large as the data
     if log_every is None and (metrics or any(x is not None for x in (validate, callback, stop))):
         log_every = max(1, num_steps // 100)
     between = Between(log_every, validate, metrics, callback, None, checkpoint_every, first=batch)
@@ -181,10 +188,19 @@ def fit(
     def one(run: Run | Several, folder: str | os.PathLike[str] | None) -> None:
         if where is not None:
             run.share_out(where, args)
-        with contextlib.nullcontext() if folder is None else Checkpoints(folder, named) as saving:
+        saved = contextlib.nullcontext() if folder is None else Checkpoints(folder, named)
+        with traced_before(traced), saved as saving:
             _train(run, replace(between, checkpoints=saving), num_steps, progress_bar, batches)
 
     return _outcome(run, keys, one, checkpoint, init_params, args, validate)
+
+
+def _looked_at(run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], runs: Runs) -> Kept:
+    """Look for parameters that nothing moves: the program that was traced for that, to be used."""
+    with keeping_traces() as traced:
+        still = run.compiled.fact(unmoved, args, kwargs, run.state, runs)
+    warn_without_gradient("fit", still, stacklevel=3)
+    return traced
 
 
 def _outcome(

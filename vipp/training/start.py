@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from numpyro.infer.svi import SVIState
 from vipp.diagnostics.check import Checked
 from vipp.diagnostics.free_parameters import check_made_of_free
 from vipp.diagnostics.gradients import without_gradient
+from vipp.diagnostics.records import Site
 from vipp.language.bias import noting_biased, warn_of_biased_objective
 from vipp.language.mistake import CheckError
 from vipp.language.names import close
@@ -22,6 +23,13 @@ from vipp.objectives.objective import Objective
 from vipp.training.mesh import here
 from vipp.training.metrics import loss_at
 from vipp_transforms.uncompiled import uncompiled
+
+
+class Runs(NamedTuple):
+    """The sites of a run of each program, the model's on what the guide drew."""
+
+    drawn: Mapping[str, Site]
+    scored: Mapping[str, Site]
 
 
 def initialised(
@@ -35,8 +43,8 @@ def initialised(
     init_params: dict[str, Any] | None,
     *,
     in_batches: bool,
-) -> tuple[SVI, SVIState]:
-    """The programs as NumPyro's SVI trains them, and its state before the first step.
+) -> tuple[SVI, SVIState, Runs]:
+    """The programs as NumPyro's SVI trains them, its state before the first step, and their runs.
 
     Args:
       rng_key: a PRNG key.
@@ -64,7 +72,8 @@ def initialised(
     if objective.biased:
         warn_of_biased_objective("fit", repr(objective), objective.biased, stacklevel=3)
     mutable = {**(state.mutable_state or {}), **objective.init_state()}
-    return svi, state._replace(mutable_state=mutable or None)
+    runs = Runs(checked.guide.sites, checked.model.sites)
+    return svi, state._replace(mutable_state=mutable or None), runs
 
 
 def _check_params(params: Any) -> None:
@@ -105,15 +114,17 @@ def check_held_out(
         raise CheckError(error.site, got, error.expected, error.fix) from error
 
 
-def unmoved(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState], list[str]]:
+def unmoved(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState, Runs], list[str]]:
     """A function of a state: the parameters that training does not move, by name.
 
     It raises ``CheckError`` if training may move one to where it makes a distribution impossible.
     """
 
     @uncompiled()
-    def names(state: SVIState) -> list[str]:
-        check_made_of_free(svi.model, svi.guide, svi.get_params(state), here(args), kwargs)
+    def names(state: SVIState, runs: Runs) -> list[str]:
+        check_made_of_free(
+            svi.model, svi.guide, svi.get_params(state), here(args), kwargs, **runs._asdict()
+        )
         loss = loss_at(svi, args, kwargs, state)
         raw = svi.optim.get_params(state.optim_state)
         return without_gradient(lambda raw: loss(raw, state.rng_key), raw)

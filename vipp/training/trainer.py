@@ -70,7 +70,7 @@ def trainer(
     def train(rng_key: jax.Array, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], jax.Array]:
         check_key("trainer", rng_key)
         args, kwargs = as_jax((args, kwargs))
-        svi, state = initialised(
+        svi, state, _ = initialised(
             rng_key, objective, model, renewed(guide), optim, args, kwargs, init_params,
             in_batches=False,
         )  # fmt: skip
