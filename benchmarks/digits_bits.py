@@ -82,12 +82,15 @@ ESTIMATORS = {
     "vipp ARMS(8)": (vipp.ELBO(), vipp.ARMS(8)),
     "vipp double control variates(8)": (vipp.ELBO(), DOUBLE),
     "vipp double control variates(16)": (vipp.ELBO(), vipp.DoubleControlVariates(16)),
+    "vipp fitted control variates(16)": (vipp.ELBO(), vipp.FittedControlVariates(16)),
     "NumPyro TraceGraph_ELBO": (TraceGraph_ELBO(), None),
 }
 TWINS = {  # what evaluates the same
     **{f"vipp leave-one-out({n})": f"by hand: leave-one-out({n})" for n in LOO},
     "vipp ARMS(8)": "by hand: ARMS(8)",
     "vipp double control variates(8)": "by hand: double control variates(8)",
+    DEFAULT: "by hand: fitted slope and divergence(8)",
+    "vipp fitted control variates(16)": "by hand: fitted slope and divergence(16)",
 }
 
 

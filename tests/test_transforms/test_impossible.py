@@ -77,7 +77,7 @@ def test_a_category_that_cannot_be_is_no_part_of_a_relaxation(estimator):
 @pytest.mark.parametrize(
     "estimator",
     [vt.DisARM(), vt.ARM(), vt.ARMS(3), vt.REBAR(), vt.ReSTE(), vt.MeasureValued(),
-     vt.DoubleControlVariates(3)],
+     vt.DoubleControlVariates(3), vt.FittedControlVariates(3)],
     ids=lambda e: type(e).__name__,
 )  # fmt: skip
 def test_certain_lanes(estimator):

@@ -13,6 +13,7 @@ FIRST = {
     "disarm": vt.DisARM(),
     "arm": vt.ARM(),
     "double": vt.DoubleControlVariates(2),
+    "fitted": vt.FittedControlVariates(3),
     "local": vt.LocalExpectation(),
     "measure": vt.MeasureValued(),
     "rebar": vt.REBAR(),

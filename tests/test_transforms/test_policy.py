@@ -9,7 +9,7 @@ import pytest
 import vipp_transforms as vt
 
 KEY = jax.random.key(0)
-FALLBACK, SLOPES = vt.ScoreFunction(8, "leave_one_out"), vt.DoubleControlVariates(8)
+FALLBACK, SLOPES = vt.ScoreFunction(8, "leave_one_out"), vt.FittedControlVariates(8)
 
 
 def choices(fn):
@@ -101,7 +101,7 @@ def wide(**limits):
     [
         (hidden, FALLBACK, "8 samples, of"),
         (wide, SLOPES, "numbers each, which have slopes"),
-        (lambda: wide(max_samples=16), vt.DoubleControlVariates(16), "16 samples, of 2,0"),
+        (lambda: wide(max_samples=16), vt.FittedControlVariates(16), "16 samples, of 2,0"),
         (lambda: wide(max_numbers=2**23), vt.ScoreFunction(4, "leave_one_out"), "4 samples"),
         (lambda: wide(max_samples=2), vt.ScoreFunction(2, "leave_one_out"), "2 samples"),
     ],

@@ -143,6 +143,37 @@ def test_what_is_no_float_of_the_draw_has_no_slope(exact):
     np.testing.assert_allclose(double, loo, rtol=0.1)
 
 
+def learned(theta, rv):
+    """A divergence, and what it offsets once the guide has learned it: all lanes, by a table."""
+    table = jax.nn.log_softmax(jnp.stack([theta, -theta, 0.5 * theta], -1))
+    fixed = jax.lax.stop_gradient(table)
+    here = jnp.arange(3), rv("z", dist.Categorical(logits=table))
+    return jnp.log(jnp.prod(jnp.exp(fixed[here]))) - table[here].sum()
+
+
+@pytest.mark.parametrize("program", [hands, learned])
+def test_fitted_coefficients_leave_no_variance(exact, program):
+    """What is linear in a choice, or offsets its divergence, has none; coefficients are exact."""
+    theta = [0.3, -0.2, 0.1]
+    of = lambda e: variance(exact, program, e, theta, 1_000).max()
+    fitted, loo = map(of, (vt.FittedControlVariates(8), vt.ScoreFunction(8, "leave_one_out")))
+    assert fitted < 1e-5 * loo
+
+
+def rows(theta, rv):
+    """Two rows of one bit, which is not summed as a later choice was drawn beside it."""
+    z = rv("z", dist.Bernoulli(logits=theta))
+    y = rv("y", dist.Bernoulli(logits=0.5 * theta))
+    return (jnp.exp(z * (1.0 + y)) * jnp.array([1.0, 30.0]) + 100.0).sum() - (theta * z).sum()
+
+
+def test_fitted_coefficients_are_unbiased_in_single_precision(exact):
+    """Where all other draws are equal, rounding may not tell which draw was left out."""
+    estimators = {"z": vt.FittedControlVariates(3), "y": vt.Enumerate()}
+    theta = jnp.array([0.3, -0.4], jnp.float32)
+    exact.check(rows, theta, estimators, orders=1, rtol=1e-5, compiled=True)
+
+
 TAYLOR, PAIR = vt.Pathwise(control_variate="taylor"), vt.Pathwise(2, antithetic=True)
 REAL = np.array([0.3, -0.4, 0.1, 0.2])
 

@@ -39,7 +39,7 @@ def test_defaults_and_their_reasons():
     assert "no finite support" in table["n"].reason
     assert "leave_one_out" in table["n"].estimator
     # 27 joint values of the mixed lanes are more than the default enumerates
-    assert "3^3" in table["k"].reason and "DoubleControl" in table["k"].estimator
+    assert "3^3" in table["k"].reason and "FittedControl" in table["k"].estimator
 
 
 def test_what_was_asked_for():

@@ -10,8 +10,8 @@ from vipp_transforms.checks import positive_int
 from vipp_transforms.dependence import Dependences
 from vipp_transforms.elimination import Elimination
 from vipp_transforms.estimators.base import Degree, Estimator, Policy, SiteInfo, Traits, estimator
-from vipp_transforms.estimators.double_control_variates import DoubleControlVariates
 from vipp_transforms.estimators.enumerate import Enumerate, joint_size
+from vipp_transforms.estimators.fitted_control_variates import FittedControlVariates
 from vipp_transforms.estimators.pathwise import Pathwise
 from vipp_transforms.estimators.score_function import ScoreFunction
 from vipp_transforms.repeated import numbers_again
@@ -23,7 +23,7 @@ from vipp_transforms.terms import Split
 
 @estimator
 class Automatic(Policy):
-    """Choose among :class:`Enumerate`, :class:`DoubleControlVariates` and leave-one-out.
+    """Choose among :class:`Enumerate`, :class:`FittedControlVariates` and leave-one-out.
 
     Enumeration is chosen where the joint support of the lanes that some term mixes is at most
     ``max_support``, as long as no term is evaluated at more than ``max_evaluations`` combinations
@@ -32,7 +32,7 @@ class Automatic(Policy):
     Otherwise there are ``max_samples`` samples, or half or a quarter of them where each has so much
     evaluated again that it would not fit: the variance of leave-one-out falls like
     ``1 / (samples - 1)``, so that times the time of a gradient it is less the more there are.
-    Double control variates are chosen for a finite support of which some term mixes lanes and
+    Fitted control variates are chosen for a finite support of which some term mixes lanes and
     computes with them, if there are at least 8 samples; the score function with a leave-one-out
     baseline elsewhere.
 
@@ -71,7 +71,7 @@ class Automatic(Policy):
 
 
 _FALLBACK = ScoreFunction(num_samples=2, baseline="leave_one_out")
-_SLOPES_PAY = 8  # samples: of fewer, slopes that say little add more noise than they take
+_SLOPES_PAY = 8  # samples: coefficients fitted to fewer add more noise than they take
 
 
 def default(reparameterised: bool) -> Estimator | Policy:
@@ -147,7 +147,7 @@ def _sample(
         count, choice = counts[site.index], choices[site.index]
         why = f"{choice.reason}; {count} samples, of {again:,} numbers each"
         if site.var in reached:
-            made, why = DoubleControlVariates(count), f"{why}, which have slopes"
+            made, why = FittedControlVariates(count), f"{why}, which have slopes"
         else:
             made = ScoreFunction(count, "leave_one_out")
         choices[site.index] = choice._replace(estimator=made, reason=why)

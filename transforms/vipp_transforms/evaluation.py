@@ -16,6 +16,7 @@ from vipp_transforms.entries import counted, permute, possible
 from vipp_transforms.estimators.base import Axis, Term
 from vipp_transforms.estimators.enumerate import lane_numbers
 from vipp_transforms.expansion import Potentials, at_term, expanded, of_units
+from vipp_transforms.fitted import drawn_leaves, with_functions
 from vipp_transforms.lane import MIXED
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
 from vipp_transforms.orders import limited
@@ -104,12 +105,13 @@ class Evaluation:
                 nodes[slope.var] = Node(self._carried[site.index], partial(self._slope, site))
         evaluate(eqns, self.env, self.axes, nodes, needed, names_of)
         terms = dict(enumerate(self._leaf_terms()))
+        self.potentials.update(with_functions(self))
         done = {k for s in self.summed for k in s.leaves}
         for first, *more in self._together(elimination.steps):
             numbers = [k for s in (first, *more) for k in s.members if k in terms]
             before = [terms.pop(k) for k in numbers if k in done]
             members = [terms.pop(k) for k in numbers if k not in done]
-            parts = [self._arrange(self._averaged(first, x), first.layout) for x in before]
+            parts = [self.arranged(self._averaged(first, x), first.layout) for x in before]
             parts += [self._contract(first, members)] if members else []
             terms[first.result] = self.axes.add(parts)
         total = jnp.zeros((), self.plan.program.out.aval.dtype)
@@ -142,9 +144,9 @@ class Evaluation:
             atoms += [v for i, v in enumerate(eqn.invars) if i not in operands]
         for site in self.plan.program.sites.values():
             atoms += [site.key, *site.leaves, site.var]
-        return atoms
+        return [*atoms, *drawn_leaves(self.plan)]
 
-    def _leaves(self, site: Site) -> list[Lifted]:
+    def leaves_of(self, site: Site) -> list[Lifted]:
         """The leaves of a site's distribution, then those of its estimator."""
         values = [value_of(self.env, v) for v in site.leaves]
         for i in range(len(site.parameters), len(values)):  # not for the objective's gradient
@@ -207,7 +209,7 @@ class Evaluation:
             return Node(names, lambda env: self._every_value(each))
 
         def make(env: Env) -> Lifted:
-            leaves = self._leaves(site)
+            leaves = self.leaves_of(site)
             found = expanded(
                 site, each.estimator, each.info, axis, self.axes, [env[site.key]], leaves
             )
@@ -239,7 +241,7 @@ class Evaluation:
         choice, keys, leaves = (
             self.plan.choices[site.index],
             self._keys(site, axis),
-            self._leaves(site),
+            self.leaves_of(site),
         )
         if self.draws is not None:
             names = self.axes.union([*keys, *leaves])
@@ -277,17 +279,19 @@ class Evaluation:
         parts = self.plan.split
         scale = weights(parts, self.plan.program.out, lambda v: value_of(self.env, v).array)
         terms = [
-            self._arrange(value_of(self.env, leaf), how, weight)
+            self.arranged(value_of(self.env, leaf), how, weight)
             for leaf, how, weight in zip(
                 self._leaf_atoms, self.plan.elimination.leaves, scale, strict=True
             )
         ]
+        self.at_values, self.scale = list(terms), scale
         for each in self.summed:
             for k in each.leaves:
-                terms[k] = self._sum_over_lane(each, terms[k], self.plan.elimination.leaves[k].form)
+                terms[k] = self.sum_over_lane(each, terms[k], self.plan.elimination.leaves[k].form)
         return terms
 
-    def _sum_over_lane(self, each: Summed, term: Lifted, form: Form) -> Lifted:
+    def sum_over_lane(self, each: Summed, term: Lifted, form: Form) -> Lifted:
+        """A term of single lanes at all values of them, weighed by their probabilities."""
         lanes, ndim = form.depends[each.site.index], len(form.shape)
         given = self._lane_potentials[each.site.index]
         own, tree = at_term(given, each.info, each.axis, self.axes, lanes, ndim)
@@ -296,7 +300,7 @@ class Evaluation:
         made = _term(value, tree.unflatten(given), each.axis, 1, each.info)
         return Lifted(each.estimator.contract(made), names)
 
-    def _arrange(self, value: Lifted, how: Layout, weight: Any = 1.0) -> Lifted:
+    def arranged(self, value: Lifted, how: Layout, weight: Any = 1.0) -> Lifted:
         """Weigh, sum over the axes that no site's lanes lie along, and order the others."""
         x, named = value.array, len(value.axes)
         if not (isinstance(weight, float) and weight == 1.0):
@@ -334,7 +338,7 @@ class Evaluation:
         lifted = Lifted(result, names)
         if axis is not None and axis.shared:
             lifted = self.axes.named(lifted, axis.name, at=0)
-        return self._arrange(self._averaged(step, lifted), step.layout)
+        return self.arranged(self._averaged(step, lifted), step.layout)
 
     def _lined_up(self, operands: list[Lifted], axis: Axis | None) -> tuple[list[Any], Any]:
         """Give all operands the same named axes, those behind the estimator's own if it has one."""
@@ -376,7 +380,7 @@ class Evaluation:
 
     def log_prob(self, site: Site, value: Lifted | None = None) -> Lifted:
         """The log density of a site at ``value`` (its own values), one entry per lane."""
-        values = [self.env[site.var] if value is None else value, *self._leaves(site)]
+        values = [self.env[site.var] if value is None else value, *self.leaves_of(site)]
         # a setting has no gradient here, and a parameter may be replaced
         parameters = site.parameters if self.leaves is None else [None for _ in site.parameters]
         atoms = [site.var if value is None else None, *parameters, *(None for _ in site.settings)]

@@ -19,7 +19,7 @@ _MOST_EVALUATIONS = 256
 # the most promising first, in case that time runs out
 _SUMS = (vt.Enumerate(), vt.LocalExpectation())
 _SCORES = tuple(vt.ScoreFunction(n, "leave_one_out") for n in (2, 8, 4))
-_SLOPES = (vt.DoubleControlVariates(8),)
+_SLOPES = (vt.FittedControlVariates(8), vt.DoubleControlVariates(8))
 _PAIRS = (vt.DisARM(), vt.ARMS(num_samples=8))
 _WEAK = (vt.MeasureValued(),)
 _BIASED = (vt.ReinMax(), vt.GumbelSoftmax())

@@ -6,6 +6,7 @@ from vipp_transforms.estimators.arms import ARMS
 from vipp_transforms.estimators.disarm import ARM, DisARM
 from vipp_transforms.estimators.double_control_variates import DoubleControlVariates
 from vipp_transforms.estimators.enumerate import Enumerate
+from vipp_transforms.estimators.fitted_control_variates import FittedControlVariates
 from vipp_transforms.estimators.gumbel_softmax import GumbelSoftmax
 from vipp_transforms.estimators.local_expectation import LocalExpectation
 from vipp_transforms.estimators.measure_valued import MeasureValued
@@ -25,6 +26,7 @@ __all__ = [
     "DisARM",
     "DoubleControlVariates",
     "Enumerate",
+    "FittedControlVariates",
     "GumbelSoftmax",
     "Learned",
     "LocalExpectation",

@@ -34,6 +34,8 @@ class Traits(NamedTuple):
       exhaustive: whether it sums over all values, so that choices may be summed out in any order.
       sloped: whether it has a use for the derivative of the program in the value drawn, though that
         is discrete (:attr:`Expansion.slope`).
+      fitted: whether, after its own potential, it has for each of some functions of the draw what
+        that is off its mean, zero with the derivative of its mean, and its variance.
       polynomial: whether it asks of which degree the terms are, :attr:`SiteInfo.degree`.
     """
 
@@ -45,6 +47,7 @@ class Traits(NamedTuple):
     direct: bool = False
     exhaustive: bool = False
     sloped: bool = False
+    fitted: bool = False
     polynomial: bool = False
 
 
