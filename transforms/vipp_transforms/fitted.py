@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms.elimination import Form
+from vipp_transforms.estimators._linear import direction, support_of
 from vipp_transforms.expansion import Potentials
 from vipp_transforms.lane import Apart
 from vipp_transforms.lifting import Lifted
-from vipp_transforms.mean_slopes import mean_slopes, support_of
+from vipp_transforms.mean_slopes import mean_slopes
 from vipp_transforms.seen_slopes import slopes_of
 from vipp_transforms.single_lanes import Summed
 from vipp_transforms.source import LaneSource
@@ -86,14 +87,15 @@ def _slope(evaluation: Any, site: Site, slope: jax.Array) -> tuple[Lifted, ...]:
     key = evaluation.env[site.key]
 
     def functions(here: Any, x: jax.Array, slope: jax.Array) -> tuple[jax.Array, ...]:
-        rank, values, probs = support_of(here.distribution, support)
+        values, probs = support_of(here.distribution, support, jnp.result_type(float))
+        rank = probs.ndim - len(here.distribution.batch_shape) - 1
         events = tuple(range(-rank, 0))
         inner = lambda y: (slope * y).sum(events) if events else slope * y
         weights = probs.reshape(probs.shape[: probs.ndim - rank])
         products = jnp.stack([inner(v) for v in values])
         mean = (weights * products).sum(0)
         squares = (products - mean[None]) ** 2
-        return inner(x) - stop(mean), mean - stop(mean), stop((weights * squares).sum(0))
+        return inner(x) - stop(mean), direction(mean), stop((weights * squares).sum(0))
 
     def one(key: Any, x: jax.Array, *leaves: Any) -> list[jax.Array]:
         source = LaneSource(site.template, site.lanes, key, leaves)
@@ -115,5 +117,5 @@ def _lane(evaluation: Any, each: Summed, number: int) -> tuple[Lifted, ...]:
     squares = Lifted((every - stop(middle)) ** 2, evaluation.axes.union([fixed, mean]))
     away = Lifted(stop(draws - centre), names)
     spread = evaluation.sum_over_lane(each, squares, how.form)
-    direction = mean._replace(array=mean.array - stop(mean.array))
-    return away, direction, spread._replace(array=stop(spread.array))
+    moved = mean._replace(array=direction(mean.array))
+    return away, moved, spread._replace(array=stop(spread.array))

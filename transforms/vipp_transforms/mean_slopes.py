@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax, lifting
+from vipp_transforms.estimators._linear import support_of
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
 from vipp_transforms.plan import Plan
 from vipp_transforms.slopes import Slope, Sloped
@@ -77,18 +78,8 @@ def _off(site: Site, shift: jax.Array, env: Env) -> Lifted:
     support = site.template.support
 
     def mean(here: Any) -> jax.Array:
-        _, values, probs = support_of(here.distribution, support)
+        values, probs = support_of(here.distribution, support, jnp.result_type(float))
         return (probs * values).sum(0)
 
     draw = env[site.var].array
     return Lifted(shift + stop(_source(site, env).map(mean) - draw))
-
-
-def support_of(distribution: Any, support: Any) -> tuple[int, jax.Array, jax.Array]:
-    """The event's rank, and of each lane the values and, shaped alike, their probabilities."""
-    batch, event = distribution.batch_shape, support.shape[1:]
-    values = jnp.asarray(support).reshape((-1, *(1,) * len(batch), *event))
-    values = jnp.broadcast_to(values, (len(values), *batch, *event))
-    probs = jnp.exp(jax.vmap(distribution.log_prob)(values))
-    values = values.astype(jnp.result_type(float))
-    return len(event), values, probs.reshape(probs.shape + (1,) * len(event))

@@ -70,6 +70,25 @@ def require_binary(site: SiteInfo, estimator: str) -> None:
         )
 
 
+def require_support(site: SiteInfo, estimator: str) -> None:
+    """Raise unless the site has a finite support, whose mean is known."""
+    if site.support is None:
+        raise SiteError(
+            f"Site '{site.name}': {estimator} needs a finite support that is known "
+            f"before compilation, got {site.kind}. Fix: use ScoreFunction(num_samples=8, "
+            "baseline='leave_one_out')."
+        )
+
+
+def support_of(distribution: Any, support: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Of each lane the values and, to be multiplied with them, their probabilities."""
+    batch, event = distribution.batch_shape, support.shape[1:]
+    values = jnp.asarray(support).reshape((-1, *(1,) * len(batch), *event))
+    values = jnp.broadcast_to(values, (len(values), *batch, *event))
+    probs = jnp.exp(jax.vmap(distribution.log_prob)(values))
+    return values.astype(dtype), probs.reshape(probs.shape + (1,) * len(event))
+
+
 def logit(distribution: Any) -> jax.Array:
     """Log odds of a binary distribution, whatever its parameters are; finite."""
     shape = distribution.batch_shape

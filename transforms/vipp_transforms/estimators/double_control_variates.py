@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from vipp_transforms.checks import positive_int
-from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators._linear import direction
+from vipp_transforms.estimators._linear import direction, require_support, support_of
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
@@ -73,12 +71,7 @@ class DoubleControlVariates(Estimator):
 
     def validate(self, site: SiteInfo) -> None:
         """A finite support, whose mean is known."""
-        if site.support is None:
-            raise SiteError(
-                f"Site '{site.name}': DoubleControlVariates needs a finite support that is known "
-                f"before compilation, got {site.kind}. Fix: use ScoreFunction(num_samples=8, "
-                "baseline='leave_one_out')."
-            )
+        require_support(site, "DoubleControlVariates")
 
     def sums_single(self, site: SiteInfo) -> bool:
         """Where a lane has no more values than are drawn, or not many more."""
@@ -114,9 +107,5 @@ class DoubleControlVariates(Estimator):
 
 def _mean(here: Local, site: SiteInfo, like: jax.Array) -> jax.Array:
     """The mean of each lane's draw."""
-    batch, event = here.distribution.batch_shape, site.event_shape
-    assert site.support is not None
-    values = site.support.reshape((-1, *(1,) * len(batch), *event))
-    values = jnp.broadcast_to(jnp.asarray(values, like.dtype), (len(values), *batch, *event))
-    weights = jnp.exp(jax.vmap(here.distribution.log_prob)(values))
-    return (weights.reshape(weights.shape + (1,) * len(event)) * values).sum(0)
+    values, probs = support_of(here.distribution, site.support, like.dtype)
+    return (probs * values).sum(0)

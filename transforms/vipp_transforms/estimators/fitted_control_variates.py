@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms.checks import positive_int
-from vipp_transforms.errors import SiteError
-from vipp_transforms.estimators._linear import direction
+from vipp_transforms.estimators._linear import direction, require_support
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
@@ -65,12 +64,7 @@ class FittedControlVariates(Estimator):
 
     def validate(self, site: SiteInfo) -> None:
         """A finite support, whose mean is known."""
-        if site.support is None:
-            raise SiteError(
-                f"Site '{site.name}': FittedControlVariates needs a finite support that is known "
-                f"before compilation, got {site.kind}. Fix: use ScoreFunction(num_samples=8, "
-                "baseline='leave_one_out')."
-            )
+        require_support(site, "FittedControlVariates")
 
     def sums_single(self, site: SiteInfo) -> bool:
         """Where a lane has no more values than are drawn, or not many more."""
