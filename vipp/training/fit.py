@@ -86,7 +86,8 @@ def fit(
       num_steps: at least 1; without an optimiser the most, those that only measure included.
       *args: arguments of model and guide. Arrays are inputs of the compiled loop, anything else is
         fixed when it is compiled. The loop is kept: training the same programs with the same
-        optimiser again, on arrays of the same shapes, compiles nothing.
+        optimiser again, or one made again of equal numbers, on arrays of the same shapes,
+        compiles nothing.
       batches: an iterable of tuples of positional arguments, one tuple a step, taken in turn; they
         come before ``args``. A list or loader is gone through again and again, an iterator once.
         Two batches are fetched ahead. The model's plates say how many data there are in all:
