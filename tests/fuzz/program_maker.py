@@ -14,6 +14,8 @@ CHEAP += 3 * ["vt.Enumerate()"]  # whose value shows most mistakes
 SEVERAL = [
     "vt.ScoreFunction(2)", "vt.ScoreFunction(2, 'leave_one_out')", "vt.ScoreFunction(1, 0.7)",
     "vt.ScoreFunction(3, 'leave_one_out')", "vt.DoubleControlVariates(2)", "vt.FittedControlVariates(3)", "vt.Automatic(max_samples=2)",
+    "vt.ScoreFunction(2, 'leave_one_out', differentiate='first')",
+    "vt.FittedControlVariates(3, differentiate='first')",
     "vt.Mix(vt.LocalExpectation(), vt.ScoreFunction(), weight=0.3)",
     "vt.Mix(vt.MeasureValued(), vt.ScoreFunction(1, 0.2), weight=0.6)",
 ]  # fmt: skip

@@ -99,6 +99,12 @@ ESTIMATORS = {
     "double2": Estimator(vt.DoubleControlVariates(2), 2, finite, expands=2),
     "double3": Estimator(vt.DoubleControlVariates(3), 3, finite, FEW, expands=3),
     "fitted3": Estimator(vt.FittedControlVariates(3), 3, finite, expands=3),
+    "fitted3-first": Estimator(
+        vt.FittedControlVariates(3, differentiate="first"), 3, finite, expands=3
+    ),
+    "score2-first": Estimator(
+        vt.ScoreFunction(2, "leave_one_out", differentiate="first"), 2, expands=2
+    ),
     "enumerate": Estimator(vt.Enumerate(), 0, finite, expands=4),
     "automatic": Estimator(vt.Automatic(max_samples=2), 2, expands=2),
     "local": Estimator(vt.LocalExpectation(), 1, finite, expands=4),

@@ -14,6 +14,8 @@ FIRST = {
     "arm": vt.ARM(),
     "double": vt.DoubleControlVariates(2),
     "fitted": vt.FittedControlVariates(3),
+    "fitted first": vt.FittedControlVariates(3, differentiate="first"),
+    "score first": vt.ScoreFunction(2, "leave_one_out", differentiate="first"),
     "local": vt.LocalExpectation(),
     "measure": vt.MeasureValued(),
     "rebar": vt.REBAR(),

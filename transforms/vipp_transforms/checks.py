@@ -17,6 +17,12 @@ def positive_int(what: str, value: Any) -> None:
         raise ValueError(f"{what} must be a positive int, got {value!r}.")
 
 
+def check_differentiate(what: str, value: Any) -> None:
+    """Raise unless ``value`` says at which draws to differentiate."""
+    if value not in ("all", "first"):
+        raise ValueError(f"{what}: differentiate must be 'all' or 'first', got {value!r}.")
+
+
 def number(what: str, value: Any, expected: str, holds: Callable[[Any], Any]) -> None:
     """Raise unless ``holds(value)``, where ``value`` is a number: no schedule, nothing traced.
 

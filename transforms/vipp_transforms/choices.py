@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from vipp_transforms.checks import positive_int
 from vipp_transforms.dependence import Dependences
@@ -34,7 +34,8 @@ class Automatic(Policy):
     ``1 / (samples - 1)``, so that times the time of a gradient it is less the more there are.
     Fitted control variates are chosen for a finite support of which some term mixes lanes and
     computes with them, if there are at least 8 samples; the score function with a leave-one-out
-    baseline elsewhere.
+    baseline elsewhere. Where each of more than two samples has at least 8,192 numbers evaluated
+    again, the program is differentiated at the first one alone: that is most of the time.
 
     Args:
       max_support: largest joint support of one site.
@@ -71,6 +72,7 @@ class Automatic(Policy):
 
 
 _FALLBACK = ScoreFunction(num_samples=2, baseline="leave_one_out")
+_DEAR = 2**13  # numbers: the derivative of a sample with fewer takes no time
 _SLOPES_PAY = 8  # samples: coefficients fitted to fewer add more noise than they take
 
 
@@ -146,10 +148,13 @@ def _sample(
     for site, _ in drawn:
         count, choice = counts[site.index], choices[site.index]
         why = f"{choice.reason}; {count} samples, of {again:,} numbers each"
+        where: Literal["all", "first"] = "first" if count > 2 and again >= _DEAR else "all"
         if site.var in reached:
-            made, why = FittedControlVariates(count), f"{why}, which have slopes"
+            made = FittedControlVariates(count, differentiate=where)
+            why = f"{why}, which have slopes"
         else:
-            made = ScoreFunction(count, "leave_one_out")
+            made = ScoreFunction(count, "leave_one_out", differentiate=where)
+        why = f"{why}; differentiated at the first" if where == "first" else why
         choices[site.index] = choice._replace(estimator=made, reason=why)
 
 

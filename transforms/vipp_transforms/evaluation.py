@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,15 +15,16 @@ from vipp_transforms.elimination import Form, Layout, Step
 from vipp_transforms.entries import counted, permute, possible
 from vipp_transforms.estimators.base import Axis, Term
 from vipp_transforms.estimators.enumerate import lane_numbers
-from vipp_transforms.expansion import Potentials, at_term, expanded, of_units
+from vipp_transforms.expansion import Potentials, at_term, expanded, numbers, of_units, sample_keys
+from vipp_transforms.first_draw import first_draws, forced_draws, scored_sites
 from vipp_transforms.fitted import drawn_leaves, with_functions
 from vipp_transforms.lane import MIXED
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
-from vipp_transforms.orders import limited
+from vipp_transforms.orders import held, limited
 from vipp_transforms.plan import Plan
 from vipp_transforms.sharing import call, evaluate
 from vipp_transforms.single_lanes import Summed, with_copies
-from vipp_transforms.sites import lifting, split_keys
+from vipp_transforms.sites import lifting
 from vipp_transforms.slopes import Sloped, usable
 from vipp_transforms.staging import Site, live
 from vipp_transforms.support_numbers import Numbers
@@ -41,8 +42,11 @@ class Evaluation:
         draw at random. Tests average over all values exactly this way.
       leaves: given a site and the values of its leaves, those to take for them; None for these.
       step: zero, along which estimates whose axis is a tangent are differentiated.
+      given: by index of a site, a draw that stands for all of its expansion.
 
     Attributes:
+      scored: the sites by whose potentials alone it is differentiated; all others if there are any
+        are so at the first of their draws (``first_draw.py``).
       drawn: by index of a site, the values that ``draws`` gave.
       credited: by index of a site, what was contracted over it.
     """
@@ -53,8 +57,11 @@ class Evaluation:
         draws: Callable[[Site, tuple[int, ...]], Any] | None = None,
         leaves: Leaves | None = None,
         step: Any = 0.0,
+        given: Mapping[int, Lifted] | None = None,
     ):
         self.plan, self.draws, self.leaves, self.step = planned, draws, leaves, step
+        self.given = given or {}
+        self.scored = frozenset() if given else scored_sites(planned)
         # a side computation may differentiate once more: the value that is returned is limited
         self.limited = leaves is None and isinstance(step, float)
         self.drawn: dict[int, Lifted] = {}
@@ -63,7 +70,8 @@ class Evaluation:
         self.axis_of: dict[int, Axis | None] = {}
         for site in planned.program.sites.values():
             choice = planned.choices[site.index]
-            axis = self.axis_of[site.index] = choice.estimator.axis(choice.site)
+            axis = None if site.index in self.given else choice.estimator.axis(choice.site)
+            self.axis_of[site.index] = axis
             if axis is not None:
                 self.axes.register(axis)
         self.summed = planned.summed
@@ -79,7 +87,7 @@ class Evaluation:
         for site in planned.program.sites.values():
             # a loop runs once for every trajectory: which one it is comes in as a number
             if site.loop is not None:
-                self.env[site.loop.trajectory] = self._trajectory(site)
+                self.env[site.loop.trajectory] = numbers(self.axis_of[site.index])
         self.potentials: dict[int, Potentials] = {}
         self._lane_potentials: dict[int, Potentials] = {}  # where single lanes are summed
         self._slopes: dict[int, Lifted] = {}
@@ -87,7 +95,12 @@ class Evaluation:
     def value(self) -> jax.Array:
         """The surrogate's value."""
         with lifting():
-            return self._value()
+            value = self._value()
+            if not self.scored:
+                return value
+            given, draws = first_draws(self), forced_draws(self)
+            at_first = Evaluation(self.plan, draws, self.leaves, self.step, given)._value()
+            return value + (at_first - jax.lax.stop_gradient(at_first))
 
     def _value(self) -> jax.Array:
         program, elimination = self.plan.program, self.plan.elimination
@@ -104,7 +117,7 @@ class Evaluation:
                 site = program.sites[var]
                 nodes[slope.var] = Node(self._carried[site.index], partial(self._slope, site))
         evaluate(eqns, self.env, self.axes, nodes, needed, names_of)
-        terms = dict(enumerate(self._leaf_terms()))
+        terms = {k: _held(x) if self.scored else x for k, x in enumerate(self._leaf_terms())}
         self.potentials.update(with_functions(self))
         done = {k for s in self.summed for k in s.leaves}
         for first, *more in self._together(elimination.steps):
@@ -157,6 +170,8 @@ class Evaluation:
     def _names_of_site(self, site: Site) -> frozenset[str]:
         """The axes a site's values carry: its own, and those of what its draw depends on."""
         axis = self.axis_of[site.index]
+        if site.index in self.given:
+            return frozenset(self.given[site.index].axes)
         own = frozenset({axis.name} if axis else ())
         if axis is not None and axis.drawless:
             return own
@@ -170,13 +185,6 @@ class Evaluation:
         own = frozenset(axis.name for s in sites if (axis := self.axis_of[s.index]))
         before = {r for s in sites for v in (s.key, *s.leaves) for r in self.plan.depends[v]}
         return own | self._names_of(before - {s.index for s in sites})
-
-    def _trajectory(self, site: Site) -> Lifted:
-        """A number for each of the draws along the site's axis."""
-        axis = self.axis_of[site.index]
-        if axis is None:
-            return Lifted(jnp.int32(0))
-        return Lifted(jnp.arange(axis.size, dtype=jnp.int32), (axis.name,))
 
     def _names(self, atom: Any) -> frozenset[str]:
         """The axes that a value may carry: those of the sites that it depends on."""
@@ -194,6 +202,8 @@ class Evaluation:
 
     def _node(self, site: Site) -> Node:
         axis, names = self.axis_of[site.index], self._carried[site.index]
+        if site.index in self.given:
+            return Node(names, lambda env: self.given[site.index])
         if axis is not None and axis.drawless:
             table = lane_numbers(self.plan.choices[site.index].site, site.var.aval.dtype)
             numbers = None if table is None else Numbers(table, (axis.name,))
@@ -240,7 +250,7 @@ class Evaluation:
     def _expand(self, site: Site, axis: Axis | None) -> Lifted:
         choice, keys, leaves = (
             self.plan.choices[site.index],
-            self._keys(site, axis),
+            sample_keys(self.axes, self.env[site.key], axis),
             self.leaves_of(site),
         )
         if self.draws is not None:
@@ -256,22 +266,6 @@ class Evaluation:
         if found.potentials is not None:
             self.potentials[site.index] = found.potentials
         return found.value
-
-    def _keys(self, site: Site, axis: Axis | None) -> list[Lifted]:
-        """The site's key; along a shared axis, a sample's own, that of all, and its number."""
-        key = self.env[site.key]
-        if axis is None or not axis.shared:
-            return [key]
-        (each,) = self.axes.apply(lambda k: [split_keys(k, axis.size)], key)
-        number = Lifted(jnp.arange(axis.size, dtype=jnp.int32), (axis.name,))
-        if axis.name not in key.axes:
-            return [self.axes.named(each, axis.name), key, number]
-        # in a branch, which an earlier choice along the axis took: sample i has key i of its own
-        at = key.axes.index(axis.name)
-        own = jax.vmap(lambda keys, i: jnp.take(keys, i, len(key.axes) - 1), (at, 0), at)
-        rest = tuple(n for n in key.axes if n != axis.name)
-        common = Lifted(jnp.take(key.array, 0, at), rest)
-        return [Lifted(own(each.array, number.array), key.axes), common, number]
 
     # -- terms and their contraction ---------------------------------------------------------
 
@@ -313,6 +307,8 @@ class Evaluation:
         return value._replace(array=permute(x, named, [kept.index(a) for a in how.axes]))
 
     def _contract(self, step: Step, members: list[Lifted]) -> Lifted:
+        if step.site.index in self.given:
+            return self.arranged(self._averaged(step, self.axes.add(members)), step.layout)
         estimator, site, _ = self.plan.choices[step.site.index]
         lanes = math.prod(
             n for n, a in zip(step.site.lane_shape, step.lanes, strict=True) if a == MIXED
@@ -320,10 +316,10 @@ class Evaluation:
         axis = self.axis_of[step.site.index]
         potentials, tree = self._potentials_of(step)
         operands = [self.axes.add(members), *potentials]
-        if step.constant:
+        if step.constant or (self.scored and step.site.index not in self.scored):
             stopped = [jax.lax.stop_gradient(x.array) for x in operands[1:]]
             operands[1:] = [x._replace(array=a) for x, a in zip(operands[1:], stopped, strict=True)]
-        else:
+        if not step.constant:
             self.credited.setdefault(step.site.index, []).append((step, operands[0]))
         if axis is not None:
             operands = [self.axes.first(x, axis.name) for x in operands]
@@ -385,6 +381,10 @@ class Evaluation:
         parameters = site.parameters if self.leaves is None else [None for _ in site.parameters]
         atoms = [site.var if value is None else None, *parameters, *(None for _ in site.settings)]
         return call(site.log_prob, values, self.axes, self.env, atoms)[0]
+
+
+def _held(value: Lifted) -> Lifted:
+    return value._replace(array=held(value.array))
 
 
 def _term(value: Any, given: Any, axis: Axis | None, *of: Any) -> Term:

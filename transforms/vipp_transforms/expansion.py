@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from vipp_transforms.entries import at_entries, at_units
 from vipp_transforms.estimators.base import Axis, Estimator, SiteInfo
 from vipp_transforms.lane import Lane
 from vipp_transforms.lifting import Axes, Lifted, Node, Unit
+from vipp_transforms.sites import split_keys
 from vipp_transforms.source import LaneSource
 from vipp_transforms.staging import Site
 
@@ -86,6 +88,29 @@ def expanded(
         results[: len(own)] = [axes.named(x, axis.name) for x in own]
     own = None if rest[0].array is None else Potentials(tuple(results[1:]), tree)
     return Expanded(results[0], own, None if slope.array is None else slope)
+
+
+def numbers(axis: Axis | None) -> Lifted:
+    """A number for each of the draws along an axis."""
+    if axis is None:
+        return Lifted(jnp.int32(0))
+    return Lifted(jnp.arange(axis.size, dtype=jnp.int32), (axis.name,))
+
+
+def sample_keys(axes: Axes, key: Lifted, axis: Axis | None) -> list[Lifted]:
+    """A site's key; along a shared axis, a sample's own, that of all, and its number."""
+    if axis is None or not axis.shared:
+        return [key]
+    (each,) = axes.apply(lambda k: [split_keys(k, axis.size)], key)
+    number = numbers(axis)
+    if axis.name not in key.axes:
+        return [axes.named(each, axis.name), key, number]
+    # in a branch, which an earlier choice along the axis took: sample i has key i of its own
+    at = key.axes.index(axis.name)
+    own = jax.vmap(lambda keys, i: jnp.take(keys, i, len(key.axes) - 1), (at, 0), at)
+    rest = tuple(n for n in key.axes if n != axis.name)
+    common = Lifted(jnp.take(key.array, 0, at), rest)
+    return [Lifted(own(each.array, number.array), key.axes), common, number]
 
 
 def of_units(info: SiteInfo, axis: Axis | None, node: Node) -> Node:

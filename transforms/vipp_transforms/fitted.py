@@ -60,7 +60,7 @@ def with_functions(evaluation: Any) -> dict[int, Potentials]:
       evaluation: once the program is evaluated.
     """
     planned = evaluation.plan
-    sites = fitted_sites(planned)
+    sites = [s for s in fitted_sites(planned) if s.index not in evaluation.given]
     if not sites:
         return {}
     chosen = {s.index for s in sites}

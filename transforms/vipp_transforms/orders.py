@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vipp_transforms._jax import define_linear, is_zero, zero_like
 from vipp_transforms.errors import SiteError
@@ -51,6 +52,17 @@ def limited(
     x = result if witness is None else witness
     counted = {"limit": limit, "taken": 0, "credited": False, "what": what, "advice": advice}
     return _order_p.bind(result, x, *potentials, **counted)
+
+
+@jax.custom_jvp
+def held(x: jax.Array) -> jax.Array:
+    """``x`` without its derivative, which :func:`limited` counts all the same."""
+    return x
+
+
+@held.defjvp
+def _held_jvp(primals: Any, tangents: Any) -> Any:
+    return held(primals[0]), jnp.zeros_like(primals[0])
 
 
 def _jvp(

@@ -36,6 +36,7 @@ class Traits(NamedTuple):
         is discrete (:attr:`Expansion.slope`).
       fitted: whether, after its own potential, it has for each of some functions of the draw what
         that is off its mean, zero with the derivative of its mean, and its variance.
+      first: whether the program is differentiated at the first draw along its axis alone.
       polynomial: whether it asks of which degree the terms are, :attr:`SiteInfo.degree`.
     """
 
@@ -48,6 +49,7 @@ class Traits(NamedTuple):
     exhaustive: bool = False
     sloped: bool = False
     fitted: bool = False
+    first: bool = False
     polynomial: bool = False
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.checks import positive_int
+from vipp_transforms.checks import check_differentiate, positive_int
 from vipp_transforms.estimators._linear import direction, require_support
 from vipp_transforms.estimators.base import (
     Axis,
@@ -38,9 +38,11 @@ class FittedControlVariates(Estimator):
     Args:
       num_samples: :math:`n`, at least 3. Sites with as many samples, those of
         :class:`ScoreFunction` included, are drawn as joint trajectories.
+      differentiate: whether the program is differentiated at ``"all"`` draws or at the
+        ``"first"``, see :class:`ScoreFunction`.
 
     Raises:
-      ValueError: if ``num_samples`` is not an int of at least 3.
+      ValueError: if ``num_samples`` is not an int of at least 3, or for another ``differentiate``.
 
     Example:
       >>> import vipp_transforms as vt
@@ -53,7 +55,7 @@ class FittedControlVariates(Estimator):
     """
 
     num_samples: int = 8
-    traits: ClassVar[Traits] = Traits(orders=1, fitted=True)
+    differentiate: Literal["all", "first"] = "all"
 
     def __post_init__(self) -> None:
         positive_int("FittedControlVariates: num_samples", self.num_samples)
@@ -61,6 +63,12 @@ class FittedControlVariates(Estimator):
             raise ValueError(
                 f"FittedControlVariates: num_samples must be at least 3, got {self.num_samples}."
             )
+        check_differentiate("FittedControlVariates", self.differentiate)
+
+    @property
+    def traits(self) -> Traits:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A first derivative alone."""
+        return Traits(orders=1, fitted=True, first=self.differentiate == "first")
 
     def validate(self, site: SiteInfo) -> None:
         """A finite support, whose mean is known."""

@@ -1,0 +1,83 @@
+"""A program differentiated at the first draw alone: what stays the same, and what it costs.
+
+That it is unbiased is a row of the contract (test_contract.py).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import vipp_transforms as vt
+from vipp_transforms.first_draw import scored_sites
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+WEIGHTS = jax.random.normal(jax.random.key(1), (30, 200))
+MADE = {
+    "fitted": lambda n, where: vt.FittedControlVariates(n, differentiate=where),
+    "score": lambda n, where: vt.ScoreFunction(n, "leave_one_out", differentiate=where),
+}
+
+
+def autoencoder(estimator):
+    def program(logits, weights):
+        z = vt.sample(KEYS[0], dist.Bernoulli(logits=logits), estimator, name="z")
+        return jnp.log1p(jnp.exp(z @ weights)).sum() - z.sum(), None
+
+    return lambda logits, weights: vt.surrogate(program)(logits, weights)[0]
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_the_choices_own_gradient_is_that_of_all_draws(make):
+    """And that in all else is that of the first draw, in fewer operations."""
+    logits = jnp.zeros((20, 30))
+    taken, flops = {}, {}
+    for where in ("all", "first"):
+        fn = jax.jit(jax.value_and_grad(autoencoder(make(8, where)), (0, 1)))
+        compiled = fn.lower(logits, WEIGHTS).compile()
+        taken[where] = compiled(logits, WEIGHTS)
+        flops[where] = compiled.cost_analysis()["flops"]
+    (value, (own, every)), (value_first, (own_first, first)) = taken["all"], taken["first"]
+    np.testing.assert_allclose(value_first, value, rtol=1e-5)
+    np.testing.assert_allclose(own_first, own, rtol=1e-3, atol=1e-3 * np.abs(own).max())
+    # at one draw a weight's slope is a mean over 20 rows, at eight over 160
+    spread = np.std(np.asarray(first - every)) / np.std(np.asarray(every))
+    assert 0.05 < spread < 1.0
+    assert flops["first"] < 0.75 * flops["all"]
+
+
+def chain(between):
+    """Three coins, each given the one before."""
+    first = vt.FittedControlVariates(3, differentiate="first")
+    estimators = {"x": first, "y": between, "z": first}
+
+    def program():
+        value = 0.0
+        for n, (name, estimator) in enumerate(estimators.items()):
+            coin = dist.Bernoulli(logits=jnp.full(3, value - 0.3))
+            value = value + vt.sample(KEYS[n], coin, estimator, name=name).sum()
+        return value**2, None
+
+    return vt.plan(program)
+
+
+@pytest.mark.parametrize(
+    ("between", "names"),
+    [
+        (vt.Enumerate(), {"x", "z"}),
+        (vt.ScoreFunction(3), {"x", "y", "z"}),  # joint trajectories
+        (vt.ScoreFunction(), set()),
+        (vt.ScoreFunction(2), set()),
+    ],
+)
+def test_where_a_choice_is_drawn_between_all_draws_are_used(between, names):
+    planned = chain(between)
+    scored = scored_sites(planned)
+    assert {s.name for s in planned.program.sites.values() if s.index in scored} == names
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_another_word_is_refused(make):
+    with pytest.raises(ValueError, match="differentiate must be 'all' or 'first', got 'last'"):
+        make(4, "last")
