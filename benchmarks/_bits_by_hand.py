@@ -100,8 +100,11 @@ def fitted(z: Any, mean: Any, score: Any, f: Any, slopes: Sequence[Any]) -> jax.
     return f.mean(0) + scored + known
 
 
-def taylor_and_divergence(n: int) -> Surrogate:
-    """The slope at the mean, and the divergence of a draw; the divergence's mean is exact."""
+def taylor_and_divergence(n: int, first: bool = False) -> Surrogate:
+    """The slope at the mean, and the divergence of a draw; the divergence's mean is exact.
+
+    ``first``: the decoder is differentiated at the first draw alone.
+    """
 
     def surrogate(params: Any, key: Any, x: Any) -> jax.Array:
         logits = apply(params["encoder"], x)
@@ -109,9 +112,12 @@ def taylor_and_divergence(n: int) -> Surrogate:
         z = jax.random.bernoulli(key, stop(p), (n, *logits.shape)).astype(x.dtype)
         reached = lambda params, z: log_bernoulli(apply(params["decoder"], z), x)
         slope = jax.grad(lambda z: reached(stop(params), z).sum())(stop(p))
-        score, f = log_bernoulli(logits, z), reached(params, z)
+        score, f = log_bernoulli(logits, z), reached(stop(params) if first else params, z)
         # log p - log q of a draw is linear in its bits
         total = fitted(z, p, score, f, (slope, -stop(logits)))
+        if first:
+            one = reached(params, z[0])
+            total = total + one - stop(one)
         return (total - divergence(logits)).sum()
 
     return surrogate

@@ -90,6 +90,7 @@ BITS = Case(
         "DisARM": (vipp.ELBO(), vipp.DisARM()),
         "ARMS(8)": (vipp.ELBO(), vipp.ARMS(8)),
         "by hand: leave-one-out(16)": (ByHand(leave_one_out(16)), None),
+        "fitted control variates(8), all draws": (vipp.ELBO(), vipp.FittedControlVariates(8)),
         "by hand: double control variates(8)": (ByHand(double_control_variates(8)), None),
     },
 )
@@ -116,7 +117,7 @@ COLOURS = {
     "ReinMax (biased)": "#56B4E9",
     "NumPyro TraceGraph_ELBO": "#F0E442",
 }
-OTHERS = ("#6A3D9A", "#999999", "#33A02C", "#FB9A99")
+OTHERS = ("#6A3D9A", "#999999", "#33A02C", "#FB9A99", "#B15928")
 
 
 class Run:
