@@ -37,7 +37,7 @@ def test_the_choices_own_gradient_is_that_of_all_draws(make):
         fn = jax.jit(jax.value_and_grad(autoencoder(make(8, where)), (0, 1)))
         compiled = fn.lower(logits, WEIGHTS).compile()
         taken[where] = compiled(logits, WEIGHTS)
-        flops[where] = compiled.cost_analysis()["flops"]
+        flops[where] = (compiled.cost_analysis() or {})["flops"]
     (value, (own, every)), (value_first, (own_first, first)) = taken["all"], taken["first"]
     np.testing.assert_allclose(value_first, value, rtol=1e-5)
     np.testing.assert_allclose(own_first, own, rtol=1e-3, atol=1e-3 * np.abs(own).max())
@@ -81,3 +81,16 @@ def test_where_a_choice_is_drawn_between_all_draws_are_used(between, names):
 def test_another_word_is_refused(make):
     with pytest.raises(ValueError, match="differentiate must be 'all' or 'first', got 'last'"):
         make(4, "last")
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_a_scalar_choice_that_a_mask_may_hide(exact, make):
+    """Of nothing the slope is the number zero, which no equation makes."""
+
+    def masked(theta, rv):
+        z = rv("z", dist.Bernoulli(logits=theta))
+        y = rv("y", dist.Bernoulli(logits=jnp.tanh(0.3 * z)))
+        return jnp.tanh(jnp.where(theta > 0, z, 0)) * (y + theta)
+
+    estimators = {name: make(3, "first") for name in ("z", "y")}
+    exact.check(masked, jnp.float32(0.3), estimators, orders=1, rtol=1e-4)

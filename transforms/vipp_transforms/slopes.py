@@ -164,6 +164,9 @@ class Sloped:
         """Add the equations of ``fn``; its result ``made`` depends on what ``like`` does."""
         closed, _ = _jax.trace(fn, *map(_example, atoms))
         jaxpr, _ = _jax.open_jaxpr(closed)
+        if not any(v is jaxpr.outvars[0] for e in jaxpr.eqns for v in e.outvars):
+            # a number, such as a zero for a scalar, is the result of no equation
+            return self._emit(lambda *xs: jnp.copy(fn(*xs)), atoms, made, like)
         names = dict(zip(jaxpr.invars, atoms, strict=True))
         for eqn in jaxpr.eqns:
             fresh = [made if v is jaxpr.outvars[0] else _jax.fresh_like(v) for v in eqn.outvars]
