@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from vipp_transforms.entries import counted, permute, possible
 from vipp_transforms.estimators.base import Axis, Term
 from vipp_transforms.estimators.enumerate import lane_numbers
 from vipp_transforms.expansion import Potentials, at_term, expanded, numbers, of_units, sample_keys
-from vipp_transforms.first_draw import first_draws, forced_draws, scored_sites
+from vipp_transforms.first_draw import First, first_of, forced_draws, scored_sites, unknown
 from vipp_transforms.fitted import drawn_leaves, with_functions
 from vipp_transforms.lane import MIXED
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
@@ -42,7 +42,7 @@ class Evaluation:
         draw at random. Tests average over all values exactly this way.
       leaves: given a site and the values of its leaves, those to take for them; None for these.
       step: zero, along which estimates whose axis is a tangent are differentiated.
-      given: by index of a site, a draw that stands for all of its expansion.
+      given: the draws that stand for the whole expansion of their sites, and what is known.
 
     Attributes:
       scored: the sites by whose potentials alone it is differentiated; all others if there are any
@@ -57,10 +57,10 @@ class Evaluation:
         draws: Callable[[Site, tuple[int, ...]], Any] | None = None,
         leaves: Leaves | None = None,
         step: Any = 0.0,
-        given: Mapping[int, Lifted] | None = None,
+        given: First | None = None,
     ):
         self.plan, self.draws, self.leaves, self.step = planned, draws, leaves, step
-        self.given = given or {}
+        self.given = given.draws if given else {}
         self.scored = frozenset() if given else scored_sites(planned)
         # a side computation may differentiate once more: the value that is returned is limited
         self.limited = leaves is None and isinstance(step, float)
@@ -84,6 +84,7 @@ class Evaluation:
         for site in planned.program.sites.values():
             self._carried[site.index] = self._names_of_site(site)
         self.env: Env = {v: Lifted(x) for v, x in planned.program.env.items()}
+        self.env.update(given.known if given else {})
         for site in planned.program.sites.values():
             # a loop runs once for every trajectory: which one it is comes in as a number
             if site.loop is not None:
@@ -98,15 +99,15 @@ class Evaluation:
             value = self._value()
             if not self.scored:
                 return value
-            given, draws = first_draws(self), forced_draws(self)
+            given, draws = first_of(self), forced_draws(self)
             at_first = Evaluation(self.plan, draws, self.leaves, self.step, given)._value()
             return value + (at_first - jax.lax.stop_gradient(at_first))
 
     def _value(self) -> jax.Array:
         program, elimination = self.plan.program, self.plan.elimination
         nodes = {v: self._node(s) for v, s in program.sites.items() if s.loop is None}
-        needed = self._needed()
-        eqns = live(with_copies(program.eqns, self.summed), needed)  # not the sum: it has all axes
+        needed = self._needed()  # not the sum: it has all axes
+        eqns = live(unknown(with_copies(program.eqns, self.summed), self.env), needed)
         nodes.update((s.var, self._lane_node(s)) for s in self.summed)
         slopes, names_of = self.plan.slopes(), self._names
         if slopes:

@@ -8,13 +8,13 @@ alone has the same expectation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.lifting import Lifted
+from vipp_transforms.lifting import Env, Lifted
 from vipp_transforms.plan import Plan
 from vipp_transforms.staging import Site
 
@@ -46,11 +46,33 @@ def _axis(planned: Plan, site: Site) -> str | None:
     return axis.name if axis is not None and axis.shared else None
 
 
-def first_draws(evaluation: Any) -> dict[int, Lifted]:
-    """Of the choices that are scored, the first draws, by index."""
-    sites = evaluation.plan.program.sites.values()
-    scored = [s for s in sites if s.index in evaluation.scored]
-    return {s.index: _first(evaluation, evaluation.env[s.var]) for s in scored}
+class First(NamedTuple):
+    """What the second evaluation is given.
+
+    Attributes:
+      draws: of the choices that are scored, the first ones, by index.
+      known: what depends on no draw, so that it is evaluated, and differentiated, once.
+    """
+
+    draws: Mapping[int, Lifted]
+    known: Env
+
+
+def first_of(evaluation: Any) -> First:
+    """What the second evaluation is given by the first."""
+    program, env = evaluation.plan.program, evaluation.env
+    scored = [s for s in program.sites.values() if s.index in evaluation.scored]
+    made = [v for e in program.eqns for v in e.outvars if v in env]
+    fixed = [
+        v for v in made if not evaluation.plan.depends[v] and v not in evaluation.axes.facts.thin
+    ]
+    known = {v: env[v] for v in fixed if not env[v].axes}
+    return First({s.index: _first(evaluation, env[s.var]) for s in scored}, known)
+
+
+def unknown(eqns: Sequence[Any], env: Env) -> list[Any]:
+    """The equations whose results are not known."""
+    return [e for e in eqns if not e.outvars or any(v not in env for v in e.outvars)]
 
 
 def forced_draws(evaluation: Any) -> Callable[[Site, tuple[int, ...]], Any] | None:
