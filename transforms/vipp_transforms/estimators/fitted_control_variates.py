@@ -47,7 +47,7 @@ class FittedControlVariates(Estimator):
     Example:
       >>> import vipp_transforms as vt
       >>> vt.FittedControlVariates(num_samples=4)
-      FittedControlVariates(num_samples=4)
+      FittedControlVariates(num_samples=4, differentiate='all')
 
     References:
       Gu, Levine, Sutskever and Mnih, *MuProp: unbiased backpropagation for stochastic neural
