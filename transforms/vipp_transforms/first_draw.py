@@ -26,9 +26,11 @@ def scored_sites(planned: Plan) -> frozenset[int]:
     on them and they on it: its draws given the first ones would be others than those seen.
     """
     sites = list(planned.program.sites.values())
-    axis_of = {s.index: _axis(planned, s) for s in sites}
-    asked = {axis_of[s.index] for s in sites if planned.choices[s.index].estimator.traits.first}
-    chosen = frozenset(s.index for s in sites if axis_of[s.index] in asked - {None})
+    asking = [s for s in sites if planned.choices[s.index].estimator.traits.first]
+    if not asking:
+        return frozenset()
+    axes = {_axis(planned, s) for s in asking} - {None}
+    chosen = frozenset(s.index for s in sites if _axis(planned, s) in axes)
     before: dict[int, set[int]] = {}
     for s in sites:
         depends = {r for v in (s.key, *s.leaves) for r in planned.depends[v]}
