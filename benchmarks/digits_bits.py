@@ -147,13 +147,11 @@ def report(steps: int, programs: dict[str, Any], args: Any, draws: int, rounds: 
     keys = jax.random.split(jax.random.key(2), draws)
     look = jax.jit(flat, static_argnums=1)
 
-    def variances(part: str) -> dict[str, float]:
-        return {
-            name: moments(lambda key, p=program: look(p(params, key, x)[1], part)[None], keys)[0]
-            for name, program in programs.items()
-        }
-
-    found, decoder = variances("encoder"), variances("decoder")
+    found, decoder = {}, {}
+    for name, program in programs.items():
+        drawn = [program(params, key, x)[1] for key in keys]
+        for part, of in (("encoder", found), ("decoder", decoder)):
+            of[name] = moments(lambda gradient, p=part: look(gradient, p)[None], drawn)[0]
     times = paired({name: (program, args) for name, program in programs.items()}, rounds)
     products = {
         name: found[name] * times[name] / (found[REFERENCE] * times[REFERENCE]) for name in programs
