@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import collections
 import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from numpyro.infer.util import transform_fn
 
 from vipp.training.identity import identity, structure
-from vipp_transforms import packing
-from vipp_transforms.drawing_ahead import ahead
-from vipp_transforms.flattening import LARGEST
-from vipp_transforms.layout import Layout, cut
+from vipp.training.stepping import stepping
 from vipp_transforms.ravelled import Ravelled
-from vipp_transforms.sites import lane_key_p
 
 MOST_STEPS_AT_ONCE = 4096
 _MOST_KEPT = 32
-_MANY = 64  # arrays
-_BLOCK = 64  # steps
-_SPENT = frozenset({lane_key_p})  # what marks the keys of draws has been looked at by then
 _KEPT: collections.OrderedDict[Hashable, Callable[..., Any]] = collections.OrderedDict()
 _FACTS: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 
@@ -112,7 +104,7 @@ def _training(svi: SVI, args: Any, kwargs: Any, *, at_once: bool) -> Callable[..
 
     def run(given: SVIState | Ravelled, steps: Any) -> tuple[Any, Any, Any, Any]:
         like = given.shapes() if isinstance(given, Ravelled) else given
-        one = _stepping(_update(svi, args, kwargs), like, at_once=at_once)
+        one = stepping(svi, args, kwargs, like, at_once=at_once)
 
         def block(carry: Any) -> Any:
             begin, state, limit, losses = carry
@@ -158,7 +150,7 @@ def advance_each(svi: SVI, args: Any, kwargs: Any) -> Callable[..., Any]:
 
     def run(states: SVIState, going: jax.Array, steps: Any) -> tuple[Any, Any, Any, Any]:
         first = jax.tree.map(lambda x: x[0], states)
-        one = _stepping(_update(svi, args, kwargs), first)
+        one = stepping(svi, args, kwargs, first)
         each = _while_going(one.update)
 
         def step(carry: Any) -> Any:
@@ -183,7 +175,7 @@ def steps_of(svi: SVI, args: Any, kwargs: Any, state: SVIState) -> tuple[Any, An
     Returns:
       The step; the state that it begins with; and a function of its state to an ``SVIState``.
     """
-    one = _stepping(_update(svi, args, kwargs), state)
+    one = stepping(svi, args, kwargs, state)
     return _while_going(one.update), one.pack(state), one.unpack
 
 
@@ -197,100 +189,5 @@ def _while_going(one: Callable[[Any], Any]) -> Callable[[Any, jax.Array], Any]:
     return each
 
 
-def _update(svi: SVI, args: Any, kwargs: Any) -> Callable[[SVIState], Any]:
-    def update(state: SVIState) -> Any:
-        new, loss = svi.update(state, *args, **kwargs)
-        ok = jnp.isfinite(loss) & _finite(svi.optim.get_params(new.optim_state))
-        return new, loss, ok
-
-    return update
-
-
 def _chosen(new_one: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(partial(jnp.where, new_one), new, old)
-
-
-class _Stepping(NamedTuple):
-    """An update of a state as a loop carries it, how it gets there, and back.
-
-    Attributes:
-      update: ``(state, noise) -> (state, loss, ok)``.
-      pack: of a state, ravelled or not, the loop's.
-      unpack: of the loop's state, a state.
-      leave: the same for :func:`state_of`, outside of the compiled program.
-      draw: of the loop's state, the noise of a block along a first axis, if it is drawn at once.
-      count: how many are taken in one block.
-    """
-
-    update: Callable[..., Any]
-    pack: Callable[[Any], Any]
-    unpack: Callable[[Any], Any]
-    leave: Callable[[Any], Any]
-    draw: Callable[[Any], list[Any]]
-    count: int
-
-
-def state_of(left: SVIState | Ravelled) -> SVIState:
-    """The state that :func:`advance` has come to."""
-    return left.tree() if isinstance(left, Ravelled) else left
-
-
-def ravelled(state: SVIState) -> SVIState | Ravelled:
-    """A state as it is given to a compiled program: many small arrays as one.
-
-    XLA compiles something for every input of a program.
-    """
-    leaves = jax.tree.leaves(state)
-    small = all(x.size <= LARGEST and len(x.sharding.device_set) == 1 for x in leaves)
-    return Ravelled.outside(state) if small and len(leaves) > _MANY else state
-
-
-def _stepping(update: Callable[[Any], Any], state: Any, *, at_once: bool = False) -> _Stepping:
-    """An update for states like ``state``, packed where it has many small equations.
-
-    Args:
-      update: of a state.
-      state: one, or its shapes and dtypes.
-      at_once: whether to draw the noise of many steps at once, if it is little.
-    """
-    with packing.around():
-        closed = jax.make_jaxpr(update)(state)
-    program = packing.flatten(closed, final=True, identities=_SPENT)
-    packed = packing.pays(program)
-    if not packed:
-        program = packing.flatten(closed, final=True, sums=False, identities=_SPENT)
-    first = ahead(program) if at_once else None
-    rest = program if first is None else first.rest
-    layout = Layout(state)
-    if packed:
-        evaluate = packing.evaluated
-        unpack, leave = layout.unravel, partial(Ravelled.of, layout)
-        keys_of = lambda vectors, at: cut(vectors[layout.segments[at].vector], layout.segments[at])
-    else:
-        evaluate = packing.one_by_one
-        unpack = leave = partial(jax.tree.unflatten, jax.tree.structure(state))
-        keys_of = lambda leaves, at: leaves[at]
-
-    def step(carried: Any, noise: Sequence[Any] = ()) -> Any:
-        if packed:
-            new, (loss, ok) = packing.step(rest, layout, carried, noise)
-        elif first is None:
-            *new, loss, ok = core.jaxpr_as_fun(closed)(*carried)
-        else:
-            *new, loss, ok = evaluate(rest, [*carried, *noise])
-        return new, loss, ok
-
-    def draw(carried: Any) -> list[Any]:
-        return first.draw(evaluate, [keys_of(carried, at) for at in first.keys]) if first else []
-
-    def pack(given: SVIState | Ravelled) -> Any:
-        if packed:
-            return given.all_vectors() if isinstance(given, Ravelled) else layout.ravel(given)
-        return jax.tree.leaves(given.inside() if isinstance(given, Ravelled) else given)
-
-    return _Stepping(step, pack, unpack, leave, draw, first.count if first else _BLOCK)
-
-
-def _finite(params: Any) -> jax.Array:
-    leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(params)]
-    return jnp.stack(leaves).all() if leaves else jnp.array(True)

@@ -20,14 +20,13 @@ from vipp.training.compiled import (
     Compiled,
     advance,
     advance_singly,
-    ravelled,
-    state_of,
 )
 from vipp.training.early_stopping import Patience, ended_by_patience
 from vipp.training.mesh import Placement
 from vipp.training.metrics import evaluate, measure
 from vipp.training.result import FitResult, NonFiniteError
 from vipp.training.same_run import Ahead, ahead_of
+from vipp.training.stepping import ravelled, state_of
 from vipp_transforms.uncompiled import uncompiled
 
 LONG = 10_000  # steps, from which on drawing their noise ahead is worth what it costs to compile
