@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vipp_transforms import _jax
+from vipp_transforms import _jax, threefry
 from vipp_transforms.flattening import LARGEST, Flat, alive
 
 MOST_STEPS = 64
@@ -48,10 +48,22 @@ class Ahead(NamedTuple):
         """
 
         def following(keys: list[Any], _: None) -> tuple[list[Any], list[Any]]:
-            return evaluate(self.chain, keys), keys
+            return _next(self.chain, keys), keys
 
         _, before = jax.lax.scan(following, keys, length=self.count)
         return jax.vmap(lambda *keys: evaluate(self.noise, keys))(*before)
+
+
+def _next(chain: Flat, keys: Sequence[Any]) -> list[Any]:
+    """The keys of the next step."""
+
+    def special(eqn: Any, values: list[Any]) -> list[Any] | None:
+        splits = eqn.primitive.name == "random_split" and threefry.splits_alike(values[0])
+        return [threefry.split(values[0], eqn.params["shape"])] if splits else None
+
+    eqns = [n.eqn.replace(invars=list(n.operands), outvars=list(n.outs)) for n in chain.nodes]
+    values = dict(zip(chain.invars, keys, strict=True)) | chain.consts
+    return _jax.evaluate_with(eqns, values, chain.outs, special)
 
 
 def ahead(program: Flat) -> Ahead | None:
