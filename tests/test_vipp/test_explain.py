@@ -114,6 +114,32 @@ def test_steps_that_are_alike_are_one_row():
     assert sum(line.startswith("z[") for line in str(table).splitlines()) < 5
 
 
+def test_loops_that_are_distributed():
+    """Of a walk only what waits for the step before stays in the loop; of the likelihood nothing."""
+    y = jnp.linspace(-1.0, 1.0, 20)
+
+    def walk(y):
+        def step(z, x):
+            z = numpyro.sample("z", dist.Normal(0.9 * z, 1.0))
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=x)
+            return z, None
+
+        scan(step, jnp.array(0.0), y)
+
+    def guide(y):
+        slope = numpyro.param("slope", 0.3)
+        step = lambda z, x: (numpyro.sample("z", dist.Normal(slope * z + x, 1.0)), None)
+        scan(step, jnp.array(0.0), y)
+
+    table = vipp.explain(vipp.ELBO(), walk, guide, y)
+    recurrence, likelihood = table.loops
+    assert recurrence.steps == likelihood.steps == 20
+    assert 0 < recurrence.inside < recurrence.before and likelihood.inside == 0
+    assert f"loop of 20 steps: {recurrence.inside} operations step by step" in str(table)
+    assert "loop of 20 steps: no loop is left" in str(table)
+    assert vipp.explain(vipp.ELBO(), coins, coins_guide).loops == ()
+
+
 def test_what_is_packed():
     """Sites of one family are one group: its size is their number."""
 

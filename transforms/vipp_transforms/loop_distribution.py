@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from vipp_transforms import _jax
 from vipp_transforms.control_flow import holds_constants
 from vipp_transforms.loop_fusion import Carried, needed_of, open_steps, with_totals
+from vipp_transforms.noting import LOOPS, Distributed
 from vipp_transforms.step_order import Counter, Kept, Late, Order, Straight, fits, order_of
 
 
@@ -89,10 +90,16 @@ def _piece(eqn: Any, read: set[Any]) -> _Piece | None:
     operands = list(dict.fromkeys(_jax.variables(steps.operands)))
 
     def run(*values: Any) -> list[Any]:
+        LOOPS.note([_noted(order)])
         made = _Run(order, dict(zip(operands, values, strict=True))).results()
         return [made[v] for v in wanted]
 
     return _Piece(run, operands, wanted)
+
+
+def _noted(order: Order) -> Distributed:
+    before = sum(len(part.eqns) for part in order.before if isinstance(part, Straight))
+    return Distributed(order.steps.length, before, len(order.inside), len(order.after))
 
 
 class _Run:

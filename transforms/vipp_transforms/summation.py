@@ -27,9 +27,9 @@ from vipp_transforms.estimators.enumerate import ALL_VALUES
 from vipp_transforms.factor_graph import Density, Member, factor_graph
 from vipp_transforms.factor_values import FactorValues
 from vipp_transforms.lane_classes import Joined
+from vipp_transforms.noting import SUMS
 from vipp_transforms.recursion import Recursion
 from vipp_transforms.sites import sample
-from vipp_transforms.sums_taken import note_sum
 
 
 class LogSum(NamedTuple):
@@ -89,7 +89,7 @@ def sum_out(fn: Callable[[], list[Density]], *, parallel: bool | None = None) ->
     values = FactorValues(graph)
     pairs = zip(graph.groups, graph.joined, strict=True)
     sums = [_log_sum(group, joined, values, parallel) for group, joined in pairs]
-    note_sum(tuple(name for found in sums for name in found.summed))
+    SUMS.note(name for found in sums for name in found.summed)
     return sums
 
 

@@ -16,13 +16,13 @@ from vipp_transforms.kept_trace import keep, kept
 from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate, value_of
 from vipp_transforms.loop_distribution import evaluator
+from vipp_transforms.noting import SUMS
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.packed_gradient import packed_scalar
 from vipp_transforms.packing import one_by_one
 from vipp_transforms.plan import Plan, derive
 from vipp_transforms.sites import lane_key_p
 from vipp_transforms.staging import Program, Traced, live
-from vipp_transforms.sums_taken import noting_sums
 from vipp_transforms.undifferentiated import undifferentiated
 
 
@@ -106,7 +106,7 @@ def _derived(
     found = kept(fn, args, kwargs)
     if found is not None:
         return found[0], None, found[1]
-    with noting_sums() as sums:
+    with SUMS.held() as sums:
         traced, planned = derive(fn, args, kwargs)
     if planned is None:
         keep(fn, args, kwargs, traced, sums)

@@ -13,6 +13,7 @@ import optax
 from numpyro.infer import SVI
 
 import vipp_transforms as vt
+from vipp.diagnostics.distributed import LoopReport, distributed
 from vipp.diagnostics.packed import PackReport, packed
 from vipp.diagnostics.tables import as_html, as_text, short
 from vipp.distributions.answers import kind
@@ -76,6 +77,7 @@ class Explanation:
       notes: what else the objective says of itself and these programs.
       sums: the sites summed out exactly, in the order in which they were.
       packed: which small equations are evaluated together.
+      loops: those of which a part is evaluated for all steps at once.
     """
 
     objective: str
@@ -84,6 +86,7 @@ class Explanation:
     notes: tuple[str, ...] = ()
     sums: tuple[SumReport, ...] = ()
     packed: PackReport | None = None
+    loops: tuple[LoopReport, ...] = ()
 
     def __getitem__(self, site: str) -> SiteReport:
         for row in self.rows:
@@ -96,7 +99,7 @@ class Explanation:
         return [self.objective, *self.notes, *biased]
 
     def _end(self) -> list[str]:
-        return [] if self.packed is None else [str(self.packed)]
+        return [*map(str, self.loops), *([] if self.packed is None else [str(self.packed)])]
 
     def _tables(self) -> list[list[list[str]]]:
         tables = [_cells(SiteReport, self.rows)] if self.rows or not self.sums else []
@@ -190,9 +193,10 @@ def explain(
     rows += _all_estimated(plan)
     own = {n: m for n, m in drawn.constant.items() if all(r.site != n for r in rows)}
     rows += [_own(objective, *item) for item in own.items()]
+    evaluated = objective, plan, key, params, (model, guide, args, kwargs)
     return Explanation(
         repr(objective), tuple(rows), objective.biased, tuple(notes.said), tuple(drawn.sums),
-        packed(objective, plan, key, params, (model, guide, args, kwargs)),
+        packed(*evaluated), distributed(*evaluated),
     )  # fmt: skip
 
 

@@ -11,8 +11,8 @@ import jax
 import vipp_transforms as vt
 from vipp.objectives.objective import Objective, is_real
 from vipp_transforms import packing
+from vipp_transforms.noting import SUMS
 from vipp_transforms.packed_gradient import WORTHWHILE
-from vipp_transforms.sums_taken import noting_sums
 
 _SHOWN = 5
 
@@ -63,7 +63,7 @@ def packed(
     def value(real: Any) -> jax.Array:
         return objective.bound_and_state(key, {**params, **real}, *programs)[0]
 
-    with packing.apart(), noting_sums() as sums:
+    with packing.apart(), SUMS.held() as sums:
         small = packing.flatten(jax.make_jaxpr(value)(real)).num_small
         if sums:  # tables, of which equal ones are evaluated once
             return PackReport(small, small)
