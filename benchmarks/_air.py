@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,8 @@ class Setting:
     """Sizes: of canvases, digits and objects in pixels; how many objects; of the networks.
 
     One window over all digits is cheaper than one each unless its size is nearly given: ``stretch``
-    is the prior scale of its logarithm.
+    is the prior scale of its logarithm, which larger canvases, of more nats, need smaller. They
+    need a smaller learning rate as well, ``rate``: otherwise no object stays present.
     """
 
     canvas: int = 24
@@ -39,6 +40,7 @@ class Setting:
     hidden: int = 64
     present: float = 0.05
     stretch: float = 0.1
+    rate: float = 3e-3
 
     @property
     def place(self) -> tuple[jax.Array, jax.Array]:
@@ -47,19 +49,30 @@ class Setting:
         return jnp.array([size, 0.0, 0.0]), jnp.array([self.stretch, 0.6, 0.6])
 
 
-def canvases(setting: Setting, count: int, seed: int, source: np.ndarray | None = None) -> Any:
-    """So many canvases, and the number of digits on each; digits don't overlap."""
+class Canvases(NamedTuple):
+    """Pixels, how many digits are on each, and where: centres in pixels, NaN for those absent."""
+
+    x: jax.Array
+    counts: jax.Array
+    centres: np.ndarray
+
+
+def canvases(setting: Setting, count: int, seed: int, source: np.ndarray | None = None) -> Canvases:
+    """So many canvases of digits that don't overlap."""
     draw = np.random.default_rng(seed)
     pictures = load_digits().images / 16.0 if source is None else source
     side = setting.digit
     pictures = zoom(pictures, (1, side / pictures.shape[1], side / pictures.shape[2]), order=1)
     counts = draw.integers(0, setting.objects + 1, size=count)
     out = np.zeros((count, setting.canvas, setting.canvas), np.float32)
-    for canvas, number in zip(out, counts, strict=True):
-        for corner in _corners(draw, setting, number):
+    centres = np.full((count, setting.objects, 2), np.nan)
+    for canvas, centre, number in zip(out, centres, counts, strict=True):
+        corners = _corners(draw, setting, number)
+        centre[:number] = corners[:, ::-1] + 0.5 * (side - 1)  # across, down
+        for corner in corners:
             part = tuple(slice(at, at + side) for at in corner)
             canvas[part] = np.maximum(canvas[part], pictures[draw.integers(len(pictures))])
-    return jnp.asarray(out.clip(0.0, 1.0)), jnp.asarray(counts)
+    return Canvases(jnp.asarray(out.clip(0.0, 1.0)), jnp.asarray(counts), centres)
 
 
 def _corners(draw: Any, setting: Setting, number: int) -> np.ndarray:
@@ -94,6 +107,13 @@ def write(where: jax.Array, picture: jax.Array, canvas: int) -> jax.Array:
 def covered(where: jax.Array, canvas: int) -> jax.Array:
     """How far the window at a place covers each of ``canvas x canvas`` pixels, 0 to 1."""
     return write(where, jnp.ones((2, 2)), canvas)
+
+
+def on_digits(setting: Setting, present: jax.Array, where: jax.Array, centres: Any) -> jax.Array:
+    """Of each canvas, whether a present window's centre is within a quarter digit of each digit's."""
+    at = (where[..., 1:] + 1.0) * 0.5 * (setting.canvas - 1)
+    near = jnp.abs(at[:, :, None] - centres).max(-1) < 0.25 * setting.digit
+    return ((near & (present[..., None] > 0)).any(0) | jnp.isnan(centres[..., 0])).all(-1)
 
 
 def recur(layers: Any, given: jax.Array, state: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from _air import Setting, programs
+from _air import Canvases, Setting, programs
 from _air_by_hand import updating
 from _air_training import in_batches, key, optimiser, prepared
 from _common import compiled, paired, table, verdict
@@ -28,11 +28,13 @@ def against_by_hand(setting: Setting, x: jax.Array, way: Any, rounds: int) -> No
     """Seconds per epoch of leave-one-out, of those of the same in plain JAX."""
     model, guide = programs(setting)
     objective, chosen = way
-    svi, state, epoch, first = prepared(objective, model, vipp.with_estimators(guide, chosen), x)
+    svi, state, epoch, first = prepared(
+        objective, model, vipp.with_estimators(guide, chosen), x, setting
+    )
     params = svi.get_params(state)
-    carry = params, optimiser().init(params), key(0)
+    carry = params, optimiser(setting.rate).init(params), key(0)
     started = time.process_time()
-    by_hand = compiled(in_batches(updating(setting, optimiser())), carry, key(0), x)
+    by_hand = compiled(in_batches(updating(setting, optimiser(setting.rate))), carry, key(0), x)
     compiling = {"by hand": time.process_time() - started, "vipp": first}
     taken = paired(
         {"by hand": (by_hand, (carry, key(0), x)), "vipp": (epoch, (state, key(0), x))}, rounds
@@ -45,14 +47,14 @@ def against_by_hand(setting: Setting, x: jax.Array, way: Any, rounds: int) -> No
 
 
 def against_pyro(
-    setting: Setting, data: Any, held_out: Any, ways: dict[str, Any], epochs: int
+    setting: Setting, data: Canvases, held_out: Canvases, ways: dict[str, Any], epochs: int
 ) -> None:
     """Seconds per epoch of Pyro's two bounds and of vipp's ``ways``, in turn, on one core each."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         python = _environment(folder)
-        x, counts = (np.asarray(part) for part in held_out)
-        np.savez(folder / "canvases.npz", x=data[0], held_out=x, held_out_counts=counts)
+        shown, counts = held_out.x, held_out.counts
+        np.savez(folder / "canvases.npz", x=data.x, held_out=shown, held_out_counts=counts)
         (folder / "setting.json").write_text(json.dumps(dataclasses.asdict(setting)))
         script = pathlib.Path(__file__).with_name("_air_pyro.py")
         files = [folder / "canvases.npz", folder / "setting.json", folder / "results.json"]
@@ -64,10 +66,10 @@ def against_pyro(
     model, guide = programs(setting)
     for way, (objective, chosen) in ways.items():
         _, state, epoch, _ = prepared(
-            objective, model, vipp.with_estimators(guide, chosen), data[0]
+            objective, model, vipp.with_estimators(guide, chosen), data.x, setting
         )
-        rows.append([f"vipp, {way}", *_seconds(epoch, state, data[0], max(3, epochs))])
-    table(f"{len(data[0])} canvases", ["program", "s / epoch", "CPU s / epoch"], rows)
+        rows.append([f"vipp, {way}", *_seconds(epoch, state, data.x, max(3, epochs))])
+    table(f"{len(data.x)} canvases", ["program", "s / epoch", "CPU s / epoch"], rows)
 
 
 def _seconds(epoch: Any, state: Any, x: jax.Array, epochs: int) -> tuple[float, float]:

@@ -66,7 +66,8 @@ class AIR(nn.Module):
         self.encoder = perceptron(pixels, hidden, 2 * code)
         self.baseline = perceptron(hidden, hidden, 1)
         size = float(np.log(setting["window"] / setting["canvas"]))
-        self.place, self.spread = torch.tensor([size, 0.0, 0.0]), torch.tensor([0.1, 0.6, 0.6])
+        self.place = torch.tensor([size, 0.0, 0.0])
+        self.spread = torch.tensor([setting["stretch"], 0.6, 0.6])
 
     def vector(self, name: str, loc: Any, scale: Any, present: torch.Tensor) -> torch.Tensor:
         return pyro.sample(name, dist.Normal(loc, scale).to_event(1).mask(present > 0))
@@ -135,7 +136,8 @@ def trained(data: Any, setting: dict[str, Any], enumerate_flags: bool, epochs: i
     pyro.set_rng_seed(0)
     air = AIR(setting, enumerate_flags)
     loss = TraceEnum_ELBO(max_plate_nesting=1) if enumerate_flags else TraceGraph_ELBO()
-    svi = SVI(air.model, air.guide, pyro.optim.Adam({"lr": 3e-3}), loss=loss)  # pyright: ignore
+    adam = pyro.optim.Adam({"lr": setting["rate"]})  # pyright: ignore
+    svi = SVI(air.model, air.guide, adam, loss=loss)
     x, held_out = torch.tensor(data["x"]), torch.tensor(data["held_out"])
     counts = torch.tensor(data["held_out_counts"])
     seconds, cpu, accuracy = [], [], []

@@ -8,16 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from _air import Setting, inferred
+from _air import Canvases, Setting, inferred, on_digits
 from numpyro.infer import SVI
 
 import vipp
 
 BATCH = 64
-LEARNING_RATE = 3e-3
 
 
 def key(seed: int) -> jax.Array:
@@ -25,19 +23,20 @@ def key(seed: int) -> jax.Array:
     return jax.random.key(seed, impl="rbg")
 
 
-def optimiser() -> optax.GradientTransformation:
+def optimiser(rate: float) -> optax.GradientTransformation:
     """Adam, of all parameters in one vector: less to compile than a small update for each."""
-    return optax.flatten(optax.adam(LEARNING_RATE))
+    return optax.flatten(optax.adam(rate))
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """Of each epoch its seconds, the loss per canvas and the count accuracy; what was learnt."""
+    """Of each epoch its seconds, the loss per canvas and the accuracies; what was learnt."""
 
     first: float
     seconds: list[float]
     losses: list[float]
     accuracy: list[float]
+    placed: list[float]
     params: Any
 
     def reached(self, level: float) -> float | None:
@@ -57,10 +56,15 @@ def in_batches(step: Callable[[Any, Any], Any], batch: int = BATCH) -> Callable[
 
 
 def prepared(
-    objective: vipp.Objective, model: Any, guide: Any, x: jax.Array, seed: int = 0
+    objective: vipp.Objective,
+    model: Any,
+    guide: Any,
+    x: jax.Array,
+    setting: Setting,
+    seed: int = 0,
 ) -> tuple[SVI, Any, Any, float]:
     """The optimiser, its state, a compiled epoch, and the CPU seconds that it took to make."""
-    svi = SVI(model, guide, optimiser(), loss=objective)
+    svi = SVI(model, guide, optimiser(setting.rate), loss=objective)
     state = svi.init(key(seed), x[:BATCH])
     started = time.process_time()
     epoch = jax.jit(in_batches(svi.update)).lower(state, key(0), x).compile()
@@ -71,36 +75,42 @@ def train(
     objective: vipp.Objective,
     model: Any,
     guide: Any,
-    data: tuple[jax.Array, jax.Array],
-    held_out: tuple[jax.Array, jax.Array],
+    data: Canvases,
+    held_out: Canvases,
     setting: Setting,
     epochs: int,
     seed: int = 0,
 ) -> History:
-    """Train on canvases; after each epoch count the objects on those held out."""
-    svi, state, epoch, first = prepared(objective, model, guide, data[0], seed)
-    seconds, losses, accuracy = [], [], []
+    """Train on canvases; after each epoch count and find the objects on those held out."""
+    svi, state, epoch, first = prepared(objective, model, guide, data.x, setting, seed)
+    seconds, losses, accuracy, placed = [], [], [], []
     for number in range(epochs):
         shuffle = jax.random.fold_in(key(seed), number)
         started = time.perf_counter()
-        state, loss = jax.block_until_ready(epoch(state, shuffle, data[0]))
+        state, loss = jax.block_until_ready(epoch(state, shuffle, data.x))
         seconds.append(time.perf_counter() - started)
         losses.append(float(loss.mean()) / BATCH)
-        accuracy.append(counted_right(guide, svi.get_params(state), held_out, setting))
-    return History(first, seconds, losses, accuracy, svi.get_params(state))
+        right, found = scored(guide, svi.get_params(state), held_out, setting)
+        accuracy.append(right)
+        placed.append(found)
+    return History(first, seconds, losses, accuracy, placed, svi.get_params(state))
 
 
-_SCORES: dict[Any, Callable[..., jax.Array]] = {}
+_SCORES: dict[Any, Callable[..., Any]] = {}
 
 
-def counted_right(guide: Any, params: Any, held_out: Any, setting: Setting) -> float:
-    """The share of canvases on which a draw of the guide has the right number of objects."""
+def scored(guide: Any, params: Any, held_out: Canvases, setting: Setting) -> tuple[float, float]:
+    """By a draw of the guide, the share of canvases whose number of objects is right, and of those
+    where moreover each digit has a window."""
     if setting not in _SCORES:  # the estimators don't matter: one program for all
 
         @jax.jit
-        def score(params: Any, x: jax.Array, counts: jax.Array) -> jax.Array:
-            present, _, _ = inferred(guide, params, key(7), x, setting.objects)
-            return jnp.mean(present.sum(0) == counts)
+        def score(params: Any, held_out: Canvases) -> tuple[jax.Array, jax.Array]:
+            present, where, _ = inferred(guide, params, key(7), held_out.x, setting.objects)
+            right = present.sum(0) == held_out.counts
+            placed = right & on_digits(setting, present, where, held_out.centres)
+            return right.mean(), placed.mean()
 
         _SCORES[setting] = score
-    return float(_SCORES[setting](params, *held_out))
+    right, placed = _SCORES[setting](params, held_out)
+    return float(right), float(placed)

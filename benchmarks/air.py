@@ -27,7 +27,7 @@ import vipp
 
 SIZES = {
     "small": Setting(),
-    "paper": Setting(canvas=50, digit=18, objects=3, window=20, code=20, hidden=128, stretch=0.02),
+    "paper": Setting(50, 18, objects=3, window=20, code=20, hidden=128, stretch=0.03, rate=1e-3),
 }
 # seconds per epoch of 60,000 canvases of 50 x 50, on a GPU: genjax.vi, Pyro 1.8
 PAPER = {
@@ -85,6 +85,7 @@ def report(name: str, history: History) -> list[Any]:
         history.first,
         history.losses[-1],
         f"{history.accuracy[-1]:.3f}",
+        f"{history.placed[-1]:.3f}",
         "never" if reached is None else f"{reached:.1f}",
     ]
 
@@ -106,7 +107,7 @@ def main() -> None:
     held_out = canvases(setting, 1024, 1, source)
     every = ways(setting.objects)
     if args.by_hand:
-        return against_by_hand(setting, data[0], every["leave-one-out, 2"], rounds=7)
+        return against_by_hand(setting, data.x, every["leave-one-out, 2"], rounds=7)
     if args.pyro:
         shown = {name: every[name] for name in args.only or ["score function", "enumeration"]}
         return against_pyro(setting, data, held_out, shown, args.epochs)
@@ -119,16 +120,16 @@ def main() -> None:
         found[name] = train(objective, model, estimated, data, held_out, setting, args.epochs)
         rows.append(report(name, found[name]))
         print(rows[-1], flush=True)
-    header = ["way", "s / epoch", "first, CPU s", "loss", "counts right", "s to 0.95"]
+    header = ["way", "s / epoch", "first, CPU s", "loss", "counts right", "found", "s to 0.95"]
     table(f"{args.count} canvases of {setting.canvas} x {setting.canvas}", header, rows)
     kept = args.out / f"air_{args.size}.json"
     curves = json.loads(kept.read_text()) if kept.exists() else {}
     curves |= {name: (h.seconds, h.accuracy) for name, h in found.items()}
     kept.write_text(json.dumps(curves))  # of a run that was split by --only
     accuracy_against_time(curves, args.out / f"air_{args.size}_accuracy.png")
-    name, history = max(found.items(), key=lambda item: item[1].accuracy[-1])
+    name, history = max(found.items(), key=lambda item: item[1].placed[-1])
     path = args.out / f"air_{args.size}_seen.png"
-    reconstructions(guide, history.params, setting, held_out[0][:10], path)
+    reconstructions(guide, history.params, setting, held_out.x[:10], path)
     print(f"Saved in {args.out}: accuracy against time, and reconstructions ({name})")
 
 
