@@ -230,7 +230,7 @@ def report(case: Case, found: Mapping[str, Any]) -> None:
 
 def picture(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     plt.rcParams.update({"axes.titlelocation": "left", "font.size": 9})
-    figure, every = plt.subplots(1, len(results), figsize=(6.5 * len(results), 4.4), squeeze=False)
+    figure, every = plt.subplots(1, len(results), figsize=(7.5 * len(results), 4.4), squeeze=False)
     names: dict[str, Any] = {}
     for ax, (which, found) in zip(every[0], results.items(), strict=True):
         others, ends = iter(OTHERS), []
@@ -246,7 +246,7 @@ def picture(path: pathlib.Path, results: Mapping[str, Any]) -> None:
         ax.set(
             xlabel="CPU seconds of training, one thread", ylabel="held-out bound, nats per image"
         )
-        ax.legend(fontsize=6.5, frameon=False, loc="upper left")
+        ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 
