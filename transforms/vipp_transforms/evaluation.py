@@ -12,14 +12,23 @@ import jax.numpy as jnp
 
 from vipp_transforms import _jax
 from vipp_transforms.elimination import Form, Layout, Step
-from vipp_transforms.entries import counted, permute, possible
-from vipp_transforms.estimators.base import Axis, Term
+from vipp_transforms.entries import permute, possible
+from vipp_transforms.estimators.base import Axis
 from vipp_transforms.estimators.enumerate import lane_numbers
-from vipp_transforms.expansion import Potentials, at_term, expanded, numbers, of_units, sample_keys
+from vipp_transforms.expansion import (
+    Potentials,
+    at_term,
+    expanded,
+    numbers,
+    of_units,
+    sample_keys,
+    term_of,
+)
 from vipp_transforms.first_draw import First, first_of, forced_draws, scored_sites, unknown
 from vipp_transforms.fitted import drawn_leaves, with_functions
 from vipp_transforms.lane import MIXED
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
+from vipp_transforms.one_at_a_time import averaged, combined, laid, one_at_a_time
 from vipp_transforms.orders import held, limited
 from vipp_transforms.plan import Plan
 from vipp_transforms.sharing import call, evaluate
@@ -74,6 +83,10 @@ class Evaluation:
             self.axis_of[site.index] = axis
             if axis is not None:
                 self.axes.register(axis)
+        self.blocks = one_at_a_time(planned)
+        for index, block in self.blocks.items():
+            self.axis_of[index] = block.joint
+            self.axes.register(block.joint)
         self.summed = planned.summed
         for each in self.summed:
             self.axes.register(each.axis)
@@ -118,7 +131,9 @@ class Evaluation:
                 site = program.sites[var]
                 nodes[slope.var] = Node(self._carried[site.index], partial(self._slope, site))
         evaluate(eqns, self.env, self.axes, nodes, needed, names_of)
-        terms = {k: _held(x) if self.scored else x for k, x in enumerate(self._leaf_terms())}
+        terms = dict(enumerate(self._leaf_terms()))
+        if self.scored:
+            terms = {k: x._replace(array=held(x.array)) for k, x in terms.items()}
         self.potentials.update(with_functions(self))
         done = {k for s in self.summed for k in s.leaves}
         for first, *more in self._together(elimination.steps):
@@ -258,10 +273,12 @@ class Evaluation:
             names = self.axes.union([*keys, *leaves])
             shape = (*(self.axes.sizes[n] for n in names), *site.var.aval.shape)
             self.drawn[site.index] = Lifted(self.draws(site, shape), names)
+        block = self.blocks.get(site.index)
         found = expanded(
-            site, choice.estimator, choice.site, axis, self.axes, keys, leaves,
-            self.drawn.get(site.index), self.step,
+            site, choice.estimator, choice.site, block.own if block else axis, self.axes, keys,
+            leaves, self.drawn.get(site.index), self.step,
         )  # fmt: skip
+        found = found if block is None else laid(block, self.axes, found)
         if found.slope is not None:
             self._slopes[site.index] = found.slope._replace(array=usable(found.slope.array))
         if found.potentials is not None:
@@ -292,7 +309,7 @@ class Evaluation:
         own, tree = at_term(given, each.info, each.axis, self.axes, lanes, ndim)
         operands = [self.axes.first(x, each.axis.name) for x in (term, *own)]
         (value, *given), names = self._lined_up(operands, each.axis)
-        made = _term(value, tree.unflatten(given), each.axis, 1, each.info)
+        made = term_of(value, tree.unflatten(given), each.axis, 1, each.info)
         return Lifted(each.estimator.contract(made), names)
 
     def arranged(self, value: Lifted, how: Layout, weight: Any = 1.0) -> Lifted:
@@ -327,13 +344,14 @@ class Evaluation:
         # the estimator's own axis first, then named axes, then the term's: contract sees no names
         (value, *given), names = self._lined_up(operands, axis)
         mixed = tuple(a == MIXED for a in step.lanes)
-        term = _term(value, tree.unflatten(given), axis, lanes, site, mixed, step.finest)
-        result = estimator.contract(term)
+        term = term_of(value, tree.unflatten(given), axis, lanes, site, mixed, step.finest)
+        block = self.blocks.get(step.site.index)
+        result = estimator.contract(term) if block is None else combined(block, term)
         if self.limited and estimator.traits.orders is not None:
             what = f"Site '{site.name}': {type(estimator).__name__}"
             result = limited(result, given, estimator.traits.orders, what)
         lifted = Lifted(result, names)
-        if axis is not None and axis.shared:
+        if axis is not None and (axis.shared or block is not None):
             lifted = self.axes.named(lifted, axis.name, at=0)
         return self.arranged(self._averaged(step, lifted), step.layout)
 
@@ -352,14 +370,8 @@ class Evaluation:
         A shared axis goes here once the last of its sites is eliminated; so does the axis of an
         earlier site that decided which draw it was but not its distribution.
         """
-        # trajectories are whole draws of the program: they are averaged once no site that is left
-        # varies along them, and not before
         left = self._names_of(step.layout.form.depends)
-        gone = tuple(i for i, name in enumerate(result.axes) if name not in left)
-        if not gone:
-            return result
-        kept = tuple(name for name in result.axes if name in left)
-        return Lifted(jnp.mean(result.array, axis=gone), kept)
+        return averaged(result, left, {block.joint.name for block in self.blocks.values()})
 
     def _potentials_of(self, step: Step) -> Potentials:
         """For each entry of the term, the potentials of the lanes that it depends on.
@@ -382,18 +394,6 @@ class Evaluation:
         parameters = site.parameters if self.leaves is None else [None for _ in site.parameters]
         atoms = [site.var if value is None else None, *parameters, *(None for _ in site.settings)]
         return call(site.log_prob, values, self.axes, self.env, atoms)[0]
-
-
-def _held(value: Lifted) -> Lifted:
-    return value._replace(array=held(value.array))
-
-
-def _term(value: Any, given: Any, axis: Axis | None, *of: Any) -> Term:
-    """A term without what has probability 0 and is not finite."""
-    own, log_weight = given
-    if axis is not None and axis.drawless:
-        (log_weight,) = own
-    return Term(value if log_weight is None else counted(value, log_weight), own, *of)
 
 
 _ONE = jax.tree.structure([(0,), None])  # a log density alone

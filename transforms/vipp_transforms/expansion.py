@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vipp_transforms.entries import at_entries, at_units
-from vipp_transforms.estimators.base import Axis, Estimator, SiteInfo
+from vipp_transforms.entries import at_entries, at_units, counted
+from vipp_transforms.estimators.base import Axis, Estimator, SiteInfo, Term
 from vipp_transforms.lane import Lane
 from vipp_transforms.lifting import Axes, Lifted, Node, Unit
 from vipp_transforms.sites import split_keys
@@ -148,3 +148,11 @@ def at_term(
     if axis is not None and axis.unit:
         given = [axes.named(at_units(x, info.mixed, lanes), axis.name) for x in given]
     return Potentials(tuple(at_entries(x, lanes, ndim) for x in given), tree)
+
+
+def term_of(value: Any, given: Any, axis: Axis | None, *of: Any) -> Term:
+    """A term without what has probability 0 and is not finite."""
+    own, log_weight = given
+    if axis is not None and axis.drawless:
+        (log_weight,) = own
+    return Term(value if log_weight is None else counted(value, log_weight), own, *of)

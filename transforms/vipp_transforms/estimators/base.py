@@ -38,6 +38,8 @@ class Traits(NamedTuple):
         that is off its mean, zero with the derivative of its mean, and its variance.
       first: whether the program is differentiated at the first draw along its axis alone.
       polynomial: whether it asks of which degree the terms are, :attr:`SiteInfo.degree`.
+      linear: whether its estimate of a term is the value at the first entry of its axis plus, of
+        each entry, the value times the one potential, which is zero and has a derivative.
     """
 
     biased: bool = False
@@ -51,6 +53,7 @@ class Traits(NamedTuple):
     fitted: bool = False
     first: bool = False
     polynomial: bool = False
+    linear: bool = False
 
 
 class Degree(NamedTuple):

@@ -58,7 +58,7 @@ class MeasureValued(Estimator):
       2020, section 6 and table 1.
     """
 
-    traits: ClassVar[Traits] = Traits(orders=1)
+    traits: ClassVar[Traits] = Traits(orders=1, linear=True)
 
     def validate(self, site: SiteInfo) -> None:
         """A finite support, or a distribution with a known decomposition."""
