@@ -1,5 +1,7 @@
 """Several choices with weak derivatives: changed one at a time, exact in expectation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,33 @@ def test_the_programs_are_such():
         assert len(one_at_a_time(planned)) >= 2
 
 
+def before_a_loop(estimator, theta, key):
+    """What is drawn in a loop depends on two such choices, and on the step before."""
+    keys = jax.random.split(key, 7)
+    a, b = (vt.sample(keys[n], coin(theta[n]), estimator, name="ab"[n]) for n in (0, 1))
+
+    def step(state, key):
+        z = vt.sample(key, coin(theta[2] * state - 0.5 * a * b), vt.ScoreFunction(), name="z")
+        return jnp.tanh(z + state), z * state
+
+    last, each = jax.lax.scan(step, 0.3, keys[2:])
+    return last * (1.0 + a) + (each * jnp.arange(5)).sum() * b, None
+
+
+@pytest.mark.few(1)
+def test_choices_of_a_loop_behind_them():
+    """As where both are enumerated: means of 2^15 estimates."""
+    keys, found = jax.random.split(jax.random.key(0), 2**15), []
+    for estimator in (MEASURE, vt.Enumerate()):
+        estimate = vt.surrogate(functools.partial(before_a_loop, estimator))
+        slope = jax.grad(lambda theta, key, of=estimate: of(theta, key)[0])
+        found.append(np.asarray(jax.jit(jax.vmap(slope, (None, 0)))(THETA, keys), float))
+    got, want = found
+    error = np.sqrt((got.var(0) + want.var(0)) / len(keys))
+    assert (error < 0.05 * np.abs(want.mean(0)).max()).all()
+    assert (np.abs(got.mean(0) - want.mean(0)) < 4 * error).all()
+
+
 def test_an_impossible_value_counts_nothing():
     """The term is not finite there, and every other value of the other choice sees it."""
 
@@ -102,6 +131,7 @@ def test_an_impossible_value_counts_nothing():
     np.testing.assert_allclose(slope[0], THETA[1] * p * (1.0 - p), rtol=1e-5)
 
 
+@pytest.mark.few(1)
 def test_normals(x64):
     """E[x^2 y] of normals, the second given the first; 2^14 draws, whose error is below 2%."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,12 @@ def one_at_a_time(planned: Plan) -> dict[int, Block]:
     """The choices of a plan that are changed one at a time, by index."""
     axes: dict[int, Axis] = {}
     seen: dict[int, frozenset[int]] = {}
-    through = lambda atoms: frozenset().union(*(seen[r] for v in atoms for r in planned.depends[v]))
+
+    def through(atoms: Iterable[Any]) -> frozenset[int]:
+        # in a loop a choice depends on those of the step before, which may come after it
+        before = (seen.get(r, frozenset()) for v in atoms for r in planned.depends[v])
+        return frozenset().union(*before)
+
     for site in planned.program.sites.values():
         estimator, info, _ = planned.choices[site.index]
         axis = estimator.axis(info)
