@@ -61,7 +61,7 @@ def _next(chain: Flat, keys: Sequence[Any]) -> list[Any]:
         splits = eqn.primitive.name == "random_split" and threefry.splits_alike(values[0])
         return [threefry.split(values[0], eqn.params["shape"])] if splits else None
 
-    eqns = [n.eqn.replace(invars=list(n.operands), outvars=list(n.outs)) for n in chain.nodes]
+    eqns = [node.equation for node in chain.nodes]
     values = dict(zip(chain.invars, keys, strict=True)) | chain.consts
     return _jax.evaluate_with(eqns, values, chain.outs, special)
 

@@ -35,6 +35,11 @@ class Node(NamedTuple):
     kind: Hashable
     small: bool
 
+    @property
+    def equation(self) -> Any:
+        """What it does, as an equation between its own variables; of no sum."""
+        return self.eqn.replace(invars=list(self.operands), outvars=list(self.outs))
+
 
 @dataclass(eq=False)
 class Flat:

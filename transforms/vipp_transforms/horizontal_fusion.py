@@ -307,7 +307,7 @@ def _evaluate(found: dict[Any, Any], nodes: Sequence[Node]) -> None:
     made = [v for n in nodes for v in n.outs if not _jax.is_dropped(v)]
     operands = dict.fromkeys(v for n in nodes for v in n.operands if not _is_literal(v))
     given = [v for v in operands if v not in set(made)]
-    eqns = [n.eqn.replace(invars=list(n.operands), outvars=list(n.outs)) for n in nodes]
+    eqns = [node.equation for node in nodes]
     values = _jax.evaluator(eqns, given, made)(*(found[v] for v in given))
     found.update(zip(made, values, strict=True))
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from vipp_transforms.threefry import hashed
+
 Rule = Callable[..., Any]
 MOST_PRODUCTS = 2**26  # multiplications of one product of matrices
 
@@ -258,20 +260,8 @@ def _places(shape: Any, indices: Any, numbers: Any, sizes: Any, mode: Any) -> tu
     return tuple(at), there
 
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
 def _threefry(key1: Any, key2: Any, x1: Any, x2: Any, **params: Any) -> Any:
-    """Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011."""
-    keys = [key1, key2, key1 ^ key2 ^ np.uint32(0x1BD11BDA)]
-    x, y = np.broadcast_arrays(x1 + key1, x2 + key2)
-    for i in range(5):
-        for by in _ROTATIONS[i % 2]:
-            x = x + y
-            y = x ^ ((y << np.uint32(by)) | (y >> np.uint32(32 - by)))
-        x = x + keys[(i + 1) % 3]
-        y = y + keys[(i + 2) % 3] + np.uint32(i + 1)
-    return [x, y]
+    return list(hashed(key1, key2, *np.broadcast_arrays(x1, x2)))
 
 
 def _same(x: Any, **params: Any) -> Any:

@@ -147,7 +147,7 @@ def moved(program: Flat, moving: Sequence[bool]) -> frozenset[Any]:
 
 def one_by_one(program: Flat, inputs: Sequence[Any]) -> list[Any]:
     """The results of a program without joined sums, as it stands."""
-    eqns = [n.eqn.replace(invars=list(n.operands), outvars=list(n.outs)) for n in program.nodes]
+    eqns = [node.equation for node in program.nodes]
     given = [*program.consts, *program.invars]
     return _jax.evaluator(eqns, given, program.outs)(*program.consts.values(), *inputs)
 

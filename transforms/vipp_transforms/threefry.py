@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -35,19 +36,19 @@ def split(key: Any, shape: tuple[int, ...]) -> Any:
     """
     first, second = jax.random.key_data(key)
     count = jnp.arange(math.prod(shape), dtype=jnp.uint32)
-    words = _hashed(first, second, jnp.zeros_like(count), count)
+    words = hashed(first, second, jnp.zeros_like(count), count)
     data = jnp.stack(words, axis=-1).reshape(*shape, 2)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
 
 
-def _hashed(first: Any, second: Any, high: Any, low: Any) -> tuple[Any, Any]:
-    """Two words of a counter as two random ones."""
-    keys = first, second, first ^ second ^ jnp.uint32(_PARITY)
+def hashed(first: Any, second: Any, high: Any, low: Any) -> tuple[Any, Any]:
+    """Two words of a counter as two random ones, of NumPy's or of JAX's arrays."""
+    keys = first, second, first ^ second ^ np.uint32(_PARITY)
     x, y = high + keys[0], low + keys[1]
     for block in range(5):
         for turn in _ROTATIONS[block % 2]:
             x = x + y
-            y = x ^ ((y << jnp.uint32(turn)) | (y >> jnp.uint32(32 - turn)))
+            y = x ^ ((y << np.uint32(turn)) | (y >> np.uint32(32 - turn)))
         x = x + keys[(block + 1) % 3]
-        y = y + keys[(block + 2) % 3] + jnp.uint32(block + 1)
+        y = y + keys[(block + 2) % 3] + np.uint32(block + 1)
     return x, y

@@ -14,6 +14,7 @@ from numpyro.infer import SVI
 
 import vipp_transforms as vt
 from vipp.diagnostics.distributed import LoopReport, distributed
+from vipp.diagnostics.evaluated import Evaluated
 from vipp.diagnostics.packed import PackReport, packed
 from vipp.diagnostics.tables import as_html, as_text, short
 from vipp.distributions.answers import kind
@@ -193,10 +194,10 @@ def explain(
     rows += _all_estimated(plan)
     own = {n: m for n, m in drawn.constant.items() if all(r.site != n for r in rows)}
     rows += [_own(objective, *item) for item in own.items()]
-    evaluated = objective, plan, key, params, (model, guide, args, kwargs)
+    evaluated = Evaluated(objective, plan, key, params, (model, guide, args, kwargs))
     return Explanation(
         repr(objective), tuple(rows), objective.biased, tuple(notes.said), tuple(drawn.sums),
-        packed(*evaluated), distributed(*evaluated),
+        packed(evaluated), distributed(evaluated),
     )  # fmt: skip
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-import vipp_transforms as vt
-from vipp.objectives.objective import Objective, is_real
+from vipp.diagnostics.evaluated import Evaluated
 from vipp_transforms import packing
 from vipp_transforms.noting import SUMS
 from vipp_transforms.packed_gradient import WORTHWHILE
@@ -43,36 +41,22 @@ class PackReport:
         )
 
 
-def packed(
-    objective: Objective, plan: vt.Plan, key: Any, params: Mapping[str, Any], programs: Any
-) -> PackReport:
-    """What an objective packs, as :func:`vipp_transforms.surrogate.packed_estimate` decides.
-
-    Args:
-      objective: whose value.
-      plan: of it.
-      key: a PRNG key.
-      params: parameter values and state by name.
-      programs: model, guide, their arguments and keyword arguments.
-    """
-    count = len(plan.program.eqns)
-    if count < WORTHWHILE or plan.program.sites:
+def packed(of: Evaluated) -> PackReport:
+    """What an objective packs, as :func:`vipp_transforms.surrogate.packed_estimate` decides."""
+    count = len(of.plan.program.eqns)
+    if count < WORTHWHILE or of.plan.program.sites:
         return PackReport(count, count)
-    real = {n: x for n, x in params.items() if is_real(x)}
-
-    def value(real: Any) -> jax.Array:
-        return objective.bound_and_state(key, {**params, **real}, *programs)[0]
-
+    real = of.real
     with packing.apart(), SUMS.held() as sums:
-        small = packing.flatten(jax.make_jaxpr(value)(real)).num_small
+        small = packing.flatten(jax.make_jaxpr(of.value)(real)).num_small
         if sums:  # tables, of which equal ones are evaluated once
             return PackReport(small, small)
-        slope = jax.make_jaxpr(jax.value_and_grad(value))(real)
+        slope = jax.make_jaxpr(jax.value_and_grad(of.value))(real)
     program = packing.flatten(slope, final=True)
     if small < WORTHWHILE or not program.packable:
         return PackReport(small, small)
     with packing.around():
-        whole = jax.make_jaxpr(jax.value_and_grad(value))(real)
+        whole = jax.make_jaxpr(jax.value_and_grad(of.value))(real)
     after = len(packing.groups(packing.flatten(whole, final=True)))
     alike = [(_operation(g[0]), len(g)) for g in packing.groups(program) if len(g) > 1]
     return PackReport(len(program.nodes), after, tuple(sorted(alike, key=lambda g: -g[1])))

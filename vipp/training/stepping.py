@@ -156,7 +156,7 @@ def _joint(joint: Fused, layout: Layout, params: list[int], first: Ahead | None)
     small = all(math.prod(s.shape) <= LARGEST for s in layout.segments)
     at_once = lambda carried: Ravelled.of(layout, layout.ravel(unpack(carried)))
     leave = at_once if small else unpack
-    draw = _drawing(first, packing.one_by_one, lambda carried, at: joint.leaves(carried)[at])
+    draw = _drawing(first, packing.one_by_one, lambda carried, at: carried[joint.holding([at])[0]])
     return Stepping(update, pack, unpack, leave, draw, _count(first))
 
 
