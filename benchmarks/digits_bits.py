@@ -3,12 +3,17 @@
 scikit-learn's digits at 28 x 28 pixels, binarised, 64 rows, 200 Bernoulli latents in one site of
 one event, a 784-200-200 encoder and a 200-200-784 decoder. The variance of the encoder's gradient,
 summed over its parameters, that of the decoder's, and the time of a gradient of everything, at the
-start and after training, relative to a hand-written leave-one-out of 2.
+start and after training, relative to a hand-written leave-one-out of 2. XLA has one thread: with
+two of a busy machine times of the same program differ by a tenth.
 
     python benchmarks/digits_bits.py [--draws 100] [--steps 500 2000] [--rounds 15] [--only double]
 """
 
 from __future__ import annotations
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import argparse
 import time

@@ -34,7 +34,7 @@ OPTIMISER = optax.adam(3e-3)
 DEFAULT = "default"
 ESTIMATORS = {  # of the site "code"
     "plain score function": vipp.ScoreFunction(),
-    "leave-one-out, 4 samples": vipp.ScoreFunction(num_samples=4, baseline="leave_one_out"),
+    "leave-one-out, 2 samples": vipp.ScoreFunction(num_samples=2, baseline="leave_one_out"),
     DEFAULT: None,
 }
 COLOURS = ("#D55E00", "#0072B2", "#009E73")

@@ -12,9 +12,11 @@ import vipp_transforms as vt
 
 KEY = jax.random.key(0)
 FALLBACK, SLOPES = vt.ScoreFunction(8, "leave_one_out"), vt.FittedControlVariates(8)
+FOUR = vt.ScoreFunction(4, "leave_one_out")
 
 
-def first(estimator, count=8):
+def first(estimator, count=None):
+    count = estimator.num_samples if count is None else count
     return dataclasses.replace(estimator, num_samples=count, differentiate="first")
 
 
@@ -41,7 +43,7 @@ def coins(name, *shape, estimator=None):
         (lambda: jnp.prod(coins("z", 5)), SLOPES, "2^5"),
         (lambda: jnp.prod(coins("z", 7, 5), 0).sum(), SLOPES, "2^7"),
         (lambda: jnp.prod(coins("z", 7, 2), 1).sum(), vt.Enumerate(), "4 values"),
-        (lambda: jnp.prod(coins("z", 9000)), first(SLOPES), "2^9000"),
+        (lambda: jnp.prod(coins("z", 9000)), SLOPES, "2^9000"),
         (lambda: draw("z", dist.Categorical(jnp.ones(16) / 16)), vt.Enumerate(), "16 values"),
         (lambda: draw("z", dist.Categorical(jnp.ones(17) / 17)), FALLBACK, "17 values"),
         (lambda: draw("z", dist.Poisson(1.0)), FALLBACK, "no finite support"),
@@ -102,17 +104,47 @@ def wide(numbers=1_000_000, **limits):
     return jnp.sin(jnp.linspace(0.0, 1.0, numbers) * z.sum()).sum()
 
 
+def network(product=jnp.dot, key=KEY, **limits):
+    """Most of it is products."""
+    z = vt.sample(key, dist.Bernoulli(logits=jnp.zeros(6)), vt.Automatic(**limits), name="z")
+    return jnp.sin(product(jnp.ones((100, 100)) * z.sum(), jnp.ones((100, 100)))).sum()
+
+
+def convolution(x, kernel):
+    return jax.lax.conv(x[None, None], kernel[None, None, :10, :10], (1, 1), "SAME")
+
+
+def particles(number, **limits):
+    """So many are weighed against each other."""
+    one = lambda key: network(key=key, **limits)
+    return jax.nn.logsumexp(jax.vmap(one)(jax.random.split(KEY, number)))
+
+
+def apart(number):
+    return jax.vmap(lambda key: network(key=key))(jax.random.split(KEY, number)).sum()
+
+
 @pytest.mark.parametrize(
     ("program", "expected", "reason"),
     [
         (hidden, FALLBACK, "8 samples, of"),
-        (wide, first(SLOPES), "numbers each, which have slopes; differentiated at the first"),
-        (lambda: wide(1000), SLOPES, "of 2,026 numbers each, which have slopes"),
-        (lambda: wide(max_samples=16), first(SLOPES, 16), "16 samples, of 2,0"),
-        (lambda: wide(max_numbers=2**23), first(FALLBACK, 4), "4 samples"),
+        (wide, SLOPES, "of 2,000,026 numbers each, which have slopes"),
+        (lambda: wide(max_samples=16), dataclasses.replace(SLOPES, num_samples=16), "16 samples"),
+        (lambda: wide(max_numbers=2**23), FOUR, "4 samples"),
         (lambda: wide(max_samples=2), vt.ScoreFunction(2, "leave_one_out"), "2 samples"),
+        (network, first(SLOPES), "which have slopes; differentiated at the first"),
+        (lambda: network(convolution), first(SLOPES), "differentiated at the first"),
+        (lambda: network(max_samples=16), first(SLOPES, 16), "16 samples"),
+        (lambda: network(max_samples=2), vt.ScoreFunction(2, "leave_one_out"), "2 samples"),
+        (lambda: particles(4), first(FOUR), "4 samples"),
+        (lambda: particles(4, max_samples=16), first(SLOPES), "8 samples"),
+        (lambda: particles(16), vt.ScoreFunction(2, "leave_one_out"), "2 samples"),
+        (lambda: apart(16), first(SLOPES), "8 samples"),
     ],
-    ids=["hidden", "wide", "narrow", "many", "dear", "two"],
+    ids=[
+        *("hidden", "wide", "many", "dear", "two", "network", "convolution", "many of a network"),
+        *("two of a network", "particles", "many of particles", "many particles", "apart"),
+    ],
 )
 def test_samples_and_slopes(program, expected, reason):
     choice = choices(program)["z"]

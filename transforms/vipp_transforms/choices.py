@@ -14,7 +14,7 @@ from vipp_transforms.estimators.enumerate import Enumerate, joint_size
 from vipp_transforms.estimators.fitted_control_variates import FittedControlVariates
 from vipp_transforms.estimators.pathwise import Pathwise
 from vipp_transforms.estimators.score_function import ScoreFunction
-from vipp_transforms.repeated import numbers_again
+from vipp_transforms.repeated import work_again
 from vipp_transforms.seen_slopes import slopes_of
 from vipp_transforms.slopes import Sloped
 from vipp_transforms.staging import Program, Site
@@ -29,13 +29,16 @@ class Automatic(Policy):
     ``max_support``, as long as no term is evaluated at more than ``max_evaluations`` combinations
     of automatically enumerated sites.
 
-    Otherwise there are ``max_samples`` samples, or half or a quarter of them where each has so much
-    evaluated again that it would not fit: the variance of leave-one-out falls like
-    ``1 / (samples - 1)``, so that times the time of a gradient it is less the more there are.
+    Otherwise there are ``max_samples`` samples: the variance of leave-one-out falls like
+    ``1 / (samples - 1)``, so that times the time of a gradient it is less the more there are. There
+    are half or a quarter of them where each has so much evaluated again that it would not fit, and
+    where several particles are weighed against each other (``IWAE``), at most
+    ``max_samples / sqrt(particles)``: there almost all of a gradient's time goes into them.
     Fitted control variates are chosen for a finite support of which some term mixes lanes and
     computes with them, if there are at least 8 samples; the score function with a leave-one-out
-    baseline elsewhere. Where each of more than two samples has at least 8,192 numbers evaluated
-    again, the program is differentiated at the first one alone: that is most of the time.
+    baseline elsewhere. Where there are more than two samples, and matrix products are most of what
+    is evaluated again for each (at least 8,192 numbers, and 8 products for each of these), the
+    program is differentiated at the first one alone: the derivative is most of the time.
 
     Args:
       max_support: largest joint support of one site.
@@ -73,6 +76,7 @@ class Automatic(Policy):
 
 _FALLBACK = ScoreFunction(num_samples=2, baseline="leave_one_out")
 _DEAR = 2**13  # numbers: the derivative of a sample with fewer takes no time
+_MOSTLY = 8  # products a number: with fewer the derivative takes no longer than the rest
 _SLOPES_PAY = 8  # samples: coefficients fitted to fewer add more noise than they take
 
 
@@ -135,8 +139,11 @@ def _sample(
             drawn.append((site, policy))
     if not drawn:
         return
-    again = numbers_again(program.eqns, depends, {site.index for site, _ in drawn})
-    counts = {site.index: _count(policy, again) for site, policy in drawn}
+    again, products = work_again(program.eqns, depends, {site.index for site, _ in drawn})
+    dear = again >= _DEAR and products >= _MOSTLY * again
+    counts = {
+        site.index: _count(policy, again, _particles(site, elimination)) for site, policy in drawn
+    }
     able = {
         site.index
         for site, _ in drawn
@@ -148,7 +155,7 @@ def _sample(
     for site, _ in drawn:
         count, choice = counts[site.index], choices[site.index]
         why = f"{choice.reason}; {count} samples, of {again:,} numbers each"
-        where: Literal["all", "first"] = "first" if count > 2 and again >= _DEAR else "all"
+        where: Literal["all", "first"] = "first" if count > 2 and dear else "all"
         if site.var in reached:
             made = FittedControlVariates(count, differentiate=where)
             why = f"{why}, which have slopes"
@@ -158,11 +165,21 @@ def _sample(
         choices[site.index] = choice._replace(estimator=made, reason=why)
 
 
-def _count(policy: Automatic, again: int) -> int:
+def _count(policy: Automatic, again: int, particles: int) -> int:
     """As many samples as fit; half or a quarter of the most, but two."""
     most = policy.max_samples
-    fits = [n for n in (most, most // 2, most // 4) if n >= 2 and n * again <= policy.max_numbers]
+    fits = [
+        n
+        for n in (most, most // 2, most // 4)
+        if n >= 2 and n * again <= policy.max_numbers and n * n * particles <= most * most
+    ]
     return fits[0] if fits else 2
+
+
+def _particles(site: Site, elimination: Elimination) -> int:
+    """How many repetitions of it some term weighs against each other."""
+    mixed = elimination.mixed(site)[: len(site.lanes)]
+    return math.prod(n for n, m in zip(site.lane_shape, mixed, strict=False) if m)
 
 
 def _first(site: Site, elimination: Elimination, degree: Degree | None) -> Choice:

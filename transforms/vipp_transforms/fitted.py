@@ -94,8 +94,10 @@ def _slope(evaluation: Any, site: Site, slope: jax.Array) -> tuple[Lifted, ...]:
         weights = probs.reshape(probs.shape[: probs.ndim - rank])
         products = jnp.stack([inner(v) for v in values])
         mean = (weights * products).sum(0)
-        squares = (products - mean[None]) ** 2
-        return inner(x) - stop(mean), direction(mean), stop((weights * squares).sum(0))
+        # what is not among the values is zero
+        none = jnp.maximum(1.0 - weights.sum(0), 0.0)
+        variance = (weights * (products - mean[None]) ** 2).sum(0) + none * mean**2
+        return inner(x) - stop(mean), direction(mean), stop(variance)
 
     def one(key: Any, x: jax.Array, *leaves: Any) -> list[jax.Array]:
         source = LaneSource(site.template, site.lanes, key, leaves)

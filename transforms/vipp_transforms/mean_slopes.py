@@ -38,7 +38,8 @@ def mean_slopes(planned: Plan, slopes: Mapping[Any, Slope]) -> dict[int, jax.Arr
     needed = [split.leaves[k] for k in ends]
     for eqn, operands in split.opened:
         needed += [v for i, v in enumerate(eqn.invars) if i not in operands]
-    eqns = live(Sloped(live(list(program.eqns), needed), slopes).eqns, needed)
+    sloped = Sloped(live(list(program.eqns), needed), slopes)
+    eqns = live(sloped.eqns, needed)
     none: frozenset[str] = frozenset()
 
     def total(shifts: list[jax.Array]) -> jax.Array:
@@ -46,7 +47,9 @@ def mean_slopes(planned: Plan, slopes: Mapping[Any, Slope]) -> dict[int, jax.Arr
         nodes = {}
         for var, site in program.sites.items():
             if site.loop is None:
-                nodes[var] = Node(none, partial(_drawn, site))
+                # what only floats are made of is at its mean in all of them
+                whole = var not in slopes or var in sloped.seen_whole
+                nodes[var] = Node(none, partial(_drawn if whole else _nought, site))
             else:
                 env[site.loop.trajectory] = Lifted(jnp.int32(0))
         for (var, slope), shift in zip(slopes.items(), shifts, strict=True):
@@ -71,6 +74,11 @@ def _drawn(site: Site, env: Env) -> Lifted:
     """A draw by a key of its own."""
     made = _source(site, env).map(lambda here: here.distribution.sample(here.key))
     return Lifted(stop(made).astype(site.var.aval.dtype))
+
+
+def _nought(site: Site, env: Env) -> Lifted:
+    """In place of a draw that nothing depends on."""
+    return Lifted(jnp.zeros(site.var.aval.shape, site.var.aval.dtype))
 
 
 def _off(site: Site, shift: jax.Array, env: Env) -> Lifted:

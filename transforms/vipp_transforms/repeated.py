@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from vipp_transforms import _jax
 from vipp_transforms.dependence import Dependences
 
 
-def numbers_again(eqns: Iterable[Any], depends: Dependences, sites: set[int]) -> int:
-    """The numbers computed by equations of which some result depends on one of ``sites``."""
+class Work(NamedTuple):
+    """What some equations do.
+
+    Attributes:
+      numbers: computed by them.
+      products: of two numbers, which matrix products and convolutions add up.
+    """
+
+    numbers: int
+    products: int
+
+
+def work_again(eqns: Iterable[Any], depends: Dependences, sites: set[int]) -> Work:
+    """The work of the equations of which some result depends on one of ``sites``."""
     again = [e for e in eqns if any(not sites.isdisjoint(depends[v]) for v in e.outvars)]
-    return sum(map(_numbers, again))
+    return Work(sum(_of(e, _numbers) for e in again), sum(_of(e, _products) for e in again))
+
+
+def _of(eqn: Any, count: Callable[[Any], int]) -> int:
+    """What is counted of one equation by itself, or of what is computed inside of it."""
+    inside = sum(_of(e, count) for j in _jax.sub_jaxprs(eqn) for e in _jax.open_jaxpr(j)[0].eqns)
+    times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+    return max(count(eqn), times * inside)
 
 
 def _numbers(eqn: Any) -> int:
-    """Of one equation: its results, or what is computed inside of it."""
-    inside = [sum(map(_numbers, _jax.open_jaxpr(j)[0].eqns)) for j in _jax.sub_jaxprs(eqn)]
-    times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-    return max(sum(math.prod(v.aval.shape) for v in eqn.outvars), times * sum(inside))
+    return sum(math.prod(v.aval.shape) for v in eqn.outvars)
+
+
+def _products(eqn: Any) -> int:
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        shape = eqn.invars[0].aval.shape
+        return _numbers(eqn) * math.prod(shape[a] for a in contracted)
+    if eqn.primitive.name == "conv_general_dilated":
+        filters, kernel = eqn.params["dimension_numbers"].rhs_spec[0], eqn.invars[1].aval.shape
+        return _numbers(eqn) * math.prod(kernel) // kernel[filters]
+    return 0

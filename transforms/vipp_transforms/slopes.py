@@ -50,12 +50,14 @@ class Sloped:
       eqns: the new ones, among them one for each slope variable, for order alone.
       stands_for: by new variable, one that depends on the same.
       reached: the draws that some value has a derivative in.
+      seen_whole: the draws that are compared, an index, or anything else but made a float of.
     """
 
     def __init__(self, eqns: Sequence[Any], draws: Mapping[Any, Slope]):
         self.eqns: list[Any] = []
         self.stands_for: dict[Any, Any] = {}
         self.reached: frozenset[Any] = _NONE
+        self.seen_whole: frozenset[Any] = _NONE
         self._slopes: dict[Any, Any] = {}
         self._from: dict[Any, frozenset[Any]] = {}
         self._seen = frozenset().union(*(slope.seen for slope in draws.values()))
@@ -87,6 +89,8 @@ class Sloped:
             operands = [self._as_float(v, out, name) for v in eqn.invars]
             if operands != list(eqn.invars):
                 self.reached |= found
+            whole = [v for v in operands if self._of(v) is not None]
+            self.seen_whole |= _NONE.union(*(self._from[v] for v in whole))
             self.eqns.append(eqn.replace(invars=operands))
 
     def _as_float(self, atom: Any, out: Any, name: str) -> Any:

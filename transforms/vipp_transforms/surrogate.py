@@ -70,8 +70,9 @@ def packed_estimate(
     """What :func:`estimate` returns, value and gradient packed if ``fn`` has many small equations.
 
     Only where all its choices are pathwise: the tables of enumerated choices take fewer operations
-    one by one than stacked. Of them equal equations are evaluated, and differentiated, once: it is
-    often the same table that is read along the axes of several choices.
+    one by one than stacked. Of them, and where single lanes are summed, equal equations are
+    evaluated, and differentiated, once: it is often the same table that is read along the axes of
+    several choices, or for a term and for the probabilities of its lanes.
 
     Args:
       then: is given the auxiliary outputs and the updates, and returns arrays instead, which are
@@ -90,7 +91,7 @@ def packed_estimate(
         if outs is not None:
             aux = jax.tree_util.tree_unflatten(traced.aux_tree, jax.lax.stop_gradient(outs[1:]))
             return outs[0], then(aux, {})
-    elif planned.enumerates:
+    elif planned.enumerates or planned.summed:
         closed, shape = jax.make_jaxpr(partial(_then, then, planned), return_shape=True)()
         outs = _once(closed, ())
         if outs is not None:

@@ -99,8 +99,13 @@ class _BinomialLogits(dist.BinomialLogits):
 
 def _finite(logits: Any, times: Any = 1) -> jax.Array:
     """Infinite logits are certain outcomes, not ``0 * inf``; finite even this many ``times``."""
-    limit = jnp.finfo(jnp.result_type(logits, float)).max / times
-    return jnp.clip(logits, -limit, limit)
+    logits = jnp.asarray(logits, jnp.result_type(logits, float))
+    limit = jnp.asarray(jnp.finfo(logits.dtype).max / times, logits.dtype)
+    if limit.ndim:
+        shape = jnp.broadcast_shapes(limit.shape, logits.shape)
+        limit, logits = jnp.broadcast_to(limit, shape), jnp.broadcast_to(logits, shape)
+    # its derivative is a selection, that of a clip two divisions
+    return jax.lax.clamp(-limit, logits, limit)
 
 
 def guarded(fn: Any, *, observed: bool = False) -> Any:

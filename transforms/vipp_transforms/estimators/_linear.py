@@ -81,9 +81,13 @@ def require_support(site: SiteInfo, estimator: str) -> None:
 
 
 def support_of(distribution: Any, support: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Of each lane the values and, to be multiplied with them, their probabilities."""
+    """Of each lane the values and, to be multiplied with them, their probabilities.
+
+    Without the value zero, which adds nothing to a mean.
+    """
     batch, event = distribution.batch_shape, support.shape[1:]
-    values = jnp.asarray(support).reshape((-1, *(1,) * len(batch), *event))
+    counts = (support != 0).any(tuple(range(1, support.ndim)))
+    values = jnp.asarray(support[counts] if counts.any() else support).reshape((-1, *(1,) * len(batch), *event))
     values = jnp.broadcast_to(values, (len(values), *batch, *event))
     probs = jnp.exp(jax.vmap(distribution.log_prob)(values))
     return values.astype(dtype), probs.reshape(probs.shape + (1,) * len(event))
