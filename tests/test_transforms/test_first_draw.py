@@ -1,4 +1,4 @@
-"""A program differentiated at the first draw alone: what stays the same, and what it costs.
+"""Fitted control variates at the means, and a program differentiated at the first draw alone.
 
 That it is unbiased is a row of the contract (test_contract.py).
 """
@@ -94,3 +94,18 @@ def test_a_scalar_choice_that_a_mask_may_hide(exact, make):
 
     estimators = {name: make(3, "first") for name in ("z", "y")}
     exact.check(masked, jnp.float32(0.3), estimators, orders=1, rtol=1e-4)
+
+
+def test_the_means_take_no_draw_of_their_own():
+    """A draw that only floats are made of is at its mean in all of them; a compared one is drawn."""
+
+    def num_draws(seen):
+        def program(logits):
+            z = vt.sample(KEYS[0], dist.Bernoulli(logits=logits), MADE["fitted"](4, "all"), name="z")
+            return jnp.sin(seen(z)), None
+
+        jaxpr = jax.make_jaxpr(lambda logits: vt.surrogate(program)(logits)[0])(jnp.zeros(5))
+        return str(jaxpr).count("random_bits[")
+
+    assert num_draws(lambda z: z.sum()) == 1
+    assert num_draws(lambda z: z.sum() + jnp.where(z[0] == 1, 0.5, 0.0)) == 2
