@@ -101,11 +101,15 @@ def test_the_means_take_no_draw_of_their_own():
 
     def num_draws(seen):
         def program(logits):
-            z = vt.sample(KEYS[0], dist.Bernoulli(logits=logits), MADE["fitted"](4, "all"), name="z")
+            z = vt.sample(
+                KEYS[0], dist.Bernoulli(logits=logits), MADE["fitted"](4, "all"), name="z"
+            )
             return jnp.sin(seen(z)), None
 
         jaxpr = jax.make_jaxpr(lambda logits: vt.surrogate(program)(logits)[0])(jnp.zeros(5))
         return str(jaxpr).count("random_bits[")
 
     assert num_draws(lambda z: z.sum()) == 1
+    assert num_draws(lambda z: 3 * z.sum() - z[0]) == 1
+    assert num_draws(lambda z: z[0] * z[1] * 1.0) == 2
     assert num_draws(lambda z: z.sum() + jnp.where(z[0] == 1, 0.5, 0.0)) == 2

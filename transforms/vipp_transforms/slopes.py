@@ -50,7 +50,8 @@ class Sloped:
       eqns: the new ones, among them one for each slope variable, for order alone.
       stands_for: by new variable, one that depends on the same.
       reached: the draws that some value has a derivative in.
-      seen_whole: the draws that are compared, an index, or anything else but made a float of.
+      seen_whole: the draws whose values count besides the floats that are made of them: those that
+        are compared, an index, or multiplied with each other.
     """
 
     def __init__(self, eqns: Sequence[Any], draws: Mapping[Any, Slope]):
@@ -82,6 +83,8 @@ class Sloped:
         if slope is not None:
             self.eqns.append(eqn)
             self._note(out, slope, found)
+            if name == "mul" and all(self._of(v) is not None for v in eqn.invars):
+                self.seen_whole |= found  # each is multiplied with the other's slope
         elif ends and name == "convert_element_type":
             self.reached |= found
             self._float(eqn.invars[0], out)

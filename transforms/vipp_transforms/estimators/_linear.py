@@ -87,7 +87,9 @@ def support_of(distribution: Any, support: Any, dtype: Any) -> tuple[jax.Array, 
     """
     batch, event = distribution.batch_shape, support.shape[1:]
     counts = (support != 0).any(tuple(range(1, support.ndim)))
-    values = jnp.asarray(support[counts] if counts.any() else support).reshape((-1, *(1,) * len(batch), *event))
+    values = jnp.asarray(support[counts] if counts.any() else support).reshape(
+        (-1, *(1,) * len(batch), *event)
+    )
     values = jnp.broadcast_to(values, (len(values), *batch, *event))
     probs = jnp.exp(jax.vmap(distribution.log_prob)(values))
     return values.astype(dtype), probs.reshape(probs.shape + (1,) * len(event))
