@@ -40,6 +40,7 @@ def mean_slopes(planned: Plan, slopes: Mapping[Any, Slope]) -> dict[int, jax.Arr
         needed += [v for i, v in enumerate(eqn.invars) if i not in operands]
     sloped = Sloped(live(list(program.eqns), needed), slopes)
     eqns = live(sloped.eqns, needed)
+    whole = sloped.seen_whole.union(*map(sloped.linear_in, needed))
     none: frozenset[str] = frozenset()
 
     def total(shifts: list[jax.Array]) -> jax.Array:
@@ -48,8 +49,8 @@ def mean_slopes(planned: Plan, slopes: Mapping[Any, Slope]) -> dict[int, jax.Arr
         for var, site in program.sites.items():
             if site.loop is None:
                 # what only floats are made of is at its mean in all of them
-                whole = var not in slopes or var in sloped.seen_whole
-                nodes[var] = Node(none, partial(_drawn if whole else _nought, site))
+                drawn = var not in slopes or var in whole
+                nodes[var] = Node(none, partial(_drawn if drawn else _nought, site))
             else:
                 env[site.loop.trajectory] = Lifted(jnp.int32(0))
         for (var, slope), shift in zip(slopes.items(), shifts, strict=True):

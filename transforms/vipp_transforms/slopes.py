@@ -71,6 +71,10 @@ class Sloped:
                     self._emit(lambda x: -x.astype(jnp.result_type(float)), [var], made, var)
                     self._note(var, made, frozenset({var}))
 
+    def linear_in(self, atom: Any) -> frozenset[Any]:
+        """The draws that a value is linear in, which it shows no derivative in by itself."""
+        return _NONE if self._of(atom) is None else self._from[atom]
+
     def _add(self, eqn: Any) -> None:
         found = _NONE.union(*(self._from.get(v, _NONE) for v in eqn.invars if _is_var(v)))
         found = frozenset(d for d in found if not self._leads[d].isdisjoint(eqn.outvars))
