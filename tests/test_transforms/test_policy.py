@@ -120,6 +120,17 @@ def particles(number, **limits):
     return jax.nn.logsumexp(jax.vmap(one)(jax.random.split(KEY, number)))
 
 
+def steps(number):
+    """Particles of a loop of five steps."""
+
+    def step(state, key):
+        z = vt.sample(key, dist.Bernoulli(logits=jnp.full(6, state)), vt.Automatic(), name="z")
+        return z.sum() * 1.0, jnp.sin(z.sum())
+
+    one = lambda key: jax.lax.scan(step, 0.0, jax.random.split(key, 5))[1].sum()
+    return jax.nn.logsumexp(jax.vmap(one)(jax.random.split(KEY, number)))
+
+
 def apart(number):
     return jax.vmap(lambda key: network(key=key))(jax.random.split(KEY, number)).sum()
 
@@ -140,10 +151,13 @@ def apart(number):
         (lambda: particles(4, max_samples=16), first(SLOPES), "8 samples"),
         (lambda: particles(16), vt.ScoreFunction(2, "leave_one_out"), "2 samples"),
         (lambda: apart(16), first(SLOPES), "8 samples"),
+        (lambda: steps(4), FOUR, "in a loop; 4 samples"),
+        (lambda: steps(1), FALLBACK, "in a loop; 8 samples"),
     ],
     ids=[
         *("hidden", "wide", "many", "dear", "two", "network", "convolution", "many of a network"),
         *("two of a network", "particles", "many of particles", "many particles", "apart"),
+        *("particles of a loop", "one particle of a loop"),
     ],
 )
 def test_samples_and_slopes(program, expected, reason):

@@ -178,8 +178,9 @@ def _count(policy: Automatic, again: int, particles: int) -> int:
 
 def _particles(site: Site, elimination: Elimination) -> int:
     """How many repetitions of it some term weighs against each other."""
-    mixed = elimination.mixed(site)[: len(site.lanes)]
-    return math.prod(n for n, m in zip(site.lane_shape, mixed, strict=False) if m)
+    first = 0 if site.loop is None else 1  # the steps of its loop
+    lanes = zip(site.lanes, elimination.mixed(site), strict=False)
+    return math.prod(lane.size for lane, mixed in list(lanes)[first:] if mixed)
 
 
 def _first(site: Site, elimination: Elimination, degree: Degree | None) -> Choice:
