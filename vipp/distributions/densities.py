@@ -99,13 +99,10 @@ class _BinomialLogits(dist.BinomialLogits):
 
 def _finite(logits: Any, times: Any = 1) -> jax.Array:
     """Infinite logits are certain outcomes, not ``0 * inf``; finite even this many ``times``."""
-    logits = jnp.asarray(logits, jnp.result_type(logits, float))
-    limit = jnp.asarray(jnp.finfo(logits.dtype).max / times, logits.dtype)
-    if limit.ndim:
-        shape = jnp.broadcast_shapes(limit.shape, logits.shape)
-        limit, logits = jnp.broadcast_to(limit, shape), jnp.broadcast_to(logits, shape)
-    # its derivative is a selection, that of a clip two divisions
-    return jax.lax.clamp(-limit, logits, limit)
+    limit = jnp.finfo(jnp.result_type(logits, float)).max / times
+    # not a clip, of whose derivative two divisions are made
+    logits = jnp.where(logits > limit, limit, logits)
+    return jnp.where(logits < -limit, -limit, logits)
 
 
 def guarded(fn: Any, *, observed: bool = False) -> Any:
