@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax, lifting
-from vipp_transforms.estimators._linear import support_of
+from vipp_transforms.estimators._linear import mean_of
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
 from vipp_transforms.plan import Plan
 from vipp_transforms.slopes import Slope, Sloped
@@ -87,8 +87,7 @@ def _off(site: Site, shift: jax.Array, env: Env) -> Lifted:
     support = site.template.support
 
     def mean(here: Any) -> jax.Array:
-        values, probs = support_of(here.distribution, support, jnp.result_type(float))
-        return (probs * values).sum(0)
+        return mean_of(here.distribution, support, jnp.result_type(float))
 
     draw = env[site.var].array
     return Lifted(shift + stop(_source(site, env).map(mean) - draw))

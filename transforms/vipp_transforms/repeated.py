@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from vipp_transforms import _jax
@@ -24,15 +24,20 @@ class Work(NamedTuple):
 
 def work_again(eqns: Iterable[Any], depends: Dependences, sites: set[int]) -> Work:
     """The work of the equations of which some result depends on one of ``sites``."""
-    again = [e for e in eqns if any(not sites.isdisjoint(depends[v]) for v in e.outvars)]
-    return Work(sum(_of(e, _numbers) for e in again), sum(_of(e, _products) for e in again))
+    return _total(e for e in eqns if any(not sites.isdisjoint(depends[v]) for v in e.outvars))
 
 
-def _of(eqn: Any, count: Callable[[Any], int]) -> int:
-    """What is counted of one equation by itself, or of what is computed inside of it."""
-    inside = sum(_of(e, count) for j in _jax.sub_jaxprs(eqn) for e in _jax.open_jaxpr(j)[0].eqns)
+def _total(eqns: Iterable[Any]) -> Work:
+    each = list(map(_of, eqns))
+    return Work(sum(w.numbers for w in each), sum(w.products for w in each))
+
+
+def _of(eqn: Any) -> Work:
+    """Of one equation: what it does by itself, or what is done inside of it."""
+    inside = _total(e for j in _jax.sub_jaxprs(eqn) for e in _jax.open_jaxpr(j)[0].eqns)
     times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-    return max(count(eqn), times * inside)
+    numbers = max(_numbers(eqn), times * inside.numbers)
+    return Work(numbers, max(_products(eqn), times * inside.products))
 
 
 def _numbers(eqn: Any) -> int:

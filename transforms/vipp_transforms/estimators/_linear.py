@@ -95,6 +95,12 @@ def support_of(distribution: Any, support: Any, dtype: Any) -> tuple[jax.Array, 
     return values.astype(dtype), probs.reshape(probs.shape + (1,) * len(event))
 
 
+def mean_of(distribution: Any, support: Any, dtype: Any) -> jax.Array:
+    """The mean of each lane's draw."""
+    values, probs = support_of(distribution, support, dtype)
+    return (probs * values).sum(0)
+
+
 def logit(distribution: Any) -> jax.Array:
     """Log odds of a binary distribution, whatever its parameters are; finite."""
     shape = distribution.batch_shape

@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 
 from vipp_transforms.checks import positive_int
-from vipp_transforms.estimators._linear import direction, require_support, support_of
+from vipp_transforms.estimators._linear import direction, mean_of, require_support
 from vipp_transforms.estimators.base import (
     Axis,
     Estimator,
@@ -86,7 +86,8 @@ class DoubleControlVariates(Estimator):
         n, value = self.num_samples, source.draw()
 
         def facts(here: Local, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return here.distribution.log_prob(x), _mean(here, site, x)
+            mean = mean_of(here.distribution, site.support, x.dtype)
+            return here.distribution.log_prob(x), mean
 
         log_prob, mean = source.map(facts, value)
         together = tuple(a for a, m in enumerate(site.grouped) if m)
@@ -103,9 +104,3 @@ class DoubleControlVariates(Estimator):
         fixed = jax.lax.stop_gradient(term.value)
         away = (fixed - fixed.mean(0, keepdims=True)) * (self.num_samples / (self.num_samples - 1))
         return term.value + away * term.potentials[0]
-
-
-def _mean(here: Local, site: SiteInfo, like: jax.Array) -> jax.Array:
-    """The mean of each lane's draw."""
-    values, probs = support_of(here.distribution, site.support, like.dtype)
-    return (probs * values).sum(0)
