@@ -20,7 +20,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from vipp_transforms import axis_rules, axis_sums, constant
+from vipp_transforms import axis_rules, axis_sums, constant, elementwise
 from vipp_transforms._jax import scan_arity
 from vipp_transforms.axis_rules import axis_maps
 from vipp_transforms.orders import limited
@@ -52,7 +52,7 @@ INDEXED = {"gather", "scatter", "scatter-add", "dynamic_slice", "dynamic_update_
 # Equations that call one jaxpr on their operands, and the parameter that holds it.
 CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 INLINED = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call",
-           "custom_vjp_call", "custom_vjp_call_jaxpr")  # fmt: skip
+           "custom_vjp_call", "custom_vjp_call_jaxpr", "vipp_elementwise")  # fmt: skip
 
 
 def bind(eqn, values):
@@ -719,6 +719,7 @@ EXPECTED = [
      [[(_, _)]]),
     ("jit", jax.jit(jnp.sin), (X,), [[(_, _)]]),
     ("custom_jvp_call", jax.nn.relu, (X,), [[(_, _)]]),
+    ("vipp_elementwise", elementwise.Elementwise(jnp.sin), (X,), [[(_, _)]]),
 ]  # fmt: skip
 EXPECTED += [(name, *case) for name, case in NEWER.items() if name not in MISSING]
 

@@ -39,6 +39,7 @@ _CALLS = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
     "custom_vmap_call": "call",
     "composite": "jaxpr",
+    "vipp_elementwise": "call_jaxpr",
 }
 # Those that mean nothing beyond it.
 _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
@@ -344,6 +345,11 @@ def define_linear(
 def is_zero(tangent: Any) -> bool:
     """Whether a tangent is zero because nothing is differentiated."""
     return isinstance(tangent, ad.Zero)
+
+
+def dense(tangent: Any) -> Any:
+    """A tangent as an array."""
+    return ad.instantiate_zeros(tangent)
 
 
 def zero_like(primal: Any) -> Any:

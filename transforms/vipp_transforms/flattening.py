@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipp_transforms import _jax
+from vipp_transforms.elementwise import is_elementwise
 from vipp_transforms.simplified import Atom, simplified, type_of
 from vipp_transforms.spreads import Spread, is_spread, sunk
 
@@ -148,10 +149,10 @@ def _add(
         for each in before:
             _add(each, scope, flat, seen, reading)
         return
-    node = node_of(less, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
-    node = seen.setdefault((node.kind, names(operands)), node)
+    new = node_of(less, operands, tuple(_jax.fresh_like(v) for v in eqn.outvars))
+    node = seen.setdefault((new.kind, names(operands)), new)
     scope.update(zip(eqn.outvars, node.outs, strict=True))
-    if node.eqn is less:
+    if node is new:
         flat.nodes.append(node)
         if is_spread(less):
             reading.spreads[node.outs[0]] = Spread(less, operands[0])
@@ -161,7 +162,7 @@ def node_of(eqn: Any, operands: tuple[Atom, ...], outs: tuple[Any, ...]) -> Node
     """An equation, or None for a sum, as a node."""
     avals = [x.aval for x in (*operands, *outs)]
     shaped = all(hasattr(a, "shape") and math.prod(a.shape) <= LARGEST for a in avals)
-    small = shaped and (eqn is None or not _jax.sub_jaxprs(eqn))
+    small = shaped and (eqn is None or is_elementwise(eqn) or not _jax.sub_jaxprs(eqn))
     if eqn is None:
         return Node(eqn, operands, outs, ("sum", len(operands), type_of(avals[-1])), small)
     params = tuple(sorted((k, _hashed(v)) for k, v in eqn.params.items()))

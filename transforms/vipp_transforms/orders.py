@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms._jax import define_linear, is_zero, zero_like
+from vipp_transforms.elementwise import Elementwise
 from vipp_transforms.errors import SiteError
 
 _OF_A_CHOICE = (
@@ -54,7 +55,7 @@ def limited(
     return _order_p.bind(result, x, *potentials, **counted)
 
 
-@jax.custom_jvp
+@Elementwise
 def held(x: jax.Array) -> jax.Array:
     """``x`` without its derivative, which :func:`limited` counts all the same."""
     return x

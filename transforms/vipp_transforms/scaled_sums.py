@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms.contraction import Factor, Graph, align, multiply
+from vipp_transforms.elementwise import Elementwise
 
 
 class Weights(NamedTuple):
@@ -111,7 +112,7 @@ def _any_lost(values: Any, logs: Any) -> Any:
     return jnp.any((values < math.exp(_floor(values) / 2)) & (logs > -jnp.inf))
 
 
-@jax.custom_jvp
+@Elementwise
 def _log(x: Any) -> Any:
     """The logarithm; that of zero has no slope."""
     return jnp.log(x)

@@ -17,6 +17,7 @@ from vipp_transforms.learning import Updates, learn
 from vipp_transforms.lifting import Axes, Lifted, evaluate, value_of
 from vipp_transforms.loop_distribution import evaluator
 from vipp_transforms.noting import SUMS
+from vipp_transforms.outlining import outlined
 from vipp_transforms.own_keys import check_keys
 from vipp_transforms.packed_gradient import packed_scalar
 from vipp_transforms.packing import one_by_one
@@ -70,9 +71,9 @@ def packed_estimate(
     """What :func:`estimate` returns, value and gradient packed if ``fn`` has many small equations.
 
     Only where all its choices are pathwise: the tables of enumerated choices take fewer operations
-    one by one than stacked. Of them, and where single lanes are summed, equal equations are
-    evaluated, and differentiated, once: it is often the same table that is read along the axes of
-    several choices, or for a term and for the probabilities of its lanes.
+    one by one than stacked. Where they are not, equal equations are evaluated, and differentiated,
+    once: it is often the same table that is read along the axes of several choices, or for a term
+    and for the probabilities of its lanes. And what is done again and again is a function's call.
 
     Args:
       then: is given the auxiliary outputs and the updates, and returns arrays instead, which are
@@ -91,7 +92,7 @@ def packed_estimate(
         if outs is not None:
             aux = jax.tree_util.tree_unflatten(traced.aux_tree, jax.lax.stop_gradient(outs[1:]))
             return outs[0], then(aux, {})
-    elif planned.enumerates or planned.summed:
+    elif not any(eqn.effects for eqn in planned.program.plain):
         closed, shape = jax.make_jaxpr(partial(_then, then, planned), return_shape=True)()
         outs = _once(closed, ())
         if outs is not None:
@@ -124,9 +125,12 @@ def _packed(closed: Any, arrays: Sequence[Any]) -> list[Any] | None:
 
 
 def _once(closed: Any, arrays: Sequence[Any]) -> list[Any] | None:
-    """The results of a program, equal equations evaluated once; None if it has effects."""
+    """The results of a program, equal equations evaluated once, repeated ones as calls.
+
+    None if it has effects.
+    """
     program = flatten(closed, sums=False)
-    return one_by_one(undifferentiated(program), arrays) if program.packable else None
+    return one_by_one(outlined(undifferentiated(program)), arrays) if program.packable else None
 
 
 def _evaluated(traced: Traced, planned: Plan | None) -> tuple[jax.Array, Any, Updates]:

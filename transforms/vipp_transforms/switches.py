@@ -153,7 +153,7 @@ class Equations:
 def _is_elementwise(eqn: Any) -> bool:
     """Whether each entry of the result is made from one entry of every operand."""
     name, inner = eqn.primitive.name, _jax.called(eqn)
-    if name != "custom_jvp_call" and not _jax.is_jit(eqn):
+    if name not in ("custom_jvp_call", "vipp_elementwise") and not _jax.is_jit(eqn):
         return name in _ELEMENTWISE
     return inner is not None and all(map(_is_elementwise, _jax.open_jaxpr(inner)[0].eqns))
 

@@ -12,8 +12,10 @@ from jax.scipy.special import gammaln
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.distributions.util import clamp_probs
 
+from vipp_transforms.elementwise import Elementwise
 
-@jax.custom_jvp
+
+@Elementwise
 def _softplus(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
@@ -56,7 +58,7 @@ class _ObservedLogits(_Observed, _BernoulliLogits):
     """Defined at zero and one."""
 
 
-@jax.custom_jvp
+@Elementwise
 def _x_log_y(x: jax.Array, y: jax.Array) -> jax.Array:
     return x * jnp.log(y)
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from vipp_transforms.elementwise import Elementwise
 
-@jax.custom_jvp
+
+@Elementwise
 def _weighed(value: jax.Array, log_probs: jax.Array) -> jax.Array:
     """``value * log_probs``, where an impossible category that is not chosen counts for nothing."""
     impossible = jnp.isneginf(log_probs)
@@ -86,7 +88,7 @@ class OneHotCategorical(dist.Distribution):
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """The log probability, or its linear extension to the simplex."""
-        return _weighed(*jnp.broadcast_arrays(value, jax.nn.log_softmax(self.logits))).sum(-1)
+        return _weighed(value, jax.nn.log_softmax(self.logits)).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> jax.Array:
         """All unit vectors, shape ``(K, *batch, K)``, or with batch axes of one."""
