@@ -67,7 +67,7 @@ def same_form(loss: Any) -> Any:
 
     def rewritten(*args: Any) -> Any:
         kept = FORM["bernoulli"]
-        FORM["bernoulli"] = lambda logits: guarded(dist.Bernoulli(logits=logits))
+        FORM["bernoulli"] = lambda logits: guarded(dist.Bernoulli(logits=logits), observed=True)
         try:
             return loss(*args)
         finally:

@@ -19,10 +19,7 @@ def times(x, y):
     return x * y
 
 
-@times.defjvp
-def _times(primals, tangents):
-    (x, y), (dx, dy) = primals, tangents
-    return times(x, y), 10 * (y * dx + x * dy)
+times.defjvps(lambda dx, x, y: 10 * (y * dx), lambda dy, x, y: 10 * (x * dy))
 
 
 FUNCTIONS = {
@@ -38,7 +35,7 @@ FUNCTIONS = {
 def as_custom_jvp(fn):
     """What JAX makes of the same formula and derivative."""
     made = jax.custom_jvp(fn.formula)
-    made.defjvp(lambda primals, tangents: fn.derivative(primals, tangents))
+    made.defjvps(*(lambda t, out, *xs, f=slope: f(t, *xs) for slope in fn.slopes))
     return made
 
 

@@ -347,11 +347,6 @@ def is_zero(tangent: Any) -> bool:
     return isinstance(tangent, ad.Zero)
 
 
-def dense(tangent: Any) -> Any:
-    """A tangent as an array."""
-    return ad.instantiate_zeros(tangent)
-
-
 def zero_like(primal: Any) -> Any:
     """The tangent of what is not differentiated."""
     return ad.Zero(shaped_array(primal.shape, primal.dtype))

@@ -22,8 +22,8 @@ Formula = Callable[..., Any]
 class Elementwise:
     """A function of arrays, entry by entry; decorate its formula.
 
-    Its operands are broadcast. Until :meth:`defjvp` has said what its derivative is, it can't be
-    differentiated.
+    Its operands are broadcast. Until :meth:`defjvps` has said what its derivatives are, it can't
+    be differentiated.
 
     Args:
       formula: what it computes, in JAX, of operands of one shape; one array.
@@ -34,30 +34,24 @@ class Elementwise:
       >>> @Elementwise
       ... def size(x):
       ...     return jnp.abs(x)
-      >>> @size.defjvp
-      ... def slope(primals, tangents):
-      ...     return size(*primals), jnp.where(primals[0] < 0, -1.0, 1.0) * tangents[0]
+      >>> size.defjvps(lambda dx, x: jnp.where(x < 0, -1.0, 1.0) * dx)
       >>> float(jax.grad(size)(0.0))
       1.0
     """
 
     def __init__(self, formula: Formula):
         self.formula = formula
-        self.derivative: Formula | None = None
+        self.slopes: tuple[Formula, ...] = ()
         functools.update_wrapper(self, formula)
 
-    def defjvp(self, derivative: Formula) -> Formula:
-        """Say what the derivative is.
+    def defjvps(self, *slopes: Formula) -> None:
+        """Say what its derivatives are.
 
         Args:
-          derivative: of ``(primals, tangents)``, the result and its tangent, as for
-            ``jax.custom_jvp``.
-
-        Returns:
-          ``derivative``.
+          *slopes: for each operand what its tangent contributes to that of the result, a function
+            of ``(tangent, *operands)``; not asked where nothing moves the operand.
         """
-        self.derivative = derivative
-        return derivative
+        self.slopes = slopes
 
     def __call__(self, *operands: Any) -> Any:
         """Its values at operands."""
@@ -98,10 +92,13 @@ def _batch(operands: Any, dims: Any, *, fn: Elementwise, call_jaxpr: Any) -> tup
 
 
 def _jvp(primals: Any, tangents: Any, *, fn: Elementwise, call_jaxpr: Any) -> tuple[Any, Any]:
-    if fn.derivative is None:
+    if not fn.slopes:
         name = getattr(fn.formula, "__name__", repr(fn.formula))
-        raise TypeError(f"'{name}' has no derivative, expected one. Fix: give it one by `defjvp`.")
-    return fn.derivative(primals, [_jax.dense(t) for t in tangents])
+        raise TypeError(f"'{name}' has no derivative, expected one. Fix: give it one by `defjvps`.")
+    moving = zip(fn.slopes, tangents, strict=True)
+    parts = [slope(t, *primals) for slope, t in moving if not _jax.is_zero(t)]
+    out = fn(*primals)
+    return out, sum(parts[1:], start=parts[0]) if parts else _jax.zero_like(out)
 
 
 elementwise_p = _jax.define_primitive("vipp_elementwise", _value, _type, _batch, _jvp)

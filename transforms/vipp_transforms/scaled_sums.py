@@ -118,8 +118,4 @@ def _log(x: Any) -> Any:
     return jnp.log(x)
 
 
-@_log.defjvp
-def _slope_of_log(primals: Any, tangents: Any) -> Any:
-    (x,), (dx,) = primals, tangents
-    possible = x > 0
-    return _log(x), jnp.where(possible, 1.0 / jnp.where(possible, x, 1.0), 0.0) * dx
+_log.defjvps(lambda dx, x: jnp.where(x > 0, 1.0 / jnp.where(x > 0, x, 1.0), 0.0) * dx)

@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.distributions.util import clamp_probs
 
+from vipp.distributions.labels import LabelLogits, LabelProbs
 from vipp_transforms.elementwise import Elementwise
 
 
@@ -20,28 +21,16 @@ def _softplus(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-@_softplus.defjvp
-def _softplus_jvp(primals: Any, tangents: Any) -> Any:
-    (x,), (dx,) = primals, tangents
-    return _softplus(x), jax.nn.sigmoid(x) * dx
+_softplus.defjvps(lambda dx, x: jax.nn.sigmoid(x) * dx)
 
 
-class _Drawn:
+def _inside(value: jax.Array) -> jax.Array:
     """From zero to one: estimators that relax a choice score the model there."""
-
-    def _inside(self, value: jax.Array) -> jax.Array:
-        # what goes straight through is zero or one but for rounding
-        return jnp.abs(value - 0.5) <= 0.501
+    # what goes straight through is zero or one but for rounding
+    return jnp.abs(value - 0.5) <= 0.501
 
 
-class _Observed:
-    """Labels are zero or one, as NumPyro says."""
-
-    def _inside(self, value: jax.Array) -> jax.Array:
-        return (value == 0) | (value == 1)
-
-
-class _BernoulliLogits(_Drawn, dist.BernoulliLogits):
+class _BernoulliLogits(dist.BernoulliLogits):
     """A Bernoulli whose log probability has the right gradient at logits of exactly zero.
 
     NumPyro's (0.22) differentiates ``max(x, 0)`` and ``abs(x)`` separately there, and a
@@ -51,11 +40,7 @@ class _BernoulliLogits(_Drawn, dist.BernoulliLogits):
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         logits = _finite(self.logits)
         value = jnp.asarray(value, jnp.result_type(logits))
-        return jnp.where(self._inside(value), value * logits - _softplus(logits), -jnp.inf)
-
-
-class _ObservedLogits(_Observed, _BernoulliLogits):
-    """Defined at zero and one."""
+        return jnp.where(_inside(value), value * logits - _softplus(logits), -jnp.inf)
 
 
 @Elementwise
@@ -63,14 +48,14 @@ def _x_log_y(x: jax.Array, y: jax.Array) -> jax.Array:
     return x * jnp.log(y)
 
 
-@_x_log_y.defjvp
-def _x_log_y_jvp(primals: Any, tangents: Any) -> Any:
+_x_log_y.defjvps(
+    lambda dx, x, y: jnp.log(y) * dx,
     # x / y first: with the cotangent first, y near the smallest number gives inf * 0
-    (x, y), (dx, dy) = primals, tangents
-    return _x_log_y(x, y), jnp.log(y) * dx + jnp.where(x == 0, 0.0, x / y) * dy
+    lambda dy, x, y: jnp.where(x == 0, 0.0, x / y) * dy,
+)
 
 
-class _BernoulliProbs(_Drawn, dist.BernoulliProbs):
+class _BernoulliProbs(dist.BernoulliProbs):
     """A Bernoulli whose log probability has a gradient where the probability is zero or one.
 
     Defined between zero and one.
@@ -80,11 +65,7 @@ class _BernoulliProbs(_Drawn, dist.BernoulliProbs):
         probs = clamp_probs(self.probs)
         value = jnp.asarray(value, probs.dtype)
         linear = _x_log_y(value, probs) + _x_log_y(1 - value, 1 - probs)
-        return jnp.where(self._inside(value), linear, -jnp.inf)
-
-
-class _ObservedProbs(_Observed, _BernoulliProbs):
-    """Defined at zero and one."""
+        return jnp.where(_inside(value), linear, -jnp.inf)
 
 
 class _BinomialLogits(dist.BinomialLogits):
@@ -115,10 +96,10 @@ def guarded(fn: Any, *, observed: bool = False) -> Any:
       observed: whether it is to score data: a choice that is drawn may be relaxed.
     """
     if type(fn) is dist.BernoulliLogits:
-        logits = _ObservedLogits if observed else _BernoulliLogits
+        logits = LabelLogits if observed else _BernoulliLogits
         return logits(fn.logits, validate_args=False)
     if type(fn) is dist.BernoulliProbs:
-        probs = _ObservedProbs if observed else _BernoulliProbs
+        probs = LabelProbs if observed else _BernoulliProbs
         return probs(fn.probs, validate_args=False)
     if type(fn) is dist.BinomialLogits:
         return _BinomialLogits(fn.logits, fn.total_count, validate_args=False)

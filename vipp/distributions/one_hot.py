@@ -20,14 +20,11 @@ def _weighed(value: jax.Array, log_probs: jax.Array) -> jax.Array:
     return value * possible + jnp.where(impossible & (value > 0), -jnp.inf, 0.0)
 
 
-@_weighed.defjvp
-def _weighed_jvp(primals: Any, tangents: Any) -> Any:
-    # the slope in the value is that of a possible category at zero, too, for the estimators that go
-    # straight through
-    (value, log_probs), (dvalue, dlog_probs) = primals, tangents
-    impossible = jnp.isneginf(log_probs)
-    slope = jnp.where(impossible, 0.0, log_probs) * dvalue
-    return _weighed(value, log_probs), slope + value * jnp.where(impossible, 0.0, dlog_probs)
+_weighed.defjvps(
+    # that of a possible category at zero, too, for the estimators that go straight through
+    lambda dx, value, log_probs: jnp.where(jnp.isneginf(log_probs), 0.0, log_probs) * dx,
+    lambda dx, value, log_probs: value * jnp.where(jnp.isneginf(log_probs), 0.0, dx),
+)
 
 
 class OneHotCategorical(dist.Distribution):
