@@ -113,3 +113,50 @@ def test_the_means_take_no_draw_of_their_own():
     assert num_draws(lambda z: 3 * z.sum() - z[0]) == 1
     assert num_draws(lambda z: z[0] * z[1] * 1.0) == 2
     assert num_draws(lambda z: z.sum() + jnp.where(z[0] == 1, 0.5, 0.0)) == 2
+
+
+BESIDE = {
+    "another use of all draws": vt.ScoreFunction(3, "leave_one_out"),
+    "one that needs slopes, at the same draws": vt.DoubleControlVariates(3),
+    "one that needs slopes, at others": vt.DoubleControlVariates(2),
+    "values, one by one": vt.Enumerate(),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_beside_other_estimators(exact, make, beside):
+    def two(theta, rv):
+        z = rv("z", dist.Bernoulli(logits=jnp.stack([theta, 0.2 - theta])))
+        x = rv("x", dist.Bernoulli(logits=jnp.stack([0.5 - theta, theta])))
+        return jnp.sin(theta + 1.3 * z.sum() - x @ jnp.array([0.7, 0.3])) * (1.0 + x.sum())
+
+    exact.check(two, jnp.float32(0.3), {"z": make(3, "first"), "x": beside}, orders=1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("drawn", ["before", "after"])
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_beside_pathwise_choices_of_as_many_draws(make, drawn):
+    """The expectation is (E[sin(z)] + 2) m."""
+    weights = jnp.array([1.0, -2.0, 0.7])
+    logits = jnp.array([0.3, -0.4, 1.2])
+
+    def program(key, mean):
+        keys = jax.random.split(key)
+
+        def pathwise():
+            return vt.sample(keys[0], dist.Normal(mean, 1.0), vt.Pathwise(4), name="y")
+
+        y = pathwise() if drawn == "before" else None
+        z = vt.sample(keys[1], dist.Bernoulli(logits=logits), make(4, "first"), name="z")
+        y = pathwise() if y is None else y
+        return (jnp.sin(z @ weights) + 2.0) * y, None
+
+    slope = jax.grad(lambda mean, key: vt.surrogate(program)(key, mean)[0])
+    keys = jax.random.split(jax.random.key(3), 4_000)
+    found = jax.jit(jax.vmap(slope, (None, 0)))(jnp.float32(0.5), keys)
+    every = np.stack(np.meshgrid(*[[0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    weight = np.prod(np.where(every, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)), -1)
+    expected = (weight * np.sin(every @ np.asarray(weights))).sum() + 2
+    assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(len(keys))
+    assert found.std() / np.sqrt(len(keys)) < 0.01 * expected

@@ -23,7 +23,8 @@ def scored_sites(planned: Plan) -> frozenset[int]:
     """The choices that the program is differentiated at the first draws of.
 
     All that share such an axis, as trajectories are joint. None where one of another axis depends
-    on them and they on it: its draws given the first ones would be others than those seen.
+    on them and they on it: its draws given the first ones would be others than those seen. Nor
+    where one of them needs the program's derivative in its own draws, all of them.
     """
     sites = list(planned.program.sites.values())
     asking = [s for s in sites if planned.choices[s.index].estimator.traits.first]
@@ -31,6 +32,8 @@ def scored_sites(planned: Plan) -> frozenset[int]:
         return frozenset()
     axes = {_axis(planned, s) for s in asking} - {None}
     chosen = frozenset(s.index for s in sites if _axis(planned, s) in axes)
+    if any(planned.choices[i].estimator.traits.sloped for i in chosen):
+        return frozenset()
     before: dict[int, set[int]] = {}
     for s in sites:
         depends = {r for v in (s.key, *s.leaves) for r in planned.depends[v]}
@@ -86,7 +89,7 @@ def forced_draws(evaluation: Any) -> Callable[[Site, tuple[int, ...]], Any] | No
 
 def _first(evaluation: Any, value: Lifted) -> Lifted:
     gone = {evaluation.axis_of[i].name for i in evaluation.scored}
-    array = jax.lax.stop_gradient(value.array)
+    array = value.array  # whose derivative, if it has one, is that of a choice drawn pathwise
     for at in reversed(range(len(value.axes))):
         if value.axes[at] in gone:
             array = jnp.take(array, 0, at)
