@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 import vipp_transforms as vt
+from vipp_transforms import source
 from vipp_transforms.first_draw import scored_sites
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -160,3 +161,26 @@ def test_beside_pathwise_choices_of_as_many_draws(make, drawn):
     expected = (weight * np.sin(every @ np.asarray(weights))).sum() + 2
     assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(len(keys))
     assert found.std() / np.sqrt(len(keys)) < 0.01 * expected
+
+
+def test_the_draw_at_the_means_is_that_of_no_sample(exact):
+    """Of products of draws the slope depends on the draw that it is taken at."""
+
+    def products(theta, rv):
+        logits = jnp.array([0.3, -0.4, 1.2, 0.5, -0.2]).at[0].add(theta)
+        z = rv("z", dist.Bernoulli(logits=logits))
+        return (z[0] * z[1:].sum()) * 1.0
+
+    run = exact.estimates(products, jnp.float32(0.0), {"z": vt.FittedControlVariates(3)})
+    found = np.concatenate([run(n)[1] for n in range(8)])
+    expected = exact.expectation(products, jnp.float32(0.0)).grad
+    error = found.std() / np.sqrt(len(found))
+    assert abs(found.mean() - expected) < 4 * error < 0.02 * expected
+
+
+def test_no_salt_is_the_number_of_a_sample():
+    key = jax.random.key(5)
+    drawn = {tuple(k) for k in np.asarray(jax.random.key_data(jax.random.split(key, 5_000)))}
+    salts = source.OWN, source.UNIFORM, source.COMMON, source.AT_MEANS
+    folded = [jax.random.key_data(jax.random.fold_in(key, salt)).tolist() for salt in salts]
+    assert drawn.isdisjoint(map(tuple, folded)) and len(set(map(tuple, folded))) == len(salts)

@@ -14,7 +14,7 @@ from vipp_transforms.estimators._linear import mean_of
 from vipp_transforms.lifting import Axes, Env, Lifted, Node, value_of
 from vipp_transforms.plan import Plan
 from vipp_transforms.slopes import Slope, Sloped
-from vipp_transforms.source import LaneSource
+from vipp_transforms.source import AT_MEANS, LaneSource
 from vipp_transforms.staging import Site, live
 from vipp_transforms.terms import weights
 
@@ -72,8 +72,8 @@ def _source(site: Site, env: Env) -> LaneSource:
 
 
 def _drawn(site: Site, env: Env) -> Lifted:
-    """A draw by a key of its own."""
-    made = _source(site, env).map(lambda here: here.distribution.sample(here.key))
+    """A draw by a key of its own, which is that of no sample."""
+    made = _source(site, env).map(lambda here: here.distribution.sample(here.key), salt=AT_MEANS)
     return Lifted(stop(made).astype(site.var.aval.dtype))
 
 

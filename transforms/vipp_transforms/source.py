@@ -10,6 +10,10 @@ import jax
 from vipp_transforms.estimators.base import Local
 from vipp_transforms.sites import Lanes, Template, draw, over_lanes
 
+# what a site's key is folded with besides for its draws: no number of a sample, as the keys that
+# JAX splits a key into are those that it is folded into with their numbers
+OWN, UNIFORM, COMMON, AT_MEANS = (0x73_6F_75_00 + n for n in range(4))
+
 
 class LaneSource:
     """The :class:`~vipp_transforms.estimators.base.Source` of one site.
@@ -55,14 +59,14 @@ class LaneSource:
         if self._forced is not None:
             return self._forced
         shape = (*self._template.batch_shape, *self._template.event_shape)
-        return self._map(lambda here: jax.random.uniform(here.key, shape), 2)
+        return self._map(lambda here: jax.random.uniform(here.key, shape), UNIFORM)
 
     def common(self, make: Callable[[Any, tuple[int, ...]], jax.Array]) -> jax.Array:
         """``make(key, event)`` at every lane, the samples' axis in front."""
         shape = (*self._template.batch_shape, *self._template.event_shape)
 
         def one(key: Any) -> jax.Array:
-            return make(jax.random.fold_in(key, 3), shape)
+            return make(jax.random.fold_in(key, COMMON), shape)
 
         # nothing here varies with the sample: vmap over the samples leaves it outside
         for _ in self._lanes:
@@ -73,9 +77,9 @@ class LaneSource:
         """The sum over the samples along the shared axis."""
         return x if self._axis is None else jax.lax.psum(x, self._axis)
 
-    def map(self, fn: Callable[..., Any], *arrays: jax.Array) -> Any:
-        """``fn(here, *arrays)`` under every enclosing ``vmap``."""
-        return self._map(fn, 1, *arrays)
+    def map(self, fn: Callable[..., Any], *arrays: jax.Array, salt: int = OWN) -> Any:
+        """``fn(here, *arrays)`` under every enclosing ``vmap``, with a key for what ``salt`` says."""
+        return self._map(fn, salt, *arrays)
 
     def _map(self, fn: Callable[..., Any], salt: int, *arrays: jax.Array) -> Any:
         count = len(arrays)
