@@ -178,6 +178,17 @@ def test_the_draw_at_the_means_is_that_of_no_sample(exact):
     assert abs(found.mean() - expected) < 4 * error < 0.02 * expected
 
 
+@pytest.mark.parametrize("filled", [0, 3])
+def test_what_a_gather_fills_in_has_no_slope(exact, filled):
+    def beyond(theta, rv):
+        z = rv("z", dist.Bernoulli(logits=jnp.stack([theta, 0.2 - theta])))
+        read = z.at[jnp.array([0, 5, 1])].get(mode="fill", fill_value=filled)
+        return jnp.sin((read * jnp.array([1.0, 2.0, 0.5])).sum() + theta)
+
+    for estimator in (vt.DoubleControlVariates(3), vt.FittedControlVariates(3)):
+        exact.check(beyond, jnp.float32(0.3), {"z": estimator}, orders=1, rtol=1e-4)
+
+
 def test_no_salt_is_the_number_of_a_sample():
     key = jax.random.key(5)
     drawn = {tuple(k) for k in np.asarray(jax.random.key_data(jax.random.split(key, 5_000)))}

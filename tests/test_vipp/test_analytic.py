@@ -199,6 +199,10 @@ TERMS = {
     "a choice": lambda t, z: jnp.where(jnp.arange(3) < 2, z * z[2], t * z).sum(),
     "a mask of a square": lambda t, z: jnp.where(jnp.arange(3) == 1, 4.0, z**2).sum(),
     "an index": lambda t, z: z.at[1].set(t * z[0]).at[0].add(2.0)[np.array([0, 1, 1])] @ z,
+    "an index beyond the end": lambda t, z: jnp.square(
+        z.at[np.array([0, 5])].get(mode="fill", fill_value=3.0)).sum() * t,
+    "multiplied in place": lambda t, z: jnp.square(
+        z.at[0].multiply(t, unique_indices=True)).sum(),
     "a slice": lambda t, z: jax.lax.dynamic_slice(z, (1,), (2,)).sum() * z[0],
     "a convolution": lambda t, z: jnp.square(
         jax.lax.conv(z[None, None], jnp.asarray(KERNEL), (1,), "SAME")).sum(),

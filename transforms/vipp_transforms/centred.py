@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax
+from vipp_transforms.equations import homogeneous
 from vipp_transforms.errors import SiteError
 from vipp_transforms.estimators.base import Degree, Local
 from vipp_transforms.linearity import PRODUCTS, linear_operands
@@ -140,5 +141,5 @@ class _Centred:
 
     def _copied(self, eqn: Any, operands: list[Any]) -> list[Any]:
         outs = [_jax.fresh_like(v) for v in eqn.outvars]
-        self._eqns.append(eqn.replace(invars=operands, outvars=outs))
+        self._eqns.append(homogeneous(eqn).replace(invars=operands, outvars=outs))
         return outs

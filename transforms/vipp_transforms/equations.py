@@ -34,6 +34,13 @@ def stopping(operand: Any, out: Any) -> Any:
     return _equation("stop_gradient", operand, out, {})
 
 
+def homogeneous(eqn: Any) -> Any:
+    """A linear equation without the constant that it adds: what a gather fills in is zero."""
+    if eqn.primitive.name != "gather":
+        return eqn
+    return eqn.replace(params={**eqn.params, "fill_value": 0})
+
+
 def _equation(name: str, operand: Any, out: Any, params: dict[str, Any]) -> Any:
     return _example(name).replace(invars=[operand], outvars=[out], params=params)
 

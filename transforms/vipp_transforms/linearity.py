@@ -24,7 +24,7 @@ _SUMS = frozenset(
     "reduce_sum reduce_window_sum reshape rev scatter-add slice split squeeze stack stop_gradient "
     "sub transpose unstack vipp_constant vipp_settled".split()
 )
-PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "mul", "scatter-mul"})
+PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "mul"})
 # linear in these operands, where the others are no estimates
 _LINEAR = {
     "div": (0,),
@@ -32,6 +32,7 @@ _LINEAR = {
     "dynamic_update_slice": (0, 1),
     "gather": (0,),
     "scatter": (0, 2),
+    "scatter-mul": (0,),  # what is not hit is no product
     "triangular_solve": (1,),
 }
 _CONTROL = frozenset({"cond", "scan", "while"})

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vipp_transforms import _jax
+from vipp_transforms.equations import homogeneous
 
 # linear in the first operand, whatever the others are
 _LINEAR = frozenset(
@@ -121,7 +122,7 @@ class Sloped:
         first, *rest = eqn.invars
         if name == "convert_element_type":
             return self._slopes[first]
-        bind = lambda *xs: eqn.primitive.bind(*xs, **eqn.params)
+        bind = lambda *xs: eqn.primitive.bind(*xs, **homogeneous(eqn).params)
         if name in _LINEAR:
             if self._of(first) is None or any(self._of(v) is not None for v in rest):
                 return None

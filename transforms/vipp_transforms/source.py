@@ -78,7 +78,7 @@ class LaneSource:
         return x if self._axis is None else jax.lax.psum(x, self._axis)
 
     def map(self, fn: Callable[..., Any], *arrays: jax.Array, salt: int = OWN) -> Any:
-        """``fn(here, *arrays)`` under every enclosing ``vmap``, with a key for what ``salt`` says."""
+        """``fn(here, *arrays)`` under every enclosing ``vmap``, with the key for ``salt``."""
         return self._map(fn, salt, *arrays)
 
     def _map(self, fn: Callable[..., Any], salt: int, *arrays: jax.Array) -> Any:

@@ -20,7 +20,12 @@ from numpyro.distributions.distribution import (
     MaskedDistribution,
     TransformedDistribution,
 )
-from numpyro.distributions.transforms import IndependentTransform, Transform
+from numpyro.distributions.transforms import (
+    AbsTransform,
+    ComposeTransform,
+    IndependentTransform,
+    Transform,
+)
 from numpyro.util import not_jax_tracer
 
 from vipp.distributions.families import law_of
@@ -134,12 +139,20 @@ def _inside(q: Any, p: Any) -> jax.Array | None:
 
 
 def _same_transform(q: Any, p: Any) -> jax.Array | None:
-    """The divergence of what is transformed, which a change of variables keeps."""
+    """The divergence of what is transformed, which a one-to-one change of variables keeps."""
     if not all(has_law_of(x, TransformedDistribution) for x in (q, p)):
         return None
     if len(q.transforms) != len(p.transforms) or not all(map(_equal, q.transforms, p.transforms)):
         return None
+    if any(map(_folds, q.transforms)):
+        return None
     return closed_kl(q.base_dist, p.base_dist)
+
+
+def _folds(transform: Any) -> bool:
+    """Whether several values are transformed into one."""
+    parts = transform.parts if isinstance(transform, ComposeTransform) else [_of_numbers(transform)]
+    return any(isinstance(t, AbsTransform) or (t is not transform and _folds(t)) for t in parts)
 
 
 def _equal(a: Any, b: Any) -> bool:

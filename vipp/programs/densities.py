@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -173,6 +174,9 @@ def site_density(site: Mapping[str, Any], trace: Mapping[str, Any]) -> SiteDensi
 
 def _log_prob(site: Mapping[str, Any], fn: Any) -> Any:
     value, intermediates = site["value"], site["intermediates"]
+    # a folded distribution is drawn through one that is folded, and scores without
+    if intermediates and "intermediates" not in inspect.signature(factor(fn).log_prob).parameters:
+        intermediates = None
     try:
         return fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
     except TypeError as error:
