@@ -84,6 +84,16 @@ def test_without_repeats_a_program_is_itself():
     assert outlined(program) is program
 
 
+def test_nothing_is_called_where_calls_are_opened():
+    program = flatten(jax.make_jaxpr(apart)(list(XS)), sums=False)
+    params, loss = binary(6)
+    expected = jax.value_and_grad(loss)(params)
+    with jax.disable_jit():
+        assert outlined(program) is program
+        found = jax.value_and_grad(loss)(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
 def binary(sites):
     """The jaxpr of the gradient of a bound with so many choices in a chain."""
 

@@ -56,7 +56,9 @@ class _Form(NamedTuple):
 
 
 def outlined(program: Flat) -> Flat:
-    """A program, its repeated blocks calls."""
+    """A program, its repeated blocks calls; itself while a user has calls opened to debug."""
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        return program
     numbers: dict[Hashable, int] = {}
     kinds = [numbers.setdefault((n.kind, _literals(n)), len(numbers)) for n in program.nodes]
     runs = list(_runs(np.array(kinds, int), 0, len(kinds)))
