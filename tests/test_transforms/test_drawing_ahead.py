@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import vipp_transforms as vt
 from vipp_transforms import packing
 from vipp_transforms.drawing_ahead import MOST_NUMBERS, MOST_STEPS, ahead
 
@@ -55,3 +57,17 @@ def test_keys_that_depend_on_the_state_are_followed_step_by_step():
 
     state = {"key": jax.random.key(3), "m": jnp.float32(1.0)}
     assert ahead(packing.flatten(jax.make_jaxpr(turning)(state), final=True, sums=False)) is None
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_whose_numbers_depend_on_their_company_are_drawn_with_one_by_one(impl):
+    def step(key, x):
+        key, now = jax.random.split(key)
+        return key, x + jax.random.normal(now, (3,)).sum()
+
+    def alike(key):
+        return [jnp.sin(jax.random.normal(k)) for k in jax.random.split(key, 4)]
+
+    key = jax.random.key(0, impl=impl)
+    assert ahead(packing.flatten(jax.make_jaxpr(step)(key, 0.0))) is None
+    np.testing.assert_array_equal(vt.pack(alike, worthwhile=1)(key), alike(key))

@@ -11,6 +11,7 @@ from jax import lax
 
 import vipp
 import vipp_transforms as vt
+from vipp.distributions.densities import guarded
 
 pytestmark = pytest.mark.uncompiled
 
@@ -132,11 +133,30 @@ HARMLESS = {
 
 
 def _exact(z):
-    from vipp.distributions.densities import guarded
-
     return guarded(dist.Bernoulli(0.3)).log_prob(z) + guarded(dist.Bernoulli(logits=0.3)).log_prob(
         z
     )
+
+
+@pytest.mark.parametrize("make", [vt.REBAR, vt.GumbelSoftmax])
+@pytest.mark.parametrize(
+    "scored",
+    [
+        lambda l: guarded(dist.Bernoulli(logits=l)).log_prob(0.0),
+        lambda l: guarded(dist.Bernoulli(logits=l), observed=True).log_prob(0.0),
+        lambda l: guarded(dist.Binomial(3, logits=l)).log_prob(2),
+    ],
+    ids=["drawn", "observed", "counted"],
+)
+def test_a_density_decides_nothing_at_logits_of_any_size(make, scored):
+    """Of a parameter times the choice nothing is known."""
+
+    def program(weight):
+        return scored(weight * vt.sample(KEY, dist.Bernoulli(0.4), make(), name="z")), None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert estimators(vt.plan(program, jnp.float32(2.0))) == {"z": make()}
 
 
 if jax.__version_info__ < (0, 11):  # later ones round and compare within, and are refused

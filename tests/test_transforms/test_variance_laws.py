@@ -196,7 +196,7 @@ def test_linear_terms_leave_none_at_all(exact, estimator):
 def test_quasi_random_numbers_lower_the_variance(exact):
     smooth = lambda theta, rv: jnp.exp(0.3 * slope(theta, rv))
     quasi, plain = (
-        variance(exact, smooth, vt.Pathwise(8, quasi=q), REAL, 4_000) for q in (True, False)
+        variance(exact, smooth, vt.Pathwise(8, quasi=q), REAL, 100_000) for q in (True, False)
     )
     assert (quasi < 0.8 * plain).all()
 

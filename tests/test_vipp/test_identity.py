@@ -156,6 +156,58 @@ def test_what_a_module_holds_now_is_read(monkeypatch):
         assert identity(through_module()) == before == identity(optimiser)
 
 
+class Read:
+    """A model that is no function, and one of its methods."""
+
+    def __call__(self):
+        return rate(1.0)
+
+    def method(self):
+        return self.other()
+
+    def other(self):
+        return RATE
+
+
+def reading_a_list():
+    LIST.append(RATE)
+
+
+def of_rate():
+    return RATE
+
+
+def own_update(updates, state, params=None):
+    return reading_a_list(), state
+
+
+READ = Read()
+HOLDING = {
+    "an instance": READ,
+    "a method": READ.method,
+    "a handler": numpyro.handlers.condition(of_rate, {}),
+    "handlers": numpyro.handlers.mask(numpyro.handlers.scale(of_rate, 0.5), mask=True),
+    "a partial that reads a list": functools.partial(reading_a_list),
+    "a function of a handler": lambda: HOLDING["a handler"](),
+    "an optimiser": optax.GradientTransformation(lambda params: (), own_update),
+    "a chain": optax.chain(
+        optax.GradientTransformation(lambda params: (), own_update), optax.scale(1.0)),
+    "a schedule in an objective": ELBO(beta=lambda step: RATE),
+    "a guide": AutoNormal(of_rate),
+    "a decorated function": functools.wraps(of_rate)(lambda: reading_a_list()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("thing", HOLDING.values(), ids=HOLDING)
+def test_what_the_functions_in_a_thing_read_counts(thing, monkeypatch):
+    before = identity(thing)
+    assert identity(thing) == before
+    monkeypatch.setitem(globals(), "RATE", 0.2)
+    assert identity(thing) != before
+    monkeypatch.undo()
+    assert identity(thing) == before
+
+
 def test_a_key_keeps_what_it_compares_alive():
     """Else something else could come to lie where the array was, and be taken for it."""
     key = identity(model_of(jnp.ones(3)))

@@ -78,6 +78,8 @@ def ahead(program: Flat) -> Ahead | None:
     following = [program.outs[i] for i in keys]
     if not program.packable or not keys or not all(v in drawn | mine for v in following):
         return None
+    if not all(threefry.is_key(v.aval) for v in mine):
+        return None
     first = [n for n in program.nodes if n.outs[0] in drawn | fixed]
     rest = [n for n in program.nodes if n.outs[0] not in drawn]
     used = [v for n in rest for v in n.operands] + [v for v in program.outs]

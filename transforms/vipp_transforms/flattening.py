@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from vipp_transforms import _jax
+from vipp_transforms import _jax, threefry
 from vipp_transforms.elementwise import is_elementwise
 from vipp_transforms.simplified import Atom, simplified, type_of
 from vipp_transforms.spreads import Spread, is_spread, sunk
@@ -162,6 +162,7 @@ def node_of(eqn: Any, operands: tuple[Atom, ...], outs: tuple[Any, ...]) -> Node
     """An equation, or None for a sum, as a node."""
     avals = [x.aval for x in (*operands, *outs)]
     shaped = all(hasattr(a, "shape") and math.prod(a.shape) <= LARGEST for a in avals)
+    shaped = shaped and all(threefry.is_key(a) for a in avals if _jax.is_key(a))
     small = shaped and (eqn is None or is_elementwise(eqn) or not _jax.sub_jaxprs(eqn))
     if eqn is None:
         return Node(eqn, operands, outs, ("sum", len(operands), type_of(avals[-1])), small)

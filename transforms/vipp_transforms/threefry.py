@@ -27,6 +27,15 @@ def splits_alike(key: Any) -> bool:
     return default and str(jax.random.key_impl(key)) == "threefry2x32" and jnp.ndim(key) == 0
 
 
+def is_key(x: Any) -> bool:
+    """Whether an array, or what stands for one, is of keys whose numbers are theirs alone.
+
+    Of other kinds (``rbg``), several that are drawn with at once give other numbers than each by
+    itself.
+    """
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and str(x.dtype) == "key<fry>"
+
+
 def split(key: Any, shape: tuple[int, ...]) -> Any:
     """``jax.random.split(key, shape)``, the same bits.
 

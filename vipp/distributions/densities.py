@@ -82,10 +82,17 @@ class _BinomialLogits(dist.BinomialLogits):
 
 def _finite(logits: Any, times: Any = 1) -> jax.Array:
     """Infinite logits are certain outcomes, not ``0 * inf``; finite even this many ``times``."""
-    limit = jnp.finfo(jnp.result_type(logits, float)).max / times
-    # not a clip, of whose derivative two divisions are made
-    logits = jnp.where(logits > limit, limit, logits)
-    return jnp.where(logits < -limit, -limit, logits)
+    logits = jnp.asarray(logits, jnp.result_type(logits, float))
+    return _within(logits, jnp.asarray(jnp.finfo(logits.dtype).max / times, logits.dtype))
+
+
+@Elementwise
+def _within(x: jax.Array, limit: jax.Array) -> jax.Array:
+    # no comparison: a relaxed choice that reaches it would be taken to decide something
+    return jnp.minimum(jnp.maximum(x, -limit), limit)
+
+
+_within.defjvps(lambda dx, x, limit: dx, lambda dx, x, limit: jnp.zeros_like(x))
 
 
 def guarded(fn: Any, *, observed: bool = False) -> Any:

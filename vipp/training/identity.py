@@ -17,6 +17,7 @@ _READS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 # what these hold is not changed between two runs
 _LIBRARIES = {"jax", "jaxlib", "numpy", "numpyro", "optax", "flax", "vipp", "vipp_transforms"}
 _LIBRARIES |= {"builtins", "collections", "functools", "itertools", "math", "operator", "typing"}
+_MOST_SEEN = 10_000  # things behind one, among which functions are looked for
 
 
 class Same:
@@ -42,7 +43,8 @@ def identity(thing: Any) -> Hashable:
     when the number has been changed.
 
     A function that reads something else, which may have been changed in place in between, is also
-    itself: an object's attribute, say, a list, or a module that is not of a library.
+    itself: an object's attribute, say, a list, or a module that is not of a library. So is all that
+    holds functions, such as a handler, a method or an instance; what these read counts as well.
     """
     if isinstance(thing, types.FunctionType | tuple | functools.partial | _NumPyroOptim):
         try:
@@ -50,9 +52,7 @@ def identity(thing: Any) -> Hashable:
             return "made", _Making().key(thing, of_library=of_library)
         except _ChangeableError:
             pass
-    if isinstance(thing, types.FunctionType):
-        return Same(thing), *_captured(thing)
-    return _value(thing)
+    return _value(thing), *_captured(thing)
 
 
 def _value(thing: Any) -> Hashable:
@@ -82,19 +82,42 @@ def _has_hash(thing: Any) -> bool:
     return True
 
 
-def _captured(fn: types.FunctionType) -> Iterator[Hashable]:
-    """What a function reads from around it, and so on through its module's functions."""
-    seen: set[int] = {id(fn)}
-    waiting = [fn]
-    while waiting:
+def _captured(thing: Any) -> Iterator[Hashable]:
+    """What the functions in a thing, and those that they lead to, read from around them."""
+    seen: dict[int, Any] = {}  # kept, so that no other thing has the number of one
+    waiting = [thing]
+    while waiting and len(seen) < _MOST_SEEN:
         here = waiting.pop()
-        for name, thing in _read_by(here):
-            yield name, _value(thing)
-            inner = thing.__func__ if isinstance(thing, types.MethodType) else thing
-            local = isinstance(inner, types.FunctionType) and inner.__globals__ is fn.__globals__
-            if local and id(inner) not in seen:
-                seen.add(id(inner))
-                waiting.append(inner)
+        if id(here) in seen:
+            continue
+        seen[id(here)] = here
+        if isinstance(here, types.FunctionType) and not _is_of_library(here):
+            for name, read in _read_by(here):
+                yield name, _value(read)
+                waiting.append(read)
+        else:
+            waiting += _parts(here)
+
+
+def _parts(thing: Any) -> list[Any]:
+    """What of a thing may hold a function: of partials, methods, handlers, instances, classes."""
+    if isinstance(thing, (*_VALUES, types.ModuleType, np.ndarray, np.generic, jax.Array)):
+        return []
+    if isinstance(thing, types.FunctionType):
+        return [read for _, read in _closed_over(thing)]
+    if isinstance(thing, tuple | list):
+        return list(thing)
+    if isinstance(thing, dict):
+        return list(thing.values())
+    if isinstance(thing, functools.partial):
+        return [thing.func, thing.args, thing.keywords]
+    if isinstance(thing, types.MethodType | staticmethod | classmethod):
+        return [thing.__func__, getattr(thing, "__self__", None)]
+    if isinstance(thing, property):
+        return [thing.fget]
+    if isinstance(thing, type):
+        return [] if _is_of_library(thing) else [*vars(thing).values(), *thing.__bases__]
+    return [type(thing), *getattr(thing, "__dict__", {}).values()]
 
 
 def _read_by(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
