@@ -78,7 +78,7 @@ def ahead(program: Flat) -> Ahead | None:
     following = [program.outs[i] for i in keys]
     if not program.packable or not keys or not all(v in drawn | mine for v in following):
         return None
-    if not all(threefry.is_key(v.aval) for v in mine):
+    if not all(threefry.is_key(v.aval) for v in mine):  # drawn with together they give others
         return None
     first = [n for n in program.nodes if n.outs[0] in drawn | fixed]
     rest = [n for n in program.nodes if n.outs[0] not in drawn]

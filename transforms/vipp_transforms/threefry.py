@@ -24,7 +24,7 @@ _PARITY = 0x1BD11BDA
 def splits_alike(key: Any) -> bool:
     """Whether :func:`split` gives what JAX's does: for its default keys, of its default kind."""
     default = jax.config.jax_threefry_partitionable  # pyright: ignore
-    return default and str(jax.random.key_impl(key)) == "threefry2x32" and jnp.ndim(key) == 0
+    return default and is_key(key) and jnp.ndim(key) == 0
 
 
 def is_key(x: Any) -> bool:

@@ -13,15 +13,8 @@ from numpyro.distributions.distribution import ExpandedDistribution, Independent
 from numpyro.distributions.util import clamp_probs
 
 from vipp.distributions.labels import LabelLogits, LabelProbs
+from vipp.distributions.softplus import softplus
 from vipp_transforms.elementwise import Elementwise
-
-
-@Elementwise
-def _softplus(x: jax.Array) -> jax.Array:
-    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-
-
-_softplus.defjvps(lambda dx, x: jax.nn.sigmoid(x) * dx)
 
 
 def _inside(value: jax.Array) -> jax.Array:
@@ -40,7 +33,7 @@ class _BernoulliLogits(dist.BernoulliLogits):
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         logits = _finite(self.logits)
         value = jnp.asarray(value, jnp.result_type(logits))
-        return jnp.where(_inside(value), value * logits - _softplus(logits), -jnp.inf)
+        return jnp.where(_inside(value), value * logits - softplus(logits), -jnp.inf)
 
 
 @Elementwise
@@ -77,7 +70,7 @@ class _BinomialLogits(dist.BinomialLogits):
         inside = (value >= 0) & (value <= n) & (jnp.mod(value, 1) == 0)
         value = jnp.where(inside, value, 0)  # what is masked must have a gradient that is a number
         ways = gammaln(n + 1) - gammaln(value + 1) - gammaln(n - value + 1)
-        return jnp.where(inside, ways + value * logits - n * _softplus(logits), -jnp.inf)
+        return jnp.where(inside, ways + value * logits - n * softplus(logits), -jnp.inf)
 
 
 def _finite(logits: Any, times: Any = 1) -> jax.Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.util import clamp_probs
 
+from vipp.distributions.softplus import softplus
 from vipp_transforms.elementwise import Elementwise
 
 
@@ -42,8 +43,7 @@ def _either(label: Any, one: Any, zero: Any, neither: float) -> jax.Array:
 
 @Elementwise
 def _log_prob_of_logits(label: jax.Array, logits: jax.Array) -> jax.Array:
-    against = _either(label, -logits, logits, jnp.inf)
-    return -(jnp.maximum(against, 0) + jnp.log1p(jnp.exp(-jnp.abs(against))))
+    return -softplus.formula(_either(label, -logits, logits, jnp.inf))
 
 
 def _in_logits(dx: Any, label: Any, logits: Any) -> jax.Array:
